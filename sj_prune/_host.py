@@ -1,0 +1,105 @@
+"""The only module that tells SpikingJelly releases apart.
+
+Two libraries share the name: 2.0.0 and later (no backends, custom ops, cached reset lists) and
+0.0.0.0.14 (TorchScript in eval mode, a ``backend`` attribute). Everything else in `sj_prune` sees
+the small surface below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import functional, neuron, surrogate
+from torch import nn
+
+__all__ = [
+    "IFNode",
+    "LIFNode",
+    "ParametricLIFNode",
+    "SurrogateFunctionBase",
+    "find_legacy_node",
+    "has_explicit_precision",
+    "invalidate_reset_cache",
+    "is_neuron",
+    "preserved_state",
+    "reset_net",
+    "release",
+    "surrogate",
+]
+
+IFNode = neuron.IFNode
+LIFNode = neuron.LIFNode
+ParametricLIFNode = neuron.ParametricLIFNode
+SurrogateFunctionBase = surrogate.SurrogateFunctionBase
+reset_net = functional.reset_net
+
+_NEURON_PACKAGE = "spikingjelly.activation_based.neuron"
+_LEGACY_PACKAGE = "spikingjelly.clock_driven"
+
+
+def release() -> str:
+    """Return the installed SpikingJelly version, or ``"unknown"`` for a source checkout."""
+    try:
+        return version("spikingjelly")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Tell whether `module` is a SpikingJelly neuron layer or a user's subclass of one."""
+    return any(base.__module__.startswith(_NEURON_PACKAGE) for base in type(module).__mro__)
+
+
+def find_legacy_node(net: nn.Module) -> str | None:
+    """Return the name of the first ``clock_driven`` node of `net`, or None.
+
+    Those classes of 0.0.0.0.14 are no subclasses of the ``activation_based`` ones.
+    """
+    for name, module in net.named_modules():
+        if any(base.__module__.startswith(_LEGACY_PACKAGE) for base in type(module).__mro__):
+            return name or type(module).__name__
+    return None
+
+
+def has_explicit_precision(node: nn.Module) -> bool:
+    """Tell whether 2.0.0's precision tools gave `node` a storage type of its own."""
+    return getattr(node, "_neuron_precision", None) is not None
+
+
+def invalidate_reset_cache(net: nn.Module) -> None:
+    """Make 2.0.0 collect the modules of `net` anew at the next ``reset_net``; no-op before."""
+    invalidate = getattr(functional, "invalidate_reset_cache", None)
+    if invalidate is not None:
+        invalidate(net)
+
+
+def _memory_of(module: nn.Module) -> dict[str, Any]:
+    return dict(getattr(module, "_memories", {}))
+
+
+@contextmanager
+def preserved_state(net: nn.Module) -> Iterator[None]:
+    """Put buffers, neuron memories, training flags and random state of `net` back on leaving."""
+    training = {module: module.training for module in net.modules()}
+    memories = {module: _memory_of(module) for module in net.modules()}
+    v_seqs = {m: vars(m)["v_seq"] for m in net.modules() if "v_seq" in vars(m)}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
+    devices = sorted({p.device.index for p in net.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
+            for module, values in memories.items():
+                if values:
+                    vars(module)["_memories"].update(values)
+            for module, v_seq in v_seqs.items():
+                vars(module)["v_seq"] = v_seq
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)

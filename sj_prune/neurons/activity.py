@@ -1,0 +1,169 @@
+"""Mergeable statistics of one recording neuron layer.
+
+What is kept (METHODS: statistics), per sample and channel, over time `t` and the map `h, w`:
+
+=====================  ==========================================================
+``firing_rate``        mean of the spikes `S`
+``abs_potential``      mean of `|V|`, the potential after reset
+``abs_charge``         mean of `|H|`, the potential before reset
+``criticality_mean``   mean over the map of ``(1/T) sum_t g'(H[t] - V_th)``
+``criticality_max``    **max** over the map of the same time mean
+=====================  ==========================================================
+
+then the mean over samples. The maximum is taken per sample, so sums over samples are all that has
+to be stored: ``[C, k]`` in float64 and a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+__all__ = ["STATISTICS", "Activity", "check_statistics"]
+
+STATISTICS: tuple[str, ...] = (
+    "firing_rate",
+    "abs_potential",
+    "abs_charge",
+    "criticality_mean",
+    "criticality_max",
+)
+
+
+def check_statistics(names: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` in the fixed order of `STATISTICS`.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    wanted = {names} if isinstance(names, str) else set(names)
+    if unknown := wanted.difference(STATISTICS):
+        raise ValueError(
+            f"Expected statistics among {list(STATISTICS)} but got {sorted(map(str, unknown))}"
+        )
+    return tuple(name for name in STATISTICS if name in wanted)
+
+
+class Activity:
+    """Sums over samples of per-sample channel statistics.
+
+    Args:
+        names: the statistics to keep, a subset of `STATISTICS`; all by default.
+    """
+
+    def __init__(self, names: Iterable[str] = STATISTICS) -> None:
+        self.names = check_statistics(names)
+        self.sums: torch.Tensor | None = None
+        self.samples: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        """Say how much was recorded, for bug reports."""
+        return f"Activity(names={self.names}, channels={self.channels}, count={self.count})"
+
+    @property
+    def count(self) -> int:
+        """Number of samples recorded (this reads the device)."""
+        return 0 if self.samples is None else int(self.samples)
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels, or None before the first update."""
+        return None if self.sums is None else self.sums.shape[0]
+
+    def allocate(self, channels: int, device: torch.device) -> None:
+        """Set the sums to zero for `channels` channels on `device`."""
+        self.sums = torch.zeros(channels, len(self.names), dtype=torch.float64, device=device)
+        self.samples = torch.zeros((), dtype=torch.int64, device=device)
+
+    def update(self, partials: torch.Tensor) -> None:
+        """Add one batch.
+
+        Args:
+            partials: ``[N, C, k]``, one value per sample, channel and name, in order of `names`.
+
+        Raises:
+            ValueError: if `C` or `k` differs from what was recorded before.
+        """
+        samples, channels, kinds = partials.shape
+        if kinds != len(self.names):
+            raise ValueError(f"Expected {len(self.names)} statistics {self.names} but got {kinds}")
+        if self.sums is None or self.samples is None:
+            self.allocate(channels, partials.device)
+        assert self.sums is not None  # noqa: S101 (for the type checker)
+        assert self.samples is not None  # noqa: S101
+        if self.sums.shape[0] != channels:
+            raise ValueError(
+                f"Expected {self.sums.shape[0]} channels as recorded before but got {channels}: "
+                "a neuron layer shared by layers of different width cannot keep statistics; give "
+                "each layer its own neuron or set recording = False on it"
+            )
+        # In place, so that a captured graph (torch.compile, CUDA graphs) adds to the same memory.
+        self.sums.add_(partials.sum(0, dtype=torch.float64))
+        self.samples.add_(samples)
+
+    def mean(self, name: str) -> torch.Tensor:
+        """Return the mean over samples of one statistic, ``[C]`` in float64.
+
+        Raises:
+            ValueError: if `name` is unknown or was not switched on.
+            RuntimeError: if nothing was recorded yet.
+        """
+        if name not in self.names:
+            check_statistics([name])
+            raise ValueError(f"Expected one of the recorded statistics {self.names} but got {name}")
+        if self.sums is None or self.samples is None or self.count == 0:
+            raise RuntimeError(
+                f"Expected recorded activity to read {name!r} but nothing was recorded: run a "
+                "multi-step forward in train mode with recording = True first"
+            )
+        return self.sums[:, self.names.index(name)] / self.samples
+
+    def merge(self, other: Activity) -> None:
+        """Add what `other` recorded, as if its batches had been recorded here.
+
+        Raises:
+            ValueError: if names or channels differ.
+        """
+        if other.names != self.names:
+            raise ValueError(f"Expected statistics {self.names} to merge but got {other.names}")
+        if other.sums is None or other.samples is None:
+            return
+        if self.sums is None or self.samples is None:
+            self.allocate(other.sums.shape[0], other.sums.device)
+        assert self.sums is not None  # noqa: S101
+        assert self.samples is not None  # noqa: S101
+        if self.sums.shape != other.sums.shape:
+            raise ValueError(
+                f"Expected {self.sums.shape[0]} channels to merge but got {other.sums.shape[0]}"
+            )
+        self.sums.add_(other.sums.to(self.sums.device))
+        self.samples.add_(other.samples.to(self.samples.device))
+
+    def clear(self) -> None:
+        """Forget everything recorded, in place (captured graphs keep the same memory)."""
+        if self.sums is not None and self.samples is not None:
+            self.sums.zero_()
+            self.samples.zero_()
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the sums to `device`; they stay float64 whatever happens to the module."""
+        if self.sums is not None and self.samples is not None and self.sums.device != device:
+            self.sums = self.sums.to(device)
+            self.samples = self.samples.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain tensors and strings, safe for ``torch.load(weights_only=True)``."""
+        return {
+            "names": list(self.names),
+            "sums": None if self.sums is None else self.sums.clone(),
+            "samples": None if self.samples is None else self.samples.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the content by `state`, keeping the present device."""
+        device = None if self.sums is None else self.sums.device
+        self.names = check_statistics(state["names"])
+        self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
+        self.samples = None if state["samples"] is None else state["samples"].clone().to(device)

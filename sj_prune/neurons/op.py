@@ -1,0 +1,289 @@
+"""The multi-step neuron pass as functional custom ops of torch.
+
+``sj_prune::multi_step`` runs a whole sequence and reduces the statistics to ``[N, C, k]``
+partials; ``sj_prune::multi_step_backward`` recomputes `H` from what was saved (``x_seq`` in its
+own type, the initial `V`, PLIF's `w`) and returns the gradients. Neither mutates anything, both
+have fake implementations, so ``torch.compile(fullgraph=True)`` captures them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from sj_prune.neurons import reference
+from sj_prune.neurons.activity import STATISTICS
+from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
+from sj_prune.neurons.surrogates import Known, spike
+
+__all__ = ["Outputs", "multi_step"]
+
+
+class Outputs(NamedTuple):
+    """Results of one pass; `v_seq`, `h_seq` and `g_seq` are None unless asked for.
+
+    Shapes: `spikes` and the sequences ``[T, N, *]``, `v` ``[N, *]``, `partials` ``[N, C, k]``.
+    """
+
+    spikes: Tensor
+    v: Tensor
+    partials: Tensor
+    v_seq: Tensor | None
+    h_seq: Tensor | None
+    g_seq: Tensor | None
+
+
+def _names(bits: int) -> tuple[str, ...]:
+    return tuple(name for i, name in enumerate(STATISTICS) if bits >> i & 1)
+
+
+def _bits(names: tuple[str, ...]) -> int:
+    return sum(1 << STATISTICS.index(name) for name in names)
+
+
+def _channels(x_seq: Tensor) -> int:
+    return x_seq.shape[2] if x_seq.ndim > 2 else 1
+
+
+def _empty_outputs(x_seq: Tensor, bits: int, store_v_seq: bool, trace: bool) -> tuple[Tensor, ...]:
+    """Allocate the six outputs; layout and type are a function of ``x_seq`` alone."""
+    dtype = compute_dtype(x_seq.dtype)
+    kept = x_seq.new_empty(x_seq.shape[1], _channels(x_seq), bits.bit_count(), dtype=dtype)
+
+    def sequence(wanted: bool) -> Tensor:
+        return torch.empty_like(x_seq, dtype=dtype) if wanted else x_seq.new_empty(0, dtype=dtype)
+
+    return (
+        torch.empty_like(x_seq),
+        torch.empty_like(x_seq[0], dtype=dtype),
+        kept,
+        sequence(store_v_seq),
+        sequence(trace),
+        sequence(trace),
+    )
+
+
+def _fill(out: Tensor, steps: list[Tensor]) -> None:
+    for target, value in zip(out, steps, strict=True):
+        target.copy_(value)
+
+
+@torch.library.custom_op("sj_prune::multi_step", mutates_args=())
+def _multi_step(
+    x_seq: Tensor,
+    v_init: Tensor,
+    w: Optional[Tensor],  # noqa: UP045 (the schema parser of torch 2.6 reads Optional)
+    kind: int,
+    tau: float,
+    decay_input: bool,
+    v_threshold: float,
+    v_reset: Optional[float],  # noqa: UP045
+    detach_reset: bool,
+    surrogate: int,
+    alpha: float,
+    statistics: int,
+    store_v_seq: bool,
+    trace: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    eq = Equations(kind, tau, decay_input, v_threshold, v_reset, detach_reset)
+    known = Known(surrogate, alpha)
+    names = _names(statistics)
+    result = reference.forward(x_seq, v_init, w, eq, known, names, store_v_seq, trace)
+    outputs = _empty_outputs(x_seq, statistics, store_v_seq, trace)
+    spikes, v, partials, v_seq, h_seq, g_seq = outputs
+    _fill(spikes, result.spikes)
+    v.copy_(result.v)
+    for i, value in enumerate(result.partials):
+        partials[:, :, i] = value
+    for target, steps in ((v_seq, result.v_seq), (h_seq, result.h_seq), (g_seq, result.g_seq)):
+        if steps:
+            _fill(target, steps)
+    return spikes, v, partials, v_seq, h_seq, g_seq
+
+
+@_multi_step.register_fake
+def _(
+    x_seq: Tensor,
+    v_init: Tensor,
+    w: Tensor | None,
+    kind: int,
+    tau: float,
+    decay_input: bool,
+    v_threshold: float,
+    v_reset: float | None,
+    detach_reset: bool,
+    surrogate: int,
+    alpha: float,
+    statistics: int,
+    store_v_seq: bool,
+    trace: bool,
+) -> tuple[Tensor, ...]:
+    return _empty_outputs(x_seq, statistics, store_v_seq, trace)
+
+
+@torch.library.custom_op("sj_prune::multi_step_backward", mutates_args=())
+def _multi_step_backward(
+    grad_spikes: Optional[Tensor],  # noqa: UP045
+    grad_v: Optional[Tensor],  # noqa: UP045
+    grad_v_seq: Optional[Tensor],  # noqa: UP045
+    x_seq: Tensor,
+    v_init: Tensor,
+    w: Optional[Tensor],  # noqa: UP045
+    kind: int,
+    tau: float,
+    decay_input: bool,
+    v_threshold: float,
+    v_reset: Optional[float],  # noqa: UP045
+    detach_reset: bool,
+    surrogate: int,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    eq = Equations(kind, tau, decay_input, v_threshold, v_reset, detach_reset)
+    known = Known(surrogate, alpha)
+    steps, carry, slope = reference.backward(
+        grad_spikes, grad_v, grad_v_seq, x_seq, v_init, w, eq, known
+    )
+    grad_x, grad_v_init, grad_w = _empty_gradients(x_seq, v_init, w)
+    _fill(grad_x, steps)
+    grad_v_init.copy_(carry)
+    if w is not None:
+        grad_w.copy_(slope)
+    return grad_x, grad_v_init, grad_w
+
+
+def _empty_gradients(x_seq: Tensor, v: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    grad_w = x_seq.new_empty(0) if w is None else torch.empty_like(w)
+    return torch.empty_like(x_seq), torch.empty_like(v), grad_w
+
+
+@_multi_step_backward.register_fake
+def _(
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    grad_v_seq: Tensor | None,
+    x_seq: Tensor,
+    v_init: Tensor,
+    w: Tensor | None,
+    kind: int,
+    tau: float,
+    decay_input: bool,
+    v_threshold: float,
+    v_reset: float | None,
+    detach_reset: bool,
+    surrogate: int,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(x_seq, v_init, w)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
+    x_seq, v_init, w, *settings = inputs
+    ctx.save_for_backward(x_seq, v_init, w)
+    ctx.settings = tuple(settings[:-3])
+    store_v_seq = settings[-2]
+    _, _, partials, v_seq, h_seq, g_seq = output
+    ctx.store_v_seq = store_v_seq
+    fixed = (partials, h_seq, g_seq) if store_v_seq else (partials, v_seq, h_seq, g_seq)
+    ctx.mark_non_differentiable(*fixed)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
+    grad_spikes, grad_v, _, grad_v_seq, _, _ = grads
+    saved = ctx.saved_tensors
+    wanted = (grad_spikes, grad_v, grad_v_seq if ctx.store_v_seq else None)
+    if torch.is_grad_enabled():
+        results = _higher_order(wanted, saved, ctx.settings)
+    else:
+        results = torch.ops.sj_prune.multi_step_backward(*wanted, *saved, *ctx.settings)
+    grad_x, grad_v_init, grad_w = results
+    return grad_x, grad_v_init, (None if saved[2] is None else grad_w), *(None,) * 11
+
+
+def _higher_order(
+    grads: tuple[Tensor | None, ...], saved: tuple[Tensor | None, ...], settings: tuple[Any, ...]
+) -> list[Tensor | None]:
+    """Differentiable gradients (``create_graph=True``) through the step-by-step reference."""
+    x_seq, v_init, w = saved
+    assert x_seq is not None  # noqa: S101 (for the type checker)
+    assert v_init is not None  # noqa: S101
+    *numbers, surrogate, alpha = settings
+    known = Known(surrogate, alpha)
+    store = grads[2] is not None
+    result = reference.differentiable(
+        x_seq, v_init, w, Equations(*numbers), lambda u: spike(u, known), store_v_seq=store
+    )
+    outputs = [torch.stack(result.spikes), result.v]
+    if store:
+        outputs.append(torch.stack(result.v_seq))
+    pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
+    inputs = [t for t in saved if t is not None and t.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [o for o, _ in pairs],
+            inputs,
+            [g for _, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if t is not None and t.requires_grad else None for t in saved]
+
+
+_multi_step.register_autograd(_autograd_backward, setup_context=_setup_context)
+
+
+def multi_step(
+    x_seq: Tensor,
+    v_init: Tensor,
+    w: Tensor | None,
+    eq: Equations,
+    function: Any,  # noqa: ANN401 (any callable surrogate)
+    known: Known | None,
+    names: tuple[str, ...] = (),
+    store_v_seq: bool = False,
+    trace: bool = False,
+) -> Outputs:
+    """Run a neuron layer over ``x_seq [T, N, *]``.
+
+    Args:
+        x_seq: input current, floating point.
+        v_init: potential ``[N, *]`` in `compute_dtype` of the input.
+        w: PLIF's parameter (scalar), else None.
+        eq: the settings of the layer.
+        function: the layer's surrogate; used where `known` is None.
+        known: id and parameter of the surrogate, or None to go through autograd.
+        names: statistics to reduce; the others cost nothing.
+        store_v_seq: return `V` of every step, differentiable.
+        trace: return `H` and `g'` of every step: two tensors of ``[T, N, *]`` in `compute_dtype`.
+    """
+    if known is None:
+        result = reference.differentiable(x_seq, v_init, w, eq, function, names, store_v_seq, trace)
+        with torch.no_grad():
+            shape = (x_seq.shape[1], _channels(x_seq), 0)
+            partials = torch.stack(result.partials, -1) if names else result.v.new_empty(shape)
+        sequences = (result.v_seq, result.h_seq, result.g_seq)
+        stacked = [torch.stack(steps) if steps else None for steps in sequences]
+        return Outputs(torch.stack(result.spikes), result.v, partials, *stacked)
+    assert (w is None) == (eq.kind != PLIF)  # noqa: S101 (our own nodes call this)
+    outputs = torch.ops.sj_prune.multi_step(
+        x_seq,
+        v_init,
+        w,
+        eq.kind,
+        eq.tau,
+        eq.decay_input,
+        eq.v_threshold,
+        eq.v_reset,
+        eq.detach_reset,
+        known.id,
+        known.alpha,
+        _bits(names),
+        store_v_seq,
+        trace,
+    )
+    spikes, v, partials, v_seq, h_seq, g_seq = outputs
+    sequences = (v_seq if store_v_seq else None, *((h_seq, g_seq) if trace else (None, None)))
+    return Outputs(spikes, v, partials, *sequences)
