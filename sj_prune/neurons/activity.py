@@ -74,8 +74,10 @@ class Activity:
 
     def allocate(self, channels: int, device: torch.device) -> None:
         """Set the sums to zero for `channels` channels on `device`."""
-        self.sums = torch.zeros(channels, len(self.names), dtype=torch.float64, device=device)
-        self.samples = torch.zeros((), dtype=torch.int64, device=device)
+        # Born in inference mode they could not be added to outside of it.
+        with torch.inference_mode(False):
+            self.sums = torch.zeros(channels, len(self.names), dtype=torch.float64, device=device)
+            self.samples = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, partials: torch.Tensor) -> None:
         """Add one batch.

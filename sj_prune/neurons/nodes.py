@@ -56,8 +56,9 @@ class RecordingNode:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**kwargs)
-        parent = cls.__mro__[2]
-        signature = inspect.signature(parent.__init__)
+        # The first __init__ that names its arguments: ours passes everything on.
+        inits = (vars(c).get("__init__") for c in cls.__mro__ if c is not RecordingNode)
+        signature = inspect.signature(next(init for init in inits if init is not None))
         parameters = [p for p in signature.parameters.values() if p.name != "self"]
         cls.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
 
@@ -124,6 +125,8 @@ class RecordingNode:
         shape, dtype = x_seq.shape[1:], compute_dtype(x_seq.dtype)
         v = self._memories["v"]  # type: ignore[attr-defined]
         if isinstance(v, Tensor) and v.shape == shape:
+            if not torch.compiler.is_compiling() and v.is_inference():
+                v = v.clone()  # such a tensor could not be saved for a backward pass
             return v.to(dtype=dtype, device=x_seq.device)
         if isinstance(v, Tensor):  # another batch or map size without a reset: start at rest
             v = 0.0 if self.v_reset is None else self.v_reset
@@ -178,9 +181,21 @@ class RecordingNode:
             self.activity.move_to(probe.device)
         return result
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A potential still hangs on its graph after a forward; a copy must not.
+        state = dict(vars(self))
+        state["_memories"] = {name: _detached(value) for name, value in self._memories.items()}
+        if "v_seq" in state:  # an attribute on 2.0.0, a memory before
+            state["v_seq"] = _detached(state["v_seq"])
+        return state
+
     def extra_repr(self) -> str:
         """Show that this layer was swapped in, and whether it records."""
         return f"{super().extra_repr()}, recording={self.recording}"  # type: ignore[misc]
+
+
+def _detached(value: Any) -> Any:  # noqa: ANN401
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _check_input(x_seq: Tensor, name: str) -> None:
@@ -204,11 +219,13 @@ def _move_back(out: Outputs, channel_dim: int) -> Outputs:
     def move(seq: Tensor | None) -> Tensor | None:
         return None if seq is None else seq.movedim(2, channel_dim)
 
+    v_seq = move(out.v_seq)
+    # `v` and `v_seq` are cloned: the host detaches its memories in place, which no view allows.
     return Outputs(
         out.spikes.movedim(2, channel_dim),
-        out.v.movedim(1, _step_dim(channel_dim)),
+        out.v.movedim(1, _step_dim(channel_dim)).clone(),
         out.partials,
-        move(out.v_seq),
+        None if v_seq is None else v_seq.clone(),
         move(out.h_seq),
         move(out.g_seq),
     )

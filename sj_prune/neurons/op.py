@@ -206,6 +206,9 @@ def _higher_order(
     grads: tuple[Tensor | None, ...], saved: tuple[Tensor | None, ...], settings: tuple[Any, ...]
 ) -> list[Tensor | None]:
     """Differentiable gradients (``create_graph=True``) through the step-by-step reference."""
+    # Aliases stand for the saved tensors: these may depend on each other (a carried-over `v_init`
+    # on `w`), and those paths belong to the calls that made them.
+    saved = tuple(None if t is None else t.view_as(t) for t in saved)
     x_seq, v_init, w = saved
     assert x_seq is not None  # noqa: S101 (for the type checker)
     assert v_init is not None  # noqa: S101

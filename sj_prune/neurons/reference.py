@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 
 from sj_prune.neurons.activity import STATISTICS
-from sj_prune.neurons.surrogates import Known, derivative
+from sj_prune.neurons.surrogates import Known, derivative, spike_and_derivative
 
 __all__ = [
     "IF",
@@ -313,13 +313,9 @@ def differentiable(
 def _spike_and_derivative(
     function: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.enable_grad():
-        tracked = u.requires_grad
-        leaf = u if tracked else u.detach().requires_grad_()
-        s = function(leaf)
-        (g,) = torch.autograd.grad(s, leaf, torch.ones_like(s), retain_graph=True)
+    s, g = spike_and_derivative(function, u)
     learnable = isinstance(function, torch.nn.Module) and any(
         p.requires_grad for p in function.parameters()
     )
-    keep = torch.is_grad_enabled() and (tracked or learnable)
-    return (s if keep else s.detach()), g.detach()
+    keep = torch.is_grad_enabled() and (u.requires_grad or learnable)
+    return (s if keep else s.detach()), g

@@ -16,11 +16,23 @@ from torch import nn
 
 from sj_prune import _host
 
-__all__ = ["KNOWN", "Known", "Tanh", "autograd_derivative", "derivative", "lookup", "peak", "spike"]
+__all__ = [
+    "KNOWN",
+    "Known",
+    "Tanh",
+    "autograd_derivative",
+    "derivative",
+    "lookup",
+    "peak",
+    "spike",
+    "spike_and_derivative",
+]
 
 
 def _tanh_derivative(u: torch.Tensor, k: float) -> torch.Tensor:
-    return k / (2.0 * math.tanh(k / 2.0)) / torch.cosh(k * u).square()
+    # 1/cosh(x)^2 = 4e/(1+e)^2 with e = exp(-2|x|): cosh overflows, and then its gradient is nan.
+    e = torch.exp(-2.0 * k * u.abs())
+    return 2.0 * k / math.tanh(k / 2.0) * e / (1.0 + e).square()
 
 
 class Tanh(nn.Module):
@@ -112,7 +124,7 @@ def _erf(u: torch.Tensor, a: float) -> torch.Tensor:
 
 
 def _rect(u: torch.Tensor, a: float) -> torch.Tensor:
-    return torch.where(u.abs() < 0.5 / a, a, 0.0).to(u.dtype)
+    return a * (u.abs() < 0.5 / a).to(u.dtype)
 
 
 #: class name on the host -> `g'(u, alpha)`; the position in this table is the id in the engines.
@@ -183,10 +195,26 @@ def autograd_derivative(
     function: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor
 ) -> torch.Tensor:
     """Return `g'(u)` of any surrogate by differentiating it once, detached from any graph."""
-    with torch.enable_grad():
-        leaf = u.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(function(leaf).sum(), leaf)
-    return grad
+    return spike_and_derivative(function, u.detach())[1]
+
+
+def spike_and_derivative(
+    function: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``function(u)``, in the graph of `u` if it has one, and the detached `g'(u)`.
+
+    Both come from one call. A function that autograd cannot see through, as a plain step, has the
+    derivative 0.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        if not u.requires_grad:
+            # A tensor of inference mode cannot enter a graph; its copy made here can.
+            u = (u.clone() if u.is_inference() else u.detach()).requires_grad_()
+        s = function(u)
+        if not s.requires_grad:
+            return s, torch.zeros_like(s)
+        (g,) = torch.autograd.grad(s, u, torch.ones_like(s), retain_graph=True)
+    return s, g.detach()
 
 
 def peak(function: Callable[[torch.Tensor], torch.Tensor]) -> float:

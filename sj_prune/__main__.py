@@ -1,0 +1,160 @@
+"""``python -m sj_prune``: the environment, as plain text to paste into a bug report."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+
+import torch
+
+from sj_prune import _host
+from sj_prune._version import __version__
+from sj_prune.neurons import RecordingLIFNode
+
+Row = tuple[str, str]
+
+
+def _attempt(compute: Callable[[], str]) -> str:
+    """Return the text of `compute`, or its error: a report never fails on what it reports."""
+    try:
+        return compute()
+    except Exception as error:  # whatever is broken here is the finding
+        lines = str(error).strip().splitlines() or ["no message"]
+        return f"failed: {type(error).__name__}: {lines[0]}"
+
+
+def _distribution(name: str) -> str:
+    """Return the installed version of an optional package, without importing it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _torch() -> str:
+    return f"{torch.__version__} (CUDA build: {torch.version.cuda or 'none'})"
+
+
+def _cupy_hint() -> str:
+    """Return which extra brings the CuPy that shares torch's CUDA, where one does."""
+    cuda = torch.version.cuda
+    if cuda is None:
+        return "not installed (of no use: this torch has no CUDA)"
+    major = cuda.split(".")[0]
+    if major not in ("12", "13"):
+        return f"not installed (no extra of sj_prune fits CUDA {cuda})"
+    return f"not installed: pip install sj_prune[cuda{major}]"
+
+
+def _cupy() -> str:
+    # Imported, for the name of the distribution depends on the CUDA version, and by name at run
+    # time, for only the CuPy engine may depend on it.
+    try:
+        cupy = importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":  # it is here, and something that it needs is not
+            raise
+        return _cupy_hint()
+
+    def runtime() -> str:
+        number = cupy.cuda.runtime.runtimeGetVersion()
+        return f"{number // 1000}.{number % 1000 // 10}"
+
+    return f"{cupy.__version__} (CUDA runtime: {_attempt(runtime)})"
+
+
+def version_rows() -> list[Row]:
+    """Return the versions of everything a result may depend on."""
+    return [
+        ("sj_prune", __version__),
+        ("python", platform.python_version()),
+        ("torch", _torch()),
+        ("spikingjelly", _attempt(_host.release)),
+        ("numpy", _distribution("numpy")),
+        ("cupy", _attempt(_cupy)),
+        ("triton", _distribution("triton")),
+        ("torch_pruning", _distribution("torch-pruning")),
+    ]
+
+
+def _devices() -> list[torch.device]:
+    """Return every device an engine could run on, the CPU first."""
+    return [torch.device("cpu"), *(torch.device("cuda", i) for i in range(_cuda_count()))]
+
+
+def _cuda_count() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _cuda_device(index: int) -> str:
+    device = torch.cuda.get_device_properties(index)
+    memory = device.total_memory / 2**30
+    return f"{device.name}, {memory:.1f} GiB, compute capability {device.major}.{device.minor}"
+
+
+def machine_rows() -> list[Row]:
+    """Return the platform, the CPUs and the CUDA devices."""
+    count = _cuda_count()
+    devices = [(f"cuda:{i}", _attempt(partial(_cuda_device, i))) for i in range(count)]
+    return [
+        ("platform", platform.platform()),
+        ("CPUs", str(os.cpu_count())),
+        ("torch threads", str(torch.get_num_threads())),
+        *(devices or [("CUDA devices", "none")]),
+    ]
+
+
+def _run_node(device: torch.device) -> str:
+    """Run a small recording layer forward and backward on `device`."""
+    node = RecordingLIFNode(step_mode="m").to(device)
+    x_seq = torch.linspace(0.0, 3.0, 12, device=device).reshape(2, 2, 3).requires_grad_()
+    spikes = node(x_seq)
+    spikes.sum().backward()
+    if not spikes.any():
+        raise RuntimeError("Expected spikes from an input above threshold but got none")
+    if x_seq.grad is None or not x_seq.grad.isfinite().all() or not x_seq.grad.any():
+        raise RuntimeError(f"Expected a finite gradient but got {x_seq.grad}")
+    return "ok"
+
+
+def _torch_engine() -> list[Row]:
+    return [(f"torch on {device}", _attempt(partial(_run_node, device))) for device in _devices()]
+
+
+# A new engine adds one entry: a function that tries it on this machine and returns its rows.
+ENGINES: tuple[Callable[[], list[Row]], ...] = (_torch_engine,)
+
+
+def engine_rows() -> list[Row]:
+    """Return what each engine does on each device: ``ok`` or its error."""
+    return [row for engine in ENGINES for row in engine()]
+
+
+def _section(title: str, rows: list[Row]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def report() -> str:
+    """Return the whole report as plain text."""
+    sections = (
+        ("Versions", version_rows()),
+        ("Machine", machine_rows()),
+        ("Engines", engine_rows()),
+    )
+    return "\n\n".join(_section(title, rows) for title, rows in sections)
+
+
+def main() -> int:
+    """Print the report; the exit code is 0 whatever it says."""
+    print(report())  # noqa: T201 (printing is what this module is for)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Hooks on a user's optimizer: what runs before and after each of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = ["OptimizerHooks", "owned_parameters", "unscale_"]
+
+
+def owned_parameters(optimizer: Optimizer) -> list[Tensor]:
+    """Return all parameters of an optimizer's groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def unscale_(optimizer: Optimizer) -> None:
+    """Divide the gradients by the loss scale that a GradScaler left to a fused optimizer.
+
+    Fused optimizers receive scaled gradients and divide inside their kernel; whoever reads the
+    gradients before has to divide first, and tell the kernel that it is done.
+    """
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    grads = [p.grad for p in owned_parameters(optimizer) if p.grad is not None]
+    for grad in grads:
+        grad.div_(scale.to(grad.device))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+
+def _skips(optimizer: Optimizer) -> bool:
+    """Tell whether a fused optimizer will skip this step because of infinite gradients."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found.item())
+
+
+class OptimizerHooks:
+    """Calls `before` once the gradients of a step are there, and `after` when it is done.
+
+    A step that is skipped (AMP) calls neither. With a closure (LBFGS, Lightning) `before` runs
+    right after each evaluation of it, with `first` True only once a step.
+
+    Args:
+        optimizer: the user's optimizer.
+        before: called as ``before(optimizer, first)``.
+        after: called as ``after(optimizer)``.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        before: Callable[[Optimizer, bool], None],
+        after: Callable[[Optimizer], None],
+    ) -> None:
+        self.optimizer = optimizer
+        self._before = before
+        self._after = after
+        self._entered = False
+        self._skipped = False
+        self._handles = [
+            optimizer.register_step_pre_hook(self._pre),
+            optimizer.register_step_post_hook(self._post),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self) -> None:
+        first, self._entered = not self._entered, True
+        with torch.no_grad():
+            self._before(self.optimizer, first)
+
+    def _pre(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._entered = False
+        self._skipped = _skips(optimizer)
+        if self._skipped:
+            return None
+        # The hook sees what `step` was called with: (optimizer, closure) or closure=.
+        owner, *rest = args
+        closure = rest[0] if rest else kwargs.get("closure")
+        if closure is None:
+            self._enter()
+            return None
+        wrapped = self._wrap(closure)
+        if rest:
+            return (owner, wrapped, *rest[1:]), kwargs
+        return args, {**kwargs, "closure": wrapped}
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def evaluate() -> Any:  # noqa: ANN401
+            loss = closure()
+            self._enter()
+            return loss
+
+        return evaluate
+
+    def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._entered and not self._skipped:
+            with torch.no_grad():
+                self._after(optimizer)

@@ -1,0 +1,113 @@
+"""What a wrapper saves beside the network's weights, and how a checkpoint is checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sj_prune.history import UpdateRecord
+from sj_prune.methods.base import check_same_method
+from sj_prune.neurons.convert import recording_nodes
+
+if TYPE_CHECKING:
+    from sj_prune.wrapper import PruningWrapper
+
+__all__ = ["EXTRA_STATE", "check", "extra_state", "load_extra_state"]
+
+#: the one key that a wrapper's state_dict has beside ``net.*``
+EXTRA_STATE = "_extra_state"
+_FORMAT = 1
+
+
+def extra_state(wrapper: PruningWrapper) -> dict[str, Any]:
+    """Return plain values and tensors only: safe for ``torch.load(weights_only=True)``."""
+    nodes = recording_nodes(wrapper.net)
+    updater = wrapper._updater
+    return {
+        "format": _FORMAT,
+        "method": wrapper.method.describe(),
+        "step": wrapper.step,
+        "masks": wrapper.masks.state_dict(),
+        "statistics": {name: node.activity.state_dict() for name, node in nodes.items()},
+        "generator": {"seed": wrapper.seed, "draws": updater.draws},
+        "method_state": {
+            name: {key: value.clone() for key, value in state.items()}
+            for name, state in updater.state.items()
+        },
+        "previous": {name: mask.clone() for name, mask in updater.previous.items()},
+        "history": [record.to_dict() for record in wrapper.history],
+    }
+
+
+def check(wrapper: PruningWrapper, state_dict: Mapping[str, Any], strict: bool) -> None:
+    """Refuse a checkpoint that does not fit, before anything is changed.
+
+    Args:
+        wrapper: where it is to be loaded.
+        state_dict: what `PruningWrapper.state_dict` returned.
+        strict: as in `torch.nn.Module.load_state_dict`.
+
+    Raises:
+        TypeError: if it is no mapping.
+        ValueError: naming the first key that does not fit.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"Expected state_dict to be a mapping but got {type(state_dict).__name__}")
+    mine = wrapper.state_dict()
+    missing = [key for key in mine if key not in state_dict]
+    unknown = [key for key in state_dict if key not in mine]
+    if strict and (missing or unknown):
+        raise ValueError(
+            f"Expected the keys of this wrapper but the checkpoint lacks {missing[:5]} and has "
+            f"{unknown[:5]} beside them: it comes from another architecture, or from a bare network "
+            "(load that into model.net)"
+        )
+    for key, value in mine.items():
+        other = state_dict.get(key, value)
+        if isinstance(value, Tensor) and tuple(getattr(other, "shape", ())) != tuple(value.shape):
+            raise ValueError(
+                f"Expected shape {tuple(value.shape)} at {key!r} but the checkpoint has "
+                f"{tuple(getattr(other, 'shape', ()))}: it comes from another architecture"
+            )
+    if EXTRA_STATE in state_dict:
+        _check_extra(wrapper, state_dict[EXTRA_STATE])
+
+
+def _check_extra(wrapper: PruningWrapper, state: Any) -> None:  # noqa: ANN401
+    if not isinstance(state, Mapping) or state.get("format") != _FORMAT:
+        got = state.get("format") if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(
+            f"Expected {EXTRA_STATE!r} of format {_FORMAT} but got {got}: the checkpoint was "
+            "written by another release of sj_prune"
+        )
+    absent = [key for key in extra_state(wrapper) if key not in state]
+    if absent:
+        raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
+    check_same_method(wrapper.method, state["method"])
+    wrapper.masks.check_state(state["masks"])
+    for name in state["statistics"]:
+        if name not in recording_nodes(wrapper.net):
+            raise ValueError(
+                f"Expected no statistics of neuron layer {name!r}, which this network does not "
+                "have: the checkpoint comes from another architecture"
+            )
+
+
+def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
+    """Take over a checked extra state."""
+    _check_extra(wrapper, state)
+    updater = wrapper._updater
+    wrapper.masks.load_state_dict(state["masks"])
+    wrapper.step = int(state["step"])
+    wrapper.seed = int(state["generator"]["seed"])
+    updater.draws = int(state["generator"]["draws"])
+    updater.previous = {name: mask.clone() for name, mask in state["previous"].items()}
+    for name, tensors in state["method_state"].items():
+        device = wrapper.masks.weight(name).device
+        updater.state[name] = {key: value.clone().to(device) for key, value in tensors.items()}
+    wrapper.history = [UpdateRecord(**record) for record in state["history"]]
+    nodes = recording_nodes(wrapper.net)
+    for name, activity in state["statistics"].items():
+        nodes[name].activity.load_state_dict(activity)

@@ -1,0 +1,43 @@
+"""What mask updates did: one record an update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["UpdateRecord", "totals"]
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One mask update, in numbers of weights by layer name.
+
+    Attributes:
+        step: optimizer step it happened in.
+        target: sparsity asked for.
+        sparsity: sparsity reached.
+        kept: alive afterwards.
+        dropped: alive before and not a survivor.
+        grown: not a survivor and alive afterwards.
+    """
+
+    step: int
+    target: float
+    sparsity: float
+    kept: dict[str, int]
+    dropped: dict[str, int]
+    grown: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return asdict(self)
+
+
+def totals(history: Iterable[UpdateRecord], kind: str) -> dict[str, int]:
+    """Return the sum of ``"dropped"`` or ``"grown"`` over a run, by layer name."""
+    result: dict[str, int] = {}
+    for record in history:
+        for name, number in getattr(record, kind).items():
+            result[name] = result.get(name, 0) + number
+    return result

@@ -1,0 +1,33 @@
+"""ACT: masks, how much of each layer, when, and the one algorithm that updates them."""
+
+from sj_prune.masks.allocation import ERK, Allocation, Global, Pool, Uniform, apportion
+from sj_prune.masks.manager import MaskManager
+from sj_prune.masks.ranking import LayerScores, keep_top
+from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
+from sj_prune.masks.schedule import Constant, Cosine, Cubic, Linear, OneShot, Schedule
+from sj_prune.masks.select import count, kth_largest, top_k
+from sj_prune.masks.structure import Unstructured
+
+__all__ = [
+    "ERK",
+    "Allocation",
+    "Constant",
+    "Cosine",
+    "Cubic",
+    "Global",
+    "LayerScores",
+    "LayerUpdate",
+    "Linear",
+    "MaskManager",
+    "OneShot",
+    "Pool",
+    "Schedule",
+    "Uniform",
+    "Unstructured",
+    "apportion",
+    "count",
+    "keep_top",
+    "kth_largest",
+    "prune_and_regrow",
+    "top_k",
+]

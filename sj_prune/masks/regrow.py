@@ -1,0 +1,139 @@
+"""The one mask algorithm: drop the lowest, regrow the highest, keep exactly as many as asked.
+
+Layers are ranked in pools: all together for a global method, one by one for a layer-wise one. In
+each pool of target size K, of which ``k = floor(regrow K)`` are to be grown,
+
+    survivors = the K - k alive units with the highest drop score,
+    grown     = the k units with the highest growth score among all that did not survive,
+
+so the dropped lie within the old mask, the grown are disjoint from the survivors, and their sum is
+K exactly, under any ties. No layer is emptied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sj_prune.masks.allocation import Allocation
+from sj_prune.masks.ranking import LayerScores, keep_top
+from sj_prune.masks.select import count, top_k
+
+__all__ = ["LayerUpdate", "prune_and_regrow"]
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """New state of one layer: `survivors` of the old mask, `grown` beside them."""
+
+    survivors: Tensor
+    grown: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """The new mask, True = kept."""
+        return self.survivors | self.grown
+
+
+def _check_scores(layer: LayerScores) -> None:
+    for kind, score in (("drop", layer.drop), ("growth", layer.grow), ("tie", layer.tie)):
+        if score is None or score.numel() == 0:
+            continue
+        if score.shape != layer.mask.shape:
+            raise ValueError(
+                f"Expected {kind} scores of layer {layer.name!r} in the shape "
+                f"{tuple(layer.mask.shape)} but got {tuple(score.shape)}"
+            )
+        # One pass for both: a NaN anywhere makes both ends NaN.
+        low, high = torch.aminmax(score)
+        if not torch.isfinite(high - low):
+            raise ValueError(
+                f"Expected finite {kind} scores for layer {layer.name!r} but found NaN or inf: look "
+                "for a diverged loss or an overflow in its weights, gradients or activity; masks "
+                "were left as they are"
+            )
+
+
+def prune_and_regrow(
+    layers: Sequence[LayerScores],
+    keep: int,
+    allocation: Allocation,
+    *,
+    regrow: float = 0.0,
+    across_layers: bool = False,
+    exact_ties: bool = True,
+    generator: torch.Generator | None = None,
+) -> list[LayerUpdate]:
+    """Return the new masks of all layers; nothing is modified.
+
+    Args:
+        layers: scores and present masks.
+        keep: number of units that are to be alive afterwards, over all layers.
+        allocation: how many of them each layer gets.
+        regrow: fraction of the units kept that is grown anew, in [0, 1).
+        across_layers: rank growth over all layers together, instead of within each.
+        exact_ties: False grows every unit that ties with the last one (more than asked).
+        generator: CPU generator that breaks what is left of ties.
+
+    Raises:
+        ValueError: for NaN or infinite scores (names the layer); for a `keep` out of reach.
+    """
+    for layer in layers:
+        _check_scores(layer)
+    _check_reach(layers, keep)
+    updates: dict[int, LayerUpdate] = {}
+    for pool in allocation.pools(layers, keep, across_layers=across_layers, generator=generator):
+        members = [layers[i] for i in pool.layers]
+        found = _update_pool(members, pool.keep, regrow, exact_ties, generator)
+        updates.update(zip(pool.layers, found, strict=True))
+    return [updates[i] for i in range(len(layers))]
+
+
+def _check_reach(layers: Sequence[LayerScores], keep: int) -> None:
+    total = sum(layer.size for layer in layers)
+    if not len(layers) <= keep <= total:
+        raise ValueError(
+            f"Expected to keep between {len(layers)} (one in each layer: none is ever emptied) and "
+            f"{total} units but got {keep}; the sparsity reachable here is at most "
+            f"{1 - len(layers) / total:.6g}"
+        )
+
+
+def _update_pool(
+    layers: Sequence[LayerScores],
+    keep: int,
+    regrow: float,
+    exact_ties: bool,
+    generator: torch.Generator | None,
+) -> list[LayerUpdate]:
+    alive = sum(count([layer.mask for layer in layers]))
+    growable = all(layer.grow is not None for layer in layers)
+    grown = int(regrow * keep) if growable else 0
+    survive = min(max(keep - grown, len(layers)), alive)
+    if survive < keep and not growable:
+        names = ", ".join(layer.name for layer in layers[:3])
+        raise ValueError(
+            f"Expected at least {keep} units alive in {names}{', ...' if len(layers) > 3 else ''} "
+            f"but only {alive} are, and this method does not regrow them: ask for a sparsity no "
+            "lower than the present one"
+        )
+    survivors = keep_top(layers, survive, generator)
+    if survive == keep:
+        return [LayerUpdate(s, torch.zeros_like(s)) for s in survivors]
+    new = top_k(
+        [layer.grow for layer in layers if layer.grow is not None],
+        keep - survive,
+        [~s for s in survivors],
+        ties=_ties(layers),
+        generator=generator,
+        exact=exact_ties,
+    )
+    return [LayerUpdate(s, g) for s, g in zip(survivors, new, strict=True)]
+
+
+def _ties(layers: Sequence[LayerScores]) -> list[Tensor] | None:
+    ties = [layer.tie for layer in layers if layer.tie is not None]
+    return ties if len(ties) == len(layers) else None

@@ -1,0 +1,138 @@
+"""Sparse training by the gradient or at random: SET, RigL and GraNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sj_prune.masks.allocation import ERK, Allocation
+from sj_prune.masks.schedule import Cosine, Schedule
+from sj_prune.methods.base import LayerView, ScheduledMethod, check_fraction
+
+__all__ = ["SET", "GraNet", "RigL"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SET(ScheduledMethod):
+    """Sparse evolutionary training (Mocanu et al., 2018): constant sparsity, random regrowth.
+
+    Starts from random masks with Erdos-Renyi densities; at every update each layer drops its
+    smallest `|w|` and grows as many at random, from 0.
+
+    Args:
+        sparsity: fraction pruned from the start on, in [0, 1).
+        regrow: fraction zeta of a layer's kept weights that is dropped and grown anew, in [0, 1).
+        interval: optimizer steps between updates; the paper updates once an epoch.
+        begin: updates start after this step.
+        end: step of the last update.
+        allocation: `ERK()`, `Uniform()` or `Uniform(first_dense=True)`.
+    """
+
+    sparsity: float = 0.95
+    regrow: float = 0.3
+    interval: int = 100
+    allocation: Allocation = ERK()  # type: ignore[assignment]
+
+    dense_start: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fraction("regrow", self.regrow)
+        super().__post_init__()
+
+    @property
+    def schedule(self) -> Schedule:
+        """Constant `sparsity`."""
+        return self._constant(self.sparsity)
+
+    @property
+    def regrow_schedule(self) -> Schedule:
+        """Constant zeta."""
+        return self._constant(self.regrow)
+
+    def drop_score(self, view: LayerView) -> Tensor:
+        """Return `|w|`."""
+        return view.weight.abs()
+
+    def grow_score(self, view: LayerView) -> Tensor | None:
+        """Return uniform noise, seeded."""
+        weight = view.weight
+        return torch.rand(weight.shape, device=weight.device, generator=view.generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RigL(SET):
+    """The rigged lottery (Evci et al., 2020): constant sparsity, regrowth by the dense gradient.
+
+    At every update each layer drops the fraction ``regrow/2 (1 + cos(pi t / T_end))`` of its kept
+    weights and grows as many by the dense gradient's magnitude among **all** that did not survive,
+    the just dropped included: one dropped and regrown keeps its value and slots, a new one starts
+    at 0. The optimizer step of an update is skipped: its gradients are set to None.
+
+    Args:
+        sparsity: fraction pruned from the start on, in [0, 1).
+        regrow: alpha, the fraction dropped at the start, in [0, 1).
+        interval: optimizer steps between updates.
+        begin: updates start after this step.
+        end: step of the last update; the paper stops at 75 % of training.
+        allocation: `ERK()` or `Uniform(first_dense=True)`.
+    """
+
+    gradient: ClassVar[str] = "update"
+    keeps_value: ClassVar[bool] = True
+    skips_step: ClassVar[bool] = True
+
+    @property
+    def regrow_schedule(self) -> Schedule:
+        """Cosine from alpha to 0."""
+        return self._over_updates(Cosine, 0.0, self.regrow)
+
+    def grow_score(self, view: LayerView) -> Tensor | None:
+        """Return the magnitude of the dense gradient."""
+        return view.dense_grad().abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraNet(ScheduledMethod):
+    """GraNet (Liu et al., 2021): gradual global magnitude pruning with zero-cost neuroregeneration.
+
+    At every update the network is pruned by global magnitude to the cubic sparsity; then each layer
+    drops the fraction `r_t` of what it keeps by `|w|` and grows as many by the dense gradient's
+    magnitude, with `r_t` on a cosine from `regrow` to `regrow_final`.
+
+    Args:
+        sparsity: fraction pruned after the last update, in [0, 1).
+        regrow: first `r_t`, in [0, 1).
+        regrow_final: last `r_t`, in [0, 1).
+        interval: optimizer steps between updates.
+        begin: updates start after this step.
+        end: step of the last update.
+    """
+
+    sparsity: float = 0.95
+    regrow: float = 0.5
+    regrow_final: float = 0.005
+    interval: int = 1000
+
+    gradient: ClassVar[str] = "update"
+    keeps_value: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fraction("regrow", self.regrow)
+        check_fraction("regrow_final", self.regrow_final)
+        super().__post_init__()
+
+    @property
+    def regrow_schedule(self) -> Schedule:
+        """Cosine from `regrow` to `regrow_final`."""
+        return self._over_updates(Cosine, self.regrow_final, self.regrow)
+
+    def drop_score(self, view: LayerView) -> Tensor:
+        """Return `|w|`."""
+        return view.weight.abs()
+
+    def grow_score(self, view: LayerView) -> Tensor | None:
+        """Return the magnitude of the dense gradient."""
+        return view.dense_grad().abs()

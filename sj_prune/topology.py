@@ -1,0 +1,320 @@
+"""Which norm and which neurons follow a weight, found in the autograd graph of one forward.
+
+Module order does not tell what feeds what (residual additions, reused layers); the graph does. One
+forward is run with the network's state preserved; from the input of every neuron layer the graph is
+walked back to the first prunable weights, stopping at the outputs of other neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sj_prune import _host
+from sj_prune.neurons.activity import Activity
+from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.nodes import RecordingNode
+
+__all__ = ["NeuronFacts", "Topology", "prunable_layers", "trace"]
+
+# Graph nodes through which a weight may pass before its layer uses it (casts, transposes, views).
+_PASSING = {
+    f"{name}Backward{i}"
+    for name in (
+        "T",
+        "Transpose",
+        "ToCopy",
+        "Permute",
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "Alias",
+        "Clone",
+        "Unsqueeze",
+        "Squeeze",
+        "Expand",
+    )
+    for i in (0, 1)
+}
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def prunable_layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the convolutions and linear layers of `net` by name, each weight once.
+
+    A layer whose ``weight`` is not a parameter of its own (a parametrization) is left out.
+    """
+    layers, seen = {}, set()
+    for name, module in net.named_modules():
+        if not isinstance(module, (*_CONVS, nn.Linear)):
+            continue
+        weight = module._parameters.get("weight")
+        if weight is not None and id(weight) not in seen:
+            seen.add(id(weight))
+            layers[name] = module
+    return layers
+
+
+@dataclass
+class NeuronFacts:
+    """What one traced forward says of a neuron layer.
+
+    Attributes:
+        channels: size of the channel dimension of its input.
+        channel_dim: which dimension of ``x_seq`` that is.
+        calls: how often the layer ran.
+        firing_rate: mean spike rate in the traced forward, None if it does not record.
+        criticality: mean of ``criticality_max``, None likewise.
+        problem: why it keeps no statistics, or None.
+    """
+
+    channels: int = 0
+    channel_dim: int = 2
+    calls: int = 0
+    firing_rate: float | None = None
+    criticality: float | None = None
+    problem: str | None = None
+
+
+@dataclass
+class Topology:
+    """Result of `trace`.
+
+    Attributes:
+        neurons: layer name -> names of the neuron layers that its output feeds; empty if none.
+        norms: layer name -> name of the norm directly behind it, or None.
+        facts: neuron layer name -> what was seen of it.
+        problems: layer name -> why a neuron that follows is not counted.
+    """
+
+    neurons: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    norms: dict[str, str | None] = field(default_factory=dict)
+    facts: dict[str, NeuronFacts] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def _leaf(fn: Any) -> Tensor | None:  # noqa: ANN401
+    """Return the parameter at the end of a chain of casts and views, if that is what `fn` is."""
+    while fn is not None:
+        if hasattr(fn, "variable"):
+            return fn.variable
+        parents = [parent for parent, _ in fn.next_functions if parent is not None]
+        if type(fn).__name__ not in _PASSING or len(parents) != 1:
+            return None
+        (fn,) = parents
+    return None
+
+
+class _Walker:
+    """Walks from a tensor back to the layers that made it."""
+
+    def __init__(self, weights: Mapping[int, str], norms: Mapping[int, str]) -> None:
+        self.weights = weights
+        self.norms = norms
+        self.stops: set[Any] = set()
+
+    def layers_behind(self, tensor: Tensor) -> dict[str, str | None]:
+        """Return layer name -> norm passed on the way."""
+        found: dict[str, str | None] = {}
+        pending: list[tuple[Any, str | None]] = [(tensor.grad_fn, None)]
+        visited = set()
+        while pending:
+            fn, norm = pending.pop()
+            if fn is None or fn in visited or fn in self.stops:
+                continue
+            visited.add(fn)
+            parents = [parent for parent, _ in fn.next_functions if parent is not None]
+            leaves = [id(leaf) for parent in parents if (leaf := _leaf(parent)) is not None]
+            mine = [self.weights[leaf] for leaf in leaves if leaf in self.weights]
+            if mine:
+                found.update(dict.fromkeys(mine, norm))
+                continue
+            norm = next((self.norms[leaf] for leaf in leaves if leaf in self.norms), norm)
+            pending.extend((parent, norm) for parent in parents)
+        return found
+
+
+def _norm_parameters(net: nn.Module) -> dict[int, str]:
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+    return {
+        id(module.weight): name
+        for name, module in net.named_modules()
+        if isinstance(module, kinds) and module.weight is not None
+    }
+
+
+def _channel_dim(layer: nn.Module, shape: torch.Size) -> int | None:
+    """Return the dimension of ``x_seq`` that counts the layer's output channels, if one does."""
+    out = layer.weight.shape[0]  # type: ignore[union-attr, index]
+    linear_over_tokens = isinstance(layer, nn.Linear) and len(shape) > 3
+    for dim in (-1, 2) if linear_over_tokens else (2,):
+        if len(shape) > 2 and shape[dim] == out:
+            return dim
+    return None
+
+
+class _Tracer:
+    """Forward hooks that fill a `Topology` while the network runs."""
+
+    def __init__(self, net: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+        self.layers = layers
+        weights = {id(layer._parameters["weight"]): name for name, layer in layers.items()}
+        self.walker = _Walker(weights, _norm_parameters(net))
+        self.restart()
+
+    def restart(self) -> None:
+        self.walker.stops.clear()
+        names = list(self.layers)
+        self.topology = Topology(neurons=dict.fromkeys(names, ()), norms=dict.fromkeys(names))
+
+    def before(self, name: str, node: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x_seq = inputs[0]
+        facts = self.topology.facts.setdefault(name, NeuronFacts())
+        found = self.walker.layers_behind(x_seq)
+        for layer, norm in found.items():
+            self.topology.norms[layer] = self.topology.norms[layer] or norm
+        facts.calls += 1
+        facts.problem = facts.problem or _problem(node)
+        if facts.problem is None:
+            self._count_channels(facts, name, x_seq, found)
+        if facts.problem is not None:
+            for layer in found:
+                self.topology.problems[layer] = f"{name}: {facts.problem}"
+        if isinstance(node, RecordingNode):
+            node.recording = facts.problem is None
+            node.channel_dim = facts.channel_dim
+
+    def _count_channels(
+        self, facts: NeuronFacts, name: str, x_seq: Tensor, found: Mapping[str, Any]
+    ) -> None:
+        dims = {layer: _channel_dim(self.layers[layer], x_seq.shape) for layer in found}
+        matching = {dim for dim in dims.values() if dim is not None}
+        dim = matching.pop() if len(matching) == 1 else facts.channel_dim
+        channels = x_seq.shape[dim] if x_seq.ndim > 2 else 1
+        if facts.calls > 1 and (facts.channels, facts.channel_dim) != (channels, dim):
+            facts.problem = "shared by layers of different width"
+            return
+        facts.channels, facts.channel_dim = channels, dim
+        for layer, layer_dim in dims.items():
+            if layer_dim == dim:
+                known = self.topology.neurons[layer]
+                self.topology.neurons[layer] = known if name in known else (*known, name)
+            else:
+                self.topology.problems[layer] = f"{name}: its channels are not this layer's"
+
+    def after(self, output: Any) -> None:  # noqa: ANN401
+        if isinstance(output, Tensor) and output.grad_fn is not None:
+            self.walker.stops.add(output.grad_fn)
+
+
+def _problem(node: nn.Module) -> str | None:
+    if not isinstance(node, RecordingNode):
+        return f"{type(node).__name__} is not a stock neuron and records nothing"
+    if getattr(node, "step_mode", "m") != "m":
+        return "it runs in single-step mode; call functional.set_step_mode(net, 'm')"
+    return None
+
+
+@contextmanager
+def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
+    handles = []
+    for name, module in net.named_modules():
+        if _host.is_neuron(module):
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda node, inputs, name=name: tracer.before(name, node, inputs)
+                )
+            )
+            handles.append(module.register_forward_hook(lambda _m, _i, out: tracer.after(out)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def temporary_activity(net: nn.Module) -> Iterator[dict[str, RecordingNode]]:
+    """Let all nodes record everything for a while, each into a fresh `Activity`."""
+    nodes = recording_nodes(net)
+    kept = {
+        name: (node.recording, node.record_in_eval, node.activity) for name, node in nodes.items()
+    }
+    try:
+        for node in nodes.values():
+            node.recording = node.record_in_eval = True
+            node.activity = Activity()
+        yield nodes
+    finally:
+        for name, node in nodes.items():
+            node.recording, node.record_in_eval, node.activity = kept[name]
+
+
+@contextmanager
+def _trainable(layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Make frozen weights appear in the graph."""
+    weights = [layer._parameters["weight"] for layer in layers.values()]
+    frozen = [w for w in weights if w is not None and not w.requires_grad]
+    try:
+        for w in frozen:
+            w.requires_grad_(True)
+        yield
+    finally:
+        for w in frozen:
+            w.requires_grad_(False)
+
+
+def _forward(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    _host.reset_net(net)
+    with torch.enable_grad():
+        net(*args, **kwargs)
+
+
+def trace(
+    net: nn.Module,
+    layers: Mapping[str, nn.Module],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+) -> Topology:
+    """Run one forward and map weights to norms and neurons.
+
+    The network comes back as it was: buffers, memories, random state, mode, statistics. Nodes
+    whose channels are known get their `channel_dim` and empty sums of the right size.
+
+    Args:
+        net: the network, its nodes recording.
+        layers: the prunable layers by name.
+        args: positional inputs of the network.
+        kwargs: keyword inputs.
+    """
+    with _host.preserved_state(net), _trainable(layers), temporary_activity(net) as nodes:
+        tracer = _Tracer(net, layers)
+        with _hooked(net, tracer):
+            try:
+                _forward(net, args, kwargs or {})
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                # A batch norm cannot train on one sample; its running statistics will do here.
+                tracer.restart()
+                _forward(net.eval(), args, kwargs or {})
+        topology = tracer.topology
+        for name, facts in topology.facts.items():
+            if facts.problem is None:
+                activity = nodes[name].activity
+                facts.firing_rate = float(activity.mean("firing_rate").mean())
+                facts.criticality = float(activity.mean("criticality_max").mean())
+    for name, node in recording_nodes(net).items():
+        facts = topology.facts.get(name, NeuronFacts(problem="it did not run"))
+        if facts.problem is None:
+            node.activity.allocate(facts.channels, next(_devices(net), torch.device("cpu")))
+    return topology
+
+
+def _devices(net: nn.Module) -> Iterator[torch.device]:
+    return (parameter.device for parameter in net.parameters())

@@ -1,0 +1,225 @@
+"""One mask update: views for the method, scores, the mask algorithm, installation, the record."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sj_prune.history import UpdateRecord
+from sj_prune.masks.ranking import LayerScores
+from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
+from sj_prune.masks.select import count
+from sj_prune.methods.base import LayerActivity, LayerView
+from sj_prune.neurons.convert import recording_nodes
+
+if TYPE_CHECKING:
+    from sj_prune.wrapper import PruningWrapper
+
+__all__ = ["Updater"]
+
+logger = logging.getLogger("sj_prune")
+
+
+class Updater:
+    """Runs the mask updates of a wrapper and owns what a method keeps for its layers.
+
+    Args:
+        wrapper: the wrapper that it works for.
+    """
+
+    def __init__(self, wrapper: PruningWrapper) -> None:
+        self.wrapper = wrapper
+        self.draws = 0
+        self.gradient_is_dense: dict[str, bool] = {}
+        self.state: dict[str, dict[str, Tensor]] = {}
+        for name in wrapper.masks:
+            self.state[name] = wrapper.method.initial_state(self.view(name))
+        self.previous = wrapper.masks.masks if wrapper.method.emergent else {}
+
+    # ---- what a method sees --------------------------------------------------------------------
+
+    def _seed(self, name: str) -> int:
+        """Return a seed for one layer and update; a function of the counter, not of an order."""
+        text = f"{self.wrapper.seed}/{self.draws}/{name}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(""))
+
+    def view(self, name: str) -> LayerView:
+        """Return what the method sees of one layer now."""
+        wrapper = self.wrapper
+        weight = wrapper.masks.weight(name)
+        nodes = self._nodes(name)
+        norm = None if wrapper.topology is None else wrapper.topology.norms.get(name)
+        state = self.state.setdefault(name, {})
+        for key, value in state.items():
+            state[key] = value.to(weight.device)
+        return LayerView(
+            name=name,
+            weight=weight.detach(),
+            grad=weight.grad,
+            mask=wrapper.masks[name],
+            activity=LayerActivity(list(nodes.values())) if nodes else None,
+            norm=None if norm is None else wrapper.net.get_submodule(norm),
+            step=wrapper.step + 1,
+            seed=self._seed(name),
+            state=state,
+        )
+
+    def _nodes(self, name: str) -> dict[str, Any]:
+        topology = self.wrapper.topology
+        wanted = () if topology is None else topology.neurons.get(name, ())
+        return {node: self.wrapper.net.get_submodule(node) for node in wanted}
+
+    def _check_statistics(self) -> None:
+        """Refuse an update without the statistics that the method scores."""
+        wrapper = self.wrapper
+        if not wrapper.method.needs:
+            return
+        wrapper.ensure_topology()
+        nodes = {k: v for name in wrapper.masks for k, v in self._nodes(name).items()}
+        method = type(wrapper.method).__name__
+        if not nodes:
+            raise RuntimeError(
+                f"Expected recording neurons behind some prunable layer, for {method}, but there "
+                "are none: print(model.explain()) says why (step mode, neuron classes)"
+            )
+        for name, node in nodes.items():
+            if node.activity.count == 0:
+                raise RuntimeError(
+                    f"Expected statistics {sorted(wrapper.method.needs)} of neuron layer {name!r} "
+                    "but nothing was recorded since the last update: run a forward in train mode "
+                    "before, in the window that the method asks for"
+                )
+
+    def _check_gradients(self) -> None:
+        wrapper = self.wrapper
+        if wrapper.method.gradient != "update":
+            return
+        for name in wrapper.masks:
+            dense = self.gradient_is_dense.get(name, True)
+            if not dense and bool(wrapper.masks.pruned(name).any()):
+                raise RuntimeError(
+                    f"Expected the dense gradient of layer {name!r}, for "
+                    f"{type(wrapper.method).__name__}, but pruned entries were masked in the last "
+                    "backward: run it inside `with model.dense_gradients():`"
+                )
+
+    # ---- updates -------------------------------------------------------------------------------
+
+    def scheduled(self, step: int) -> None:
+        """Update inside step call `step`."""
+        if self.wrapper.method.emergent:
+            return  # its weights decide; recorded after the step
+        self._update(step, self.wrapper.method.schedule.at(step))
+
+    def manual(self, sparsity: float) -> None:
+        """Update now, to `sparsity`."""
+        if self.wrapper.method.emergent:
+            self.wrapper.masks.adopt_zeros(self.wrapper.masks)
+            self.record_emergent(self.wrapper.step)
+        else:
+            self._update(self.wrapper.step, sparsity)
+
+    def install_random(self) -> None:
+        """Install random masks of the final sparsity, with the method's own allocation."""
+        method = self.wrapper.method
+        layers = []
+        for name in self.wrapper.masks:
+            view = self.view(name)
+            noise = torch.rand(
+                view.weight.shape, device=view.weight.device, generator=view.generator
+            )
+            layers.append(LayerScores(name, view.mask, method.structure.units(noise, view.weight)))
+        found = prune_and_regrow(
+            layers, self._keep(method.sparsity), method.allocation, generator=self._generator()
+        )
+        self._install(dict(zip(self.wrapper.masks, found, strict=True)), 0, method.sparsity)
+
+    def _keep(self, sparsity: float) -> int:
+        total = sum(self.wrapper.masks.weight(name).numel() for name in self.wrapper.masks)
+        return round((1.0 - sparsity) * total)
+
+    def _update(self, step: int, target: float) -> None:
+        method = self.wrapper.method
+        self._check_statistics()
+        self._check_gradients()
+        regrow = method.regrow_schedule
+        found = prune_and_regrow(
+            [self._scores(self.view(name)) for name in self.wrapper.masks],
+            self._keep(target),
+            method.allocation,
+            regrow=0.0 if regrow is None else regrow.at(step),
+            across_layers=method.grow_across_layers,
+            exact_ties=method.exact_ties,
+            generator=self._generator(),
+        )
+        self._install(dict(zip(self.wrapper.masks, found, strict=True)), step, target)
+        for node in recording_nodes(self.wrapper.net).values():
+            node.activity.clear()
+
+    def _scores(self, view: LayerView) -> LayerScores:
+        method = self.wrapper.method
+
+        def units(score: Tensor | None) -> Tensor | None:
+            return None if score is None else method.structure.units(score, view.weight)
+
+        drop = units(method.drop_score(view))
+        assert drop is not None  # noqa: S101 (for the type checker)
+        grow = units(method.grow_score(view))
+        tie = None if grow is None else units(method.tie_score(view))
+        return LayerScores(view.name, view.mask, drop, grow, tie)
+
+    def _install(self, found: Mapping[str, LayerUpdate], step: int, target: float) -> None:
+        wrapper = self.wrapper
+        dropped = count([wrapper.masks[n] & ~u.survivors for n, u in found.items()])
+        grown = count([update.grown for update in found.values()])
+        cleared = None if wrapper.method.keeps_value else {n: u.grown for n, u in found.items()}
+        masks = {name: update.mask for name, update in found.items()}
+        wrapper.masks.install(masks, wrapper.optimizers, cleared=cleared)
+        self.draws += 1
+        self._record(
+            step,
+            target,
+            dict(zip(found, dropped, strict=True)),
+            dict(zip(found, grown, strict=True)),
+        )
+
+    def record_emergent(self, step: int) -> None:
+        """Record what the weights of an emergent method have become since the last record."""
+        masks = self.wrapper.masks.masks
+        dropped = count([self.previous[n].to(m.device) & ~m for n, m in masks.items()])
+        grown = count([m & ~self.previous[n].to(m.device) for n, m in masks.items()])
+        self.previous = masks
+        names = list(masks)
+        target = self.wrapper.method.sparsity
+        self._record(
+            step,
+            target,
+            dict(zip(names, dropped, strict=True)),
+            dict(zip(names, grown, strict=True)),
+        )
+
+    def _record(
+        self, step: int, target: float, dropped: dict[str, int], grown: dict[str, int]
+    ) -> None:
+        kept = self.wrapper.masks.kept()
+        sparsity = self.wrapper.masks.sparsity()["total"]
+        record = UpdateRecord(step, target, sparsity, kept, dropped, grown)
+        self.wrapper.history.append(record)
+        logger.info(
+            "step %d: %s, sparsity %.4f (target %.4f), kept %d, dropped %d, grown %d",
+            step,
+            type(self.wrapper.method).__name__,
+            sparsity,
+            target,
+            sum(kept.values()),
+            sum(dropped.values()),
+            sum(grown.values()),
+        )
