@@ -61,8 +61,8 @@ def check(wrapper: PruningWrapper, state_dict: Mapping[str, Any], strict: bool) 
     if strict and (missing or unknown):
         raise ValueError(
             f"Expected the keys of this wrapper but the checkpoint lacks {missing[:5]} and has "
-            f"{unknown[:5]} beside them: it comes from another architecture, or from a bare network "
-            "(load that into model.net)"
+            f"{unknown[:5]} beside them: it comes from another architecture, or from a bare "
+            "network (load that into model.net)"
         )
     for key, value in mine.items():
         other = state_dict.get(key, value)

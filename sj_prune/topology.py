@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune.masks.structure import Layer
 from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
@@ -44,12 +45,13 @@ _PASSING = {
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def prunable_layers(net: nn.Module) -> dict[str, nn.Module]:
+def prunable_layers(net: nn.Module) -> dict[str, Layer]:
     """Return the convolutions and linear layers of `net` by name, each weight once.
 
     A layer whose ``weight`` is not a parameter of its own (a parametrization) is left out.
     """
-    layers, seen = {}, set()
+    layers: dict[str, Layer] = {}
+    seen = set()
     for name, module in net.named_modules():
         if not isinstance(module, (*_CONVS, nn.Linear)):
             continue
@@ -148,9 +150,9 @@ def _norm_parameters(net: nn.Module) -> dict[int, str]:
     }
 
 
-def _channel_dim(layer: nn.Module, shape: torch.Size) -> int | None:
+def _channel_dim(layer: Layer, shape: torch.Size) -> int | None:
     """Return the dimension of ``x_seq`` that counts the layer's output channels, if one does."""
-    out = layer.weight.shape[0]  # type: ignore[union-attr, index]
+    out = layer.weight.shape[0]
     linear_over_tokens = isinstance(layer, nn.Linear) and len(shape) > 3
     for dim in (-1, 2) if linear_over_tokens else (2,):
         if len(shape) > 2 and shape[dim] == out:
@@ -161,7 +163,7 @@ def _channel_dim(layer: nn.Module, shape: torch.Size) -> int | None:
 class _Tracer:
     """Forward hooks that fill a `Topology` while the network runs."""
 
-    def __init__(self, net: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, net: nn.Module, layers: Mapping[str, Layer]) -> None:
         self.layers = layers
         weights = {id(layer._parameters["weight"]): name for name, layer in layers.items()}
         self.walker = _Walker(weights, _norm_parameters(net))
@@ -256,7 +258,7 @@ def temporary_activity(net: nn.Module) -> Iterator[dict[str, RecordingNode]]:
 
 
 @contextmanager
-def _trainable(layers: Mapping[str, nn.Module]) -> Iterator[None]:
+def _trainable(layers: Mapping[str, Layer]) -> Iterator[None]:
     """Make frozen weights appear in the graph."""
     weights = [layer._parameters["weight"] for layer in layers.values()]
     frozen = [w for w in weights if w is not None and not w.requires_grad]
@@ -277,7 +279,7 @@ def _forward(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 def trace(
     net: nn.Module,
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, Layer],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
 ) -> Topology:

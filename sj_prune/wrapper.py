@@ -17,6 +17,7 @@ from sj_prune import _host, checkpoint
 from sj_prune.attach import OptimizerHooks, owned_parameters, unscale_
 from sj_prune.history import UpdateRecord
 from sj_prune.masks.manager import MaskManager
+from sj_prune.masks.structure import Layer
 from sj_prune.methods.base import Method, check_fraction
 from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
 from sj_prune.topology import Topology, prunable_layers, trace
@@ -217,9 +218,9 @@ class PruningWrapper(nn.Module):
 
     def _hook_leaves(self) -> list[Any]:
         return [
-            layer.weight.register_hook(partial(self._gate_gradient, name))  # type: ignore[union-attr, operator]
+            layer.weight.register_hook(partial(self._gate_gradient, name))
             for name, layer in self._layers.items()
-            if layer.weight.requires_grad  # type: ignore[union-attr]
+            if layer.weight.requires_grad
         ]
 
     def _gate_gradient(self, name: str, grad: Tensor) -> Tensor:
@@ -272,7 +273,7 @@ class PruningWrapper(nn.Module):
 
     def _check_sparsity(self, method: Method, sparsity: float) -> None:
         check_fraction("sparsity", sparsity)
-        sizes = [layer.weight.numel() for layer in self._layers.values()]  # type: ignore[union-attr, operator]
+        sizes = [layer.weight.numel() for layer in self._layers.values()]
         total = sum(sizes)
         if not method.emergent and round((1.0 - sparsity) * total) < len(sizes):
             raise ValueError(
@@ -285,7 +286,7 @@ class PruningWrapper(nn.Module):
         return self.masks.sparsity()
 
     @property
-    def layers(self) -> dict[str, nn.Module]:
+    def layers(self) -> dict[str, Layer]:
         """The prunable layers by name."""
         return dict(self._layers)
 
@@ -410,7 +411,7 @@ def _check_arguments(net: object, method: object, seed: object) -> None:
         raise TypeError(f"Expected seed to be an integer but got {seed!r}")
 
 
-def _select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, nn.Module]:
+def _select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
     if isinstance(skip, str):
         raise TypeError(f"Expected skip to be a sequence of names but got the string {skip!r}")
     layers = prunable_layers(net)

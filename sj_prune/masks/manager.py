@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sj_prune.masks.select import count
+from sj_prune.masks.structure import Layer
 
 __all__ = ["MaskManager"]
 
@@ -24,16 +25,16 @@ class MaskManager(Mapping[str, Tensor]):
         layers: the modules whose ``weight`` is masked, by name.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, layers: Mapping[str, Layer]) -> None:
         self._layers = dict(layers)
         # Stored inverted: what is applied at every step is "fill where pruned".
         self._pruned = {
             name: torch.zeros_like(self.weight(name), dtype=torch.bool) for name in self._layers
         }
 
-    def weight(self, name: str) -> nn.Parameter:
+    def weight(self, name: str) -> Tensor:
         """Return the weight parameter that the mask `name` belongs to."""
-        return self._layers[name].weight  # type: ignore[return-value]
+        return self._layers[name].weight
 
     def pruned(self, name: str) -> Tensor:
         """Return the inverted mask itself (no copy), on the weight's device."""

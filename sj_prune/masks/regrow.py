@@ -51,9 +51,9 @@ def _check_scores(layer: LayerScores) -> None:
         low, high = torch.aminmax(score)
         if not torch.isfinite(high - low):
             raise ValueError(
-                f"Expected finite {kind} scores for layer {layer.name!r} but found NaN or inf: look "
-                "for a diverged loss or an overflow in its weights, gradients or activity; masks "
-                "were left as they are"
+                f"Expected finite {kind} scores for layer {layer.name!r} but found NaN or inf: "
+                "look for a diverged loss or an overflow in its weights, gradients or activity; "
+                "masks were left as they are"
             )
 
 

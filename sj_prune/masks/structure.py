@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Unstructured"]
+__all__ = ["Layer", "Unstructured"]
+
+#: the layers whose weights are pruned
+Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class RecordingNode:
     store_v_seq: bool
     training: bool
     surrogate_function: Callable[[Tensor], Tensor]
+    _memories: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init_subclass__(**kwargs)
@@ -123,7 +124,7 @@ class RecordingNode:
     def _initial_v(self, x_seq: Tensor) -> Tensor:
         """Return the carried-over potential in the computing type, or rest where none fits."""
         shape, dtype = x_seq.shape[1:], compute_dtype(x_seq.dtype)
-        v = self._memories["v"]  # type: ignore[attr-defined]
+        v = self._memories["v"]
         if isinstance(v, Tensor) and v.shape == shape:
             if not torch.compiler.is_compiling() and v.is_inference():
                 v = v.clone()  # such a tensor could not be saved for a backward pass
@@ -166,7 +167,7 @@ class RecordingNode:
         return out
 
     def _keep(self, out: Outputs) -> Tensor:
-        self._memories["v"] = out.v  # type: ignore[attr-defined]
+        self._memories["v"] = out.v
         if self.store_v_seq:
             self.v_seq = out.v_seq
         if self.trace:

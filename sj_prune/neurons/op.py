@@ -267,9 +267,11 @@ def multi_step(
         with torch.no_grad():
             shape = (x_seq.shape[1], _channels(x_seq), 0)
             partials = torch.stack(result.partials, -1) if names else result.v.new_empty(shape)
-        sequences = (result.v_seq, result.h_seq, result.g_seq)
-        stacked = [torch.stack(steps) if steps else None for steps in sequences]
-        return Outputs(torch.stack(result.spikes), result.v, partials, *stacked)
+        v_seq, h_seq, g_seq = (
+            torch.stack(steps) if steps else None
+            for steps in (result.v_seq, result.h_seq, result.g_seq)
+        )
+        return Outputs(torch.stack(result.spikes), result.v, partials, v_seq, h_seq, g_seq)
     assert (w is None) == (eq.kind != PLIF)  # noqa: S101 (our own nodes call this)
     outputs = torch.ops.sj_prune.multi_step(
         x_seq,
