@@ -14,7 +14,7 @@ from sj_prune.neurons.convert import recording_nodes
 if TYPE_CHECKING:
     from sj_prune.wrapper import PruningWrapper
 
-__all__ = ["EXTRA_STATE", "check", "extra_state", "load_extra_state"]
+__all__ = ["EXTRA_STATE", "check", "extra_state", "load_extra_state", "load_statistics"]
 
 #: the one key that a wrapper's state_dict has beside ``net.*``
 EXTRA_STATE = "_extra_state"
@@ -24,7 +24,7 @@ _FORMAT = 1
 def extra_state(wrapper: PruningWrapper) -> dict[str, Any]:
     """Return plain values and tensors only: safe for ``torch.load(weights_only=True)``."""
     nodes = recording_nodes(wrapper.net)
-    updater = wrapper._updater
+    updater = wrapper.updater
     return {
         "format": _FORMAT,
         "method": wrapper.method.describe(),
@@ -96,9 +96,9 @@ def _check_extra(wrapper: PruningWrapper, state: Any) -> None:  # noqa: ANN401
 
 
 def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
-    """Take over a checked extra state."""
+    """Take over a checked extra state, all but the statistics."""
     _check_extra(wrapper, state)
-    updater = wrapper._updater
+    updater = wrapper.updater
     wrapper.masks.load_state_dict(state["masks"])
     wrapper.step = int(state["step"])
     wrapper.seed = int(state["generator"]["seed"])
@@ -108,6 +108,10 @@ def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
         device = wrapper.masks.weight(name).device
         updater.state[name] = {key: value.clone().to(device) for key, value in tensors.items()}
     wrapper.history = [UpdateRecord(**record) for record in state["history"]]
+
+
+def load_statistics(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
+    """Take over the statistics of a checked extra state."""
     nodes = recording_nodes(wrapper.net)
     for name, activity in state["statistics"].items():
         nodes[name].activity.load_state_dict(activity)

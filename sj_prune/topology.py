@@ -313,7 +313,8 @@ def trace(
                 facts.criticality = float(activity.mean("criticality_max").mean())
     for name, node in recording_nodes(net).items():
         facts = topology.facts.get(name, NeuronFacts(problem="it did not run"))
-        if facts.problem is None:
+        if facts.problem is None and node.activity.sums is None:
+            # Now, so that a compiled graph meets the same sums at every call.
             node.activity.allocate(facts.channels, next(_devices(net), torch.device("cpu")))
     return topology
 

@@ -15,7 +15,6 @@ from sj_prune.masks.ranking import LayerScores
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.select import count
 from sj_prune.methods.base import LayerActivity, LayerView
-from sj_prune.neurons.convert import recording_nodes
 
 if TYPE_CHECKING:
     from sj_prune.wrapper import PruningWrapper
@@ -161,7 +160,7 @@ class Updater:
             generator=self._generator(),
         )
         self._install(dict(zip(self.wrapper.masks, found, strict=True)), step, target)
-        for node in recording_nodes(self.wrapper.net).values():
+        for node in self.wrapper._nodes.values():
             node.activity.clear()
 
     def _scores(self, view: LayerView) -> LayerScores:

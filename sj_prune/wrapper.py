@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from sj_prune import _host, checkpoint
-from sj_prune.attach import OptimizerHooks, owned_parameters, unscale_
+from sj_prune import _host, arguments, checkpoint
+from sj_prune.attach import owned_parameters
 from sj_prune.history import UpdateRecord
 from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.structure import Layer
-from sj_prune.methods.base import Method, check_fraction
+from sj_prune.methods.base import Method
 from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
-from sj_prune.topology import Topology, prunable_layers, trace
+from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.outline import as_args, materialize, outline
+from sj_prune.stepping import Stepping
+from sj_prune.topology import Topology, trace
 from sj_prune.update import Updater
 
 if TYPE_CHECKING:
     from sj_prune.report import Explanation, Report
 
 __all__ = ["PruningWrapper"]
-
-logger = logging.getLogger("sj_prune")
 
 
 class PruningWrapper(nn.Module):
@@ -68,10 +66,19 @@ class PruningWrapper(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_arguments(net, method, seed)
-        self._layers = _select_layers(net, skip)
-        self._check_sparsity(method, method.sparsity)
+        arguments.check_network(net)
+        if any(isinstance(module, PruningWrapper) for module in net.modules()):
+            raise ValueError("Expected a bare network but it is wrapped already: finalize() it")
+        arguments.check_method(method)
+        arguments.check_seed(seed)
+        self._layers = arguments.select_layers(net, skip)
+        arguments.check_sparsity(method, self._layers, method.sparsity)
+        stock = [node for node in net.modules() if not isinstance(node, RecordingNode)]
         self.net = to_recording(net)
+        self._nodes = recording_nodes(net)
+        for node in self._nodes.values():
+            if method.needs:
+                node.statistics = method.needs
         self.method = method
         self.seed = seed
         self.masks = MaskManager(self._layers)
@@ -80,17 +87,25 @@ class PruningWrapper(nn.Module):
         self.topology: Topology | None = None
         self._outline: tuple[Any, Any] | None = None
         self._finalized = False
-        self._optimizers: list[OptimizerHooks] = []
-        self._dense_gradients = False
-        self._updater = Updater(self)
-        self._leaf_hooks = self._hook_leaves()
+        self.updater = Updater(self)
+        self._stepping = Stepping(self)
         _host.invalidate_reset_cache(net)
         if example_input is not None:
-            args = example_input if isinstance(example_input, tuple) else (example_input,)
-            self._trace(args, {})
+            try:
+                self._trace(as_args(example_input), {})
+            except Exception:
+                self._undo(stock)
+                raise
         if not method.dense_start:
-            self._updater.install_random()
+            self.updater.install_random()
         self._switch_recording()
+
+    def _undo(self, stock: Iterable[nn.Module]) -> None:
+        """Leave the network as it was found, when an example input does not fit it."""
+        self._stepping.remove()
+        for node in stock:
+            if isinstance(node, RecordingNode):
+                to_stock(node)
 
     # ---- forward -------------------------------------------------------------------------------
 
@@ -99,7 +114,7 @@ class PruningWrapper(nn.Module):
         self._check_usable()
         if torch.compiler.is_compiling():
             # The graph cannot be walked from inside; the next optimizer step makes up for it.
-            self._outline = (_outline(args), _outline(kwargs))
+            self._outline = (outline(args), outline(kwargs))
         elif (
             self.topology is None
             and torch.is_grad_enabled()
@@ -122,7 +137,7 @@ class PruningWrapper(nn.Module):
                 "but no forward with gradients has run: run one, or pass example_input="
             )
         args, kwargs = self._outline
-        self._trace(_materialize(args), _materialize(kwargs))
+        self._trace(materialize(args), materialize(kwargs))
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.topology = trace(self.net, self._layers, args, kwargs)
@@ -162,79 +177,26 @@ class PruningWrapper(nn.Module):
                 "Expected an optimizer over this network's parameters but it holds none of them: "
                 "build it with model.parameters() of the wrapped network"
             )
-        if all(hooks.optimizer is not optimizer for hooks in self._optimizers):
-            hooks = OptimizerHooks(optimizer, self._before_step, self._after_step)
-            self._optimizers.append(hooks)
-            self.masks.enforce(self._layers, [optimizer] if not self.method.emergent else [])
+        if all(known is not optimizer for known in self.optimizers):
+            self._stepping.attach(optimizer)
+            if not self.method.emergent:
+                self.masks.enforce(self._layers, [optimizer])
             self._switch_recording()
         return self
 
     @property
     def optimizers(self) -> list[Optimizer]:
         """The attached optimizers."""
-        return [hooks.optimizer for hooks in self._optimizers]
+        return self._stepping.optimizers
 
-    def _owned_layers(self, optimizer: Optimizer) -> list[str]:
-        owned = {id(p) for p in owned_parameters(optimizer)}
-        return [name for name in self._layers if id(self.masks.weight(name)) in owned]
+    def count_step(self) -> None:
+        """Count one completed step of the optimizer that owns the masked weights."""
+        self.step += 1
+        if self.method.emergent and self.method.schedule.due(self.step):
+            self.updater.record_emergent(self.step)
+        self._switch_recording()
 
-    def _is_primary(self, optimizer: Optimizer) -> bool:
-        first = next((o for o in self.optimizers if self._owned_layers(o)), None)
-        return optimizer is first
-
-    def _before_step(self, optimizer: Optimizer, first: bool) -> None:
-        names = self._owned_layers(optimizer)
-        due = self.method.schedule.due(self.step + 1) and first and self._is_primary(optimizer)
-        penalizes = _overrides(self.method, "on_gradient")
-        if penalizes or (due and self.method.gradient != "never"):
-            unscale_(optimizer)
-        if due:
-            self._updater.scheduled(self.step + 1)
-            if self.method.skips_step:
-                for parameter in owned_parameters(optimizer):
-                    parameter.grad = None
-        if penalizes:
-            for name in names:
-                self.method.on_gradient(self._updater.view(name))
-        if not self.method.emergent:
-            self.masks.mask_gradients(names)
-
-    def _after_step(self, optimizer: Optimizer) -> None:
-        names = self._owned_layers(optimizer)
-        if _overrides(self.method, "on_step"):
-            for name in names:
-                self.method.on_step(self._updater.view(name))
-        if self.method.emergent:
-            self.masks.adopt_zeros(names)
-        else:
-            self.masks.enforce(names, [optimizer])
-        if self._is_primary(optimizer):
-            self.step += 1
-            if self.method.emergent and self.method.schedule.due(self.step):
-                self._updater.record_emergent(self.step)
-            self._switch_recording()
-
-    # ---- gradients of pruned weights -----------------------------------------------------------
-
-    def _hook_leaves(self) -> list[Any]:
-        return [
-            layer.weight.register_hook(partial(self._gate_gradient, name))
-            for name, layer in self._layers.items()
-            if layer.weight.requires_grad
-        ]
-
-    def _gate_gradient(self, name: str, grad: Tensor) -> Tensor:
-        """Hide the gradient of pruned entries from clipping, unless the method reads it."""
-        self._updater.gradient_is_dense[name] = dense = self._wants_dense_gradient()
-        return grad if dense else grad.masked_fill(self.masks.pruned(name), 0)
-
-    def _wants_dense_gradient(self) -> bool:
-        when = self.method.gradient
-        if self._dense_gradients or when == "always":
-            return True
-        if when == "never":
-            return False
-        return not self._optimizers or self.method.schedule.due(self.step + 1)
+    # ---- masks ---------------------------------------------------------------------------------
 
     @contextmanager
     def dense_gradients(self) -> Iterator[None]:
@@ -242,13 +204,11 @@ class PruningWrapper(nn.Module):
 
         Between its scheduled updates a method such as RigL sees masked gradients only.
         """
-        before, self._dense_gradients = self._dense_gradients, True
+        before, self._stepping.force_dense = self._stepping.force_dense, True
         try:
             yield
         finally:
-            self._dense_gradients = before
-
-    # ---- masks ---------------------------------------------------------------------------------
+            self._stepping.force_dense = before
 
     def update_masks(self, sparsity: float | None = None) -> None:
         """Update the masks now; the step counter stays as it is.
@@ -267,19 +227,9 @@ class PruningWrapper(nn.Module):
                 f"from its prior, but got {sparsity}"
             )
         target = self.method.sparsity if sparsity is None else sparsity
-        self._check_sparsity(self.method, target)
+        arguments.check_sparsity(self.method, self._layers, target)
         with torch.no_grad():
-            self._updater.manual(target)
-
-    def _check_sparsity(self, method: Method, sparsity: float) -> None:
-        check_fraction("sparsity", sparsity)
-        sizes = [layer.weight.numel() for layer in self._layers.values()]
-        total = sum(sizes)
-        if not method.emergent and round((1.0 - sparsity) * total) < len(sizes):
-            raise ValueError(
-                f"Expected a sparsity of at most {1 - len(sizes) / total:.6g}, which leaves one "
-                f"weight in each of the {len(sizes)} layers, but got {sparsity}"
-            )
+            self.updater.manual(target)
 
     def sparsity(self) -> dict[str, float]:
         """Return the pruned fraction of each prunable layer, and of all under ``"total"``."""
@@ -292,15 +242,10 @@ class PruningWrapper(nn.Module):
 
     def _switch_recording(self) -> None:
         """Let nodes record what the method needs, in the window before an update only."""
-        if self._finalized:
-            return
         window = self._in_window()
         facts = {} if self.topology is None else self.topology.facts
-        for name, node in recording_nodes(self.net).items():
-            usable = name not in facts or facts[name].problem is None
-            record = window and usable
-            if self.method.needs:
-                node.statistics = self.method.needs
+        for name, node in self._nodes.items():
+            record = window and (name not in facts or facts[name].problem is None)
             if record and not node.recording:
                 node.activity.clear()
             node.recording = record
@@ -308,7 +253,7 @@ class PruningWrapper(nn.Module):
     def _in_window(self) -> bool:
         if not self.method.needs:
             return False
-        if not self._optimizers or self.method.window is None:
+        if not self.optimizers or self.method.window is None:
             return True
         due = self.method.schedule.next_due(self.step)
         return due is not None and due - self.step <= self.method.window
@@ -325,8 +270,7 @@ class PruningWrapper(nn.Module):
 
         self._check_usable()
         if example_input is not None:
-            args = example_input if isinstance(example_input, tuple) else (example_input,)
-            self._trace(args, {})
+            self._trace(as_args(example_input), {})
         return explain(self)
 
     def report(self, example_input: Any) -> Report:  # noqa: ANN401
@@ -349,7 +293,8 @@ class PruningWrapper(nn.Module):
     def set_extra_state(self, state: Any) -> None:  # noqa: ANN401
         """Take over what `get_extra_state` returned; `load_state_dict` has checked it."""
         checkpoint.load_extra_state(self, state)
-        self._switch_recording()
+        self._switch_recording()  # clears what is switched on, so statistics come after
+        checkpoint.load_statistics(self, state)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -362,16 +307,15 @@ class PruningWrapper(nn.Module):
         """
         self._check_usable()
         checkpoint.check(self, state_dict, strict)
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy is detached: no optimizer of ours, no hooks.
-        return {**vars(self), "_optimizers": [], "_leaf_hooks": []}
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:  # other parameters now
+            self._stepping.hook_leaves()
+        return result
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if not self._finalized:
-            self._leaf_hooks = self._hook_leaves()
+            self._stepping.hook_leaves()
             self._switch_recording()
 
     def finalize(self) -> nn.Module:
@@ -382,82 +326,8 @@ class PruningWrapper(nn.Module):
         self._check_usable()
         if not self.method.emergent:
             self.masks.enforce(self._layers, self.optimizers)
-        for hooks in self._optimizers:
-            hooks.remove()
-        for handle in self._leaf_hooks:
-            handle.remove()
-        self._optimizers, self._leaf_hooks = [], []
+        self._stepping.remove()
         to_stock(self.net)
         _host.invalidate_reset_cache(self.net)
         self._finalized = True
         return self.net
-
-
-def _overrides(method: Method, phase: str) -> bool:
-    return getattr(type(method), phase) is not getattr(Method, phase)
-
-
-def _check_arguments(net: object, method: object, seed: object) -> None:
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
-    if any(isinstance(module, PruningWrapper) for module in net.modules()):
-        raise ValueError("Expected a bare network but it is wrapped already: finalize() it first")
-    if not isinstance(method, Method):
-        hint = "an instance, not the class: add ()" if isinstance(method, type) else "an instance"
-        raise TypeError(
-            f"Expected method to be {hint} of a class in sj_prune.methods but got {method!r}"
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"Expected seed to be an integer but got {seed!r}")
-
-
-def _select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
-    if isinstance(skip, str):
-        raise TypeError(f"Expected skip to be a sequence of names but got the string {skip!r}")
-    layers = prunable_layers(net)
-    skipped = set()
-    for name in skip:
-        below = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
-        if not below:
-            close = difflib.get_close_matches(str(name), layers, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"Expected skip to name prunable layers or modules that hold some, among "
-                f"{list(layers)}, but got {name!r}{hint}"
-            )
-        skipped.update(below)
-    chosen = {name: layer for name, layer in layers.items() if name not in skipped}
-    if not chosen:
-        raise ValueError(
-            "Expected at least one convolution or linear layer to prune but the network has none"
-            f"{' outside skip' if skipped else ''}"
-        )
-    return chosen
-
-
-class _Outline(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-
-def _outline(inputs: Any) -> Any:  # noqa: ANN401
-    """Replace tensors by their outline, which holds no memory."""
-    if isinstance(inputs, dict):
-        return {key: _outline(value) for key, value in inputs.items()}
-    if isinstance(inputs, tuple):
-        return tuple([_outline(value) for value in inputs])
-    if isinstance(inputs, Tensor):
-        return _Outline(tuple(inputs.shape), inputs.dtype, inputs.device)
-    return inputs
-
-
-def _materialize(inputs: Any) -> Any:  # noqa: ANN401
-    """Make zeros of every outline."""
-    if isinstance(inputs, dict):
-        return {key: _materialize(value) for key, value in inputs.items()}
-    if isinstance(inputs, _Outline):
-        return torch.zeros(inputs.shape, dtype=inputs.dtype, device=inputs.device)
-    if isinstance(inputs, tuple):
-        return tuple(_materialize(value) for value in inputs)
-    return inputs

@@ -1,0 +1,81 @@
+"""Checks of what a user hands to `PruningWrapper`, before anything is touched."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from sj_prune.masks.structure import Layer
+from sj_prune.methods.base import Method, check_fraction
+from sj_prune.topology import prunable_layers
+
+__all__ = ["check_method", "check_network", "check_seed", "check_sparsity", "select_layers"]
+
+
+def check_network(net: object) -> None:
+    """Refuse what is no module."""
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
+
+
+def check_method(method: object) -> None:
+    """Refuse what is no instance of a method."""
+    if not isinstance(method, Method):
+        hint = "an instance, not the class: add ()" if isinstance(method, type) else "an instance"
+        raise TypeError(
+            f"Expected method to be {hint} of a class in sj_prune.methods but got {method!r}"
+        )
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what is no integer."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"Expected seed to be an integer but got {seed!r}")
+
+
+def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
+    """Return the prunable layers of `net` less `skip`, by name.
+
+    Raises:
+        TypeError: if `skip` is a string.
+        ValueError: for a name without a prunable layer, and if nothing is left to prune.
+    """
+    if isinstance(skip, str):
+        raise TypeError(f"Expected skip to be a sequence of names but got the string {skip!r}")
+    layers = prunable_layers(net)
+    skipped = set()
+    for name in skip:
+        below = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
+        if not below:
+            close = difflib.get_close_matches(str(name), layers, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"Expected skip to name prunable layers or modules that hold some, among "
+                f"{list(layers)}, but got {name!r}{hint}"
+            )
+        skipped.update(below)
+    chosen = {name: layer for name, layer in layers.items() if name not in skipped}
+    if not chosen:
+        raise ValueError(
+            "Expected at least one convolution or linear layer to prune but the network has none"
+            f"{' outside skip' if skipped else ''}"
+        )
+    return chosen
+
+
+def check_sparsity(method: Method, layers: Mapping[str, Layer], sparsity: float) -> None:
+    """Refuse a sparsity that is no fraction or would empty a layer.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is out of reach; the message states the reachable maximum.
+    """
+    check_fraction("sparsity", sparsity)
+    total = sum(layer.weight.numel() for layer in layers.values())
+    if not method.emergent and round((1.0 - sparsity) * total) < len(layers):
+        raise ValueError(
+            f"Expected a sparsity of at most {1 - len(layers) / total:.6g}, which leaves one "
+            f"weight in each of the {len(layers)} layers, but got {sparsity}"
+        )

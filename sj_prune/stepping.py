@@ -1,0 +1,124 @@
+"""The life of one optimizer step: updates, penalties, masked gradients, strict masks."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sj_prune.attach import OptimizerHooks, owned_parameters, unscale_
+from sj_prune.methods.base import Method
+
+if TYPE_CHECKING:
+    from sj_prune.wrapper import PruningWrapper
+
+__all__ = ["Stepping"]
+
+
+class Stepping:
+    """Hooks of a wrapper on its optimizers and on the weights' gradients.
+
+    A copy holds neither: a deepcopy or pickle of an attached wrapper is detached.
+
+    Args:
+        wrapper: the wrapper that it works for.
+    """
+
+    def __init__(self, wrapper: PruningWrapper) -> None:
+        self.wrapper = wrapper
+        self.force_dense = False
+        self._attached: list[OptimizerHooks] = []
+        self._leaf_hooks: list[Any] = []
+        self.hook_leaves()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_attached": [], "_leaf_hooks": []}
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The attached optimizers."""
+        return [hooks.optimizer for hooks in self._attached]
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Hook into `optimizer`."""
+        self._attached.append(OptimizerHooks(optimizer, self._before, self._after))
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for hooks in self._attached:
+            hooks.remove()
+        for handle in self._leaf_hooks:
+            handle.remove()
+        self._attached, self._leaf_hooks = [], []
+
+    # ---- gradients of pruned weights -----------------------------------------------------------
+
+    def hook_leaves(self) -> None:
+        """Hide the gradients of pruned entries from here on, before anybody clips them."""
+        masks = self.wrapper.masks
+        self._leaf_hooks = [
+            masks.weight(name).register_hook(partial(self._gate, name))
+            for name in masks
+            if masks.weight(name).requires_grad
+        ]
+
+    def _gate(self, name: str, grad: Tensor) -> Tensor:
+        dense = self._wants_dense_gradient()
+        self.wrapper.updater.gradient_is_dense[name] = dense
+        return grad if dense else grad.masked_fill(self.wrapper.masks.pruned(name), 0)
+
+    def _wants_dense_gradient(self) -> bool:
+        method = self.wrapper.method
+        if self.force_dense or method.gradient == "always":
+            return True
+        if method.gradient == "never":
+            return False
+        return not self._attached or method.schedule.due(self.wrapper.step + 1)
+
+    # ---- around a step -------------------------------------------------------------------------
+
+    def _owned(self, optimizer: Optimizer) -> list[str]:
+        owned = {id(p) for p in owned_parameters(optimizer)}
+        masks = self.wrapper.masks
+        return [name for name in masks if id(masks.weight(name)) in owned]
+
+    def _counts(self, optimizer: Optimizer) -> bool:
+        """Tell whether this is the first optimizer with a masked weight, whose steps count."""
+        return optimizer is next((o for o in self.optimizers if self._owned(o)), None)
+
+    def _before(self, optimizer: Optimizer, first: bool) -> None:
+        wrapper, method = self.wrapper, self.wrapper.method
+        names = self._owned(optimizer)
+        due = first and method.schedule.due(wrapper.step + 1) and self._counts(optimizer)
+        penalizes = _overrides(method, "on_gradient")
+        if penalizes or (due and method.gradient != "never"):
+            unscale_(optimizer)
+        if due:
+            wrapper.updater.scheduled(wrapper.step + 1)
+            if method.skips_step:
+                for parameter in owned_parameters(optimizer):
+                    parameter.grad = None
+        if penalizes:
+            for name in names:
+                method.on_gradient(wrapper.updater.view(name))
+        if not method.emergent:
+            wrapper.masks.mask_gradients(names)
+
+    def _after(self, optimizer: Optimizer) -> None:
+        wrapper, method = self.wrapper, self.wrapper.method
+        names = self._owned(optimizer)
+        if _overrides(method, "on_step"):
+            for name in names:
+                method.on_step(wrapper.updater.view(name))
+        if method.emergent:
+            wrapper.masks.adopt_zeros(names)
+        else:
+            wrapper.masks.enforce(names, [optimizer])
+        if self._counts(optimizer):
+            wrapper.count_step()
+
+
+def _overrides(method: Method, phase: str) -> bool:
+    return getattr(type(method), phase) is not getattr(Method, phase)
