@@ -1,0 +1,122 @@
+"""The layout's rules: who may import whom. Read from the syntax, so that lazy imports count too."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sj_prune
+
+PACKAGE = Path(sj_prune.__file__).parent
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# Beside the standard library, these files import only what stands here.
+ONLY = {
+    "masks/": ("torch", "sj_prune.masks"),
+    "methods/": ("torch", "sj_prune.methods", "sj_prune.masks"),
+    "neurons/activity.py": ("torch",),
+}
+# These files import none of what stands here.
+NEVER = {
+    "neurons/": ("sj_prune.masks", "sj_prune.methods", "sj_prune.wrapper"),
+}
+# Only these files import these packages.
+OWNERS = {
+    "spikingjelly": ("_host.py",),
+    "cupy": ("neurons/engines/cupy_engine.py", "__main__.py"),
+}
+
+
+def from_module(node, package):
+    """Return the dotted names of a ``from ... import``, relative ones made absolute."""
+    parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+    base = ".".join([*parts, node.module] if node.module else parts)
+    return [f"{base}.{alias.name}" for alias in node.names]
+
+
+def dynamic(node):
+    """Return the name in ``import_module("name")``, or nothing."""
+    called = getattr(node.func, "attr", getattr(node.func, "id", None))
+    name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+    return [name] if called in ("import_module", "__import__") and isinstance(name, str) else []
+
+
+def imports(source, package="sj_prune"):
+    """Return the dotted names that `source`, a module of `package`, imports anywhere."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += from_module(node, package)
+        elif isinstance(node, ast.Call):
+            found += dynamic(node)
+    return found
+
+
+def imports_of(file):
+    package = ".".join(["sj_prune", *Path(file).parent.parts])
+    return imports(SOURCES[file].read_text(), package)
+
+
+def within(name, packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import cupy.cuda as c", ["cupy.cuda"]),
+        ("from sj_prune import masks, methods", ["sj_prune.masks", "sj_prune.methods"]),
+        ("from .base import Method", ["sj_prune.methods.base.Method"]),
+        ("from .. import wrapper", ["sj_prune.wrapper"]),
+        ("from ..masks import Channels", ["sj_prune.masks.Channels"]),
+        ("def f():\n    import torch", ["torch"]),
+        ("importlib.import_module('cupy')", ["cupy"]),
+        ("print('import cupy')", []),
+    ],
+)
+def test_reader_sees_every_form_of_import(source, expected):
+    assert imports(source, "sj_prune.methods") == expected
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_imports_follow_the_layout(file):
+    found = [name for name in imports_of(file) if name.split(".")[0] not in sys.stdlib_module_names]
+    for prefix, allowed in ONLY.items():
+        if file.startswith(prefix):
+            assert [n for n in found if not within(n, allowed)] == [], f"{file}: only {allowed}"
+    for prefix, forbidden in NEVER.items():
+        if file.startswith(prefix):
+            assert [n for n in found if within(n, forbidden)] == [], f"{file}: never {forbidden}"
+    for package, owners in OWNERS.items():
+        if file not in owners:
+            assert [n for n in found if within(n, (package,))] == [], f"only {owners} may"
+
+
+@pytest.mark.parametrize("file", [file for file in SOURCES if file != "__main__.py"])
+def test_library_does_not_print(file):
+    calls = [n for n in ast.walk(ast.parse(SOURCES[file].read_text())) if isinstance(n, ast.Call)]
+    lines = [call.lineno for call in calls if getattr(call.func, "id", None) == "print"]
+    assert lines == [], "log to logging.getLogger('sj_prune') instead"
+
+
+def test_every_folder_is_a_package():
+    """An editable install finds a folder without ``__init__.py``; the wheel would lack it."""
+    assert [
+        file for file, path in SOURCES.items() if not (path.parent / "__init__.py").exists()
+    ] == []
+
+
+def test_import_is_light():
+    """Importing the package pulls in neither optional nor slow packages, nor the CuPy engine."""
+    code = "import sys, json, sj_prune; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(result.stdout.splitlines()[-1]))
+    unwanted = {"torchvision", "matplotlib", "sklearn", "spikingjelly.datasets"}
+    assert loaded & {*unwanted, "sj_prune.neurons.engines.cupy_engine"} == set()

@@ -1,0 +1,161 @@
+import importlib
+from importlib import metadata
+
+import pytest
+import torch
+
+from sj_prune import __main__, _host
+from sj_prune._version import __version__
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the report; return ``{name: value}`` of one of its sections."""
+
+    def run_main(section):
+        assert __main__.main() == 0
+        blocks = capsys.readouterr().out.strip().split("\n\n")
+        (block,) = [block for block in blocks if block.startswith(f"{section}\n")]
+        rows = (line.strip().partition("  ") for line in block.splitlines()[1:])
+        return {name: value.strip() for name, _, value in rows}
+
+    return run_main
+
+
+@pytest.fixture
+def import_of_cupy(monkeypatch):
+    """Return a setter of the module or error that ``import cupy`` gives."""
+    original = importlib.import_module
+
+    def set_result(result):
+        def import_module(name, *args):
+            if name != "cupy":
+                return original(name, *args)
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        monkeypatch.setattr(importlib, "import_module", import_module)
+
+    return set_result
+
+
+def missing(name):
+    return ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+class FakeCupy:
+    __version__ = "14.2.0"
+
+    class cuda:  # noqa: N801
+        class runtime:  # noqa: N801
+            @staticmethod
+            def runtimeGetVersion():  # noqa: N802
+                return 12090
+
+
+def test_versions(run):
+    versions = run("Versions")
+    assert versions["sj_prune"] == __version__
+    assert versions["spikingjelly"] == _host.release()
+    assert versions["torch"].startswith(f"{torch.__version__} (CUDA build: ")
+    assert {"python", "numpy", "cupy", "triton", "torch_pruning"} <= versions.keys()
+
+
+def test_engine_runs_on_every_device_present(run):
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    assert run("Engines") == {f"torch on {device}": "ok" for device in devices}
+
+
+@pytest.mark.parametrize(
+    ("cuda", "expected"),
+    [
+        ("13.0", "not installed: pip install sj_prune[cuda13]"),
+        ("12.6", "not installed: pip install sj_prune[cuda12]"),
+        ("11.8", "not installed (no extra of sj_prune fits CUDA 11.8)"),
+        (None, "not installed (of no use: this torch has no CUDA)"),
+    ],
+)
+def test_missing_cupy_names_the_extra(run, import_of_cupy, monkeypatch, cuda, expected):
+    import_of_cupy(missing("cupy"))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert run("Versions")["cupy"] == expected
+
+
+def test_cupy_with_its_cuda_runtime(run, import_of_cupy):
+    import_of_cupy(FakeCupy)
+    assert run("Versions")["cupy"] == "14.2.0 (CUDA runtime: 12.9)"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            OSError("libcudart.so.13: no such file\nsecond line"),
+            "OSError: libcudart.so.13: no such",
+        ),
+        (missing("fastrlock"), "ModuleNotFoundError: No module named 'fastrlock'"),
+        (ImportError(), "ImportError: no message"),
+    ],
+)
+def test_broken_cupy_is_reported(run, import_of_cupy, error, expected):
+    import_of_cupy(error)
+    found = run("Versions")["cupy"]
+    assert found.startswith(f"failed: {expected}")
+    assert "second line" not in found
+
+
+def test_missing_optional_packages_are_named(run, monkeypatch):
+    original = metadata.version
+
+    def version(name):
+        if name in ("triton", "torch-pruning"):
+            raise metadata.PackageNotFoundError(name)
+        return original(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    versions = run("Versions")
+    assert versions["triton"] == versions["torch_pruning"] == "not installed"
+
+
+def test_failing_engine_is_reported(run, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(__main__, "RecordingLIFNode", fail)
+    assert run("Engines")["torch on cpu"] == "failed: RuntimeError: no kernel image"
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_wrong_engine_is_not_ok(run, monkeypatch, offset):
+    """A layer without spikes, or without a gradient, must not be reported as ok."""
+
+    class Wrong(torch.nn.Module):
+        def forward(self, x_seq):
+            return 0.0 * x_seq + offset
+
+    monkeypatch.setattr(__main__, "RecordingLIFNode", lambda **_: Wrong())
+    assert run("Engines")["torch on cpu"].startswith("failed: RuntimeError: Expected")
+
+
+def test_cuda_devices_are_listed(run, monkeypatch):
+    class Properties:
+        name, total_memory, major, minor = "NVIDIA Test", 3 * 2**29, 9, 0
+
+    def properties(index):
+        if index == 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return Properties
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(__main__, "ENGINES", (lambda: [("test", "ok")],))
+    machine = run("Machine")
+    assert machine["cuda:0"] == "NVIDIA Test, 1.5 GiB, compute capability 9.0"
+    assert machine["cuda:1"] == "failed: RuntimeError: CUDA error: out of memory"
+
+
+def test_no_cuda_device(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("Machine")["CUDA devices"] == "none"
