@@ -88,6 +88,10 @@ def preserved_state(net: nn.Module) -> Iterator[None]:
     memories = {module: _memory_of(module) for module in net.modules()}
     v_seqs = {m: vars(m)["v_seq"] for m in net.modules() if "v_seq" in vars(m)}
     buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
+    for module, values in memories.items():
+        # 2.0.0 resets a tensor in place where the reset value is one too: let it have a copy.
+        copies = {k: v.detach().clone() for k, v in values.items() if isinstance(v, torch.Tensor)}
+        getattr(module, "_memories", {}).update(copies)
     devices = sorted({p.device.index for p in net.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
@@ -102,4 +106,6 @@ def preserved_state(net: nn.Module) -> Iterator[None]:
                 vars(module)["v_seq"] = v_seq
             with torch.no_grad():
                 for buffer, value in buffers:
-                    buffer.copy_(value)
+                    # Past autograd's count of writes: a backward pass that still has to come would
+                    # refuse a norm's statistics that were written, though they are what they were.
+                    buffer.data.copy_(value)

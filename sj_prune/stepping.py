@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -88,6 +89,12 @@ class Stepping:
         """Tell whether this is the first optimizer with a masked weight, whose steps count."""
         return optimizer is next((o for o in self.optimizers if self._owned(o)), None)
 
+    def _awaits_update(self, optimizer: Optimizer) -> bool:
+        """Tell whether a later step, the counting one, will score this one's dense gradients."""
+        method = self.wrapper.method
+        due = method.gradient == "update" and method.schedule.due(self.wrapper.step + 1)
+        return due and not self._counts(optimizer)
+
     def _before(self, optimizer: Optimizer, first: bool) -> None:
         wrapper, method = self.wrapper, self.wrapper.method
         names = self._owned(optimizer)
@@ -98,12 +105,12 @@ class Stepping:
         if due:
             wrapper.updater.scheduled(wrapper.step + 1)
             if method.skips_step:
-                for parameter in owned_parameters(optimizer):
+                for parameter in chain.from_iterable(map(owned_parameters, self.optimizers)):
                     parameter.grad = None
         if penalizes:
             for name in names:
                 method.on_gradient(wrapper.updater.view(name))
-        if not method.emergent:
+        if not (method.emergent or self._awaits_update(optimizer)):
             wrapper.masks.mask_gradients(names)
 
     def _after(self, optimizer: Optimizer) -> None:

@@ -114,9 +114,14 @@ class Updater:
 
     def scheduled(self, step: int) -> None:
         """Update inside step call `step`."""
-        if self.wrapper.method.emergent:
+        method = self.wrapper.method
+        if method.emergent:
             return  # its weights decide; recorded after the step
-        self._update(step, self.wrapper.method.schedule.at(step))
+        target = method.schedule.at(step)
+        if method.regrow_schedule is None:
+            # A manual update may be ahead of the schedule: what it dropped does not come back.
+            target = max(target, self.wrapper.masks.sparsity()["total"])
+        self._update(step, target)
 
     def manual(self, sparsity: float) -> None:
         """Update now, to `sparsity`."""
@@ -179,7 +184,9 @@ class Updater:
         wrapper = self.wrapper
         dropped = count([wrapper.masks[n] & ~u.survivors for n, u in found.items()])
         grown = count([update.grown for update in found.values()])
-        cleared = None if wrapper.method.keeps_value else {n: u.grown for n, u in found.items()}
+        # What is new starts at 0 with fresh slots, whatever was loaded or written there meanwhile.
+        keeps = wrapper.method.keeps_value
+        cleared = {n: u.grown & ~wrapper.masks[n] if keeps else u.grown for n, u in found.items()}
         masks = {name: update.mask for name, update in found.items()}
         wrapper.masks.install(masks, wrapper.optimizers, cleared=cleared)
         self.draws += 1

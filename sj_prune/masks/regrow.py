@@ -49,7 +49,7 @@ def _check_scores(layer: LayerScores) -> None:
             )
         # One pass for both: a NaN anywhere makes both ends NaN.
         low, high = torch.aminmax(score)
-        if not torch.isfinite(high - low):
+        if not (torch.isfinite(high) & torch.isfinite(low)):
             raise ValueError(
                 f"Expected finite {kind} scores for layer {layer.name!r} but found NaN or inf: "
                 "look for a diverged loss or an overflow in its weights, gradients or activity; "
@@ -111,7 +111,9 @@ def _update_pool(
 ) -> list[LayerUpdate]:
     alive = sum(count([layer.mask for layer in layers]))
     growable = all(layer.grow is not None for layer in layers)
-    grown = int(regrow * keep) if growable else 0
+    # A pool that is kept whole drops nothing: it could only grow the same units anew, from 0.
+    whole = keep == sum(layer.size for layer in layers)
+    grown = int(regrow * keep) if growable and not whole else 0
     survive = min(max(keep - grown, len(layers)), alive)
     if survive < keep and not growable:
         names = ", ".join(layer.name for layer in layers[:3])

@@ -152,6 +152,11 @@ class Method:
         check_fraction("sparsity", self.sparsity)
         if not isinstance(self.structure, Unstructured):
             raise TypeError(f"Expected structure to be Unstructured() but got {self.structure!r}")
+        if isinstance(self.allocation, type) or not hasattr(self.allocation, "pools"):
+            raise TypeError(
+                "Expected allocation to be an instance such as Global(), Uniform() or ERK() but got "
+                f"{self.allocation!r}"
+            )
 
     @property
     def exact_ties(self) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sj_prune.neurons import reference
 from sj_prune.neurons.activity import STATISTICS
+from sj_prune.neurons.engines import choose
 from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import Known, spike
 
@@ -35,10 +36,6 @@ class Outputs(NamedTuple):
     g_seq: Tensor | None
 
 
-def _names(bits: int) -> tuple[str, ...]:
-    return tuple(name for i, name in enumerate(STATISTICS) if bits >> i & 1)
-
-
 def _bits(names: tuple[str, ...]) -> int:
     return sum(1 << STATISTICS.index(name) for name in names)
 
@@ -47,7 +44,9 @@ def _channels(x_seq: Tensor) -> int:
     return x_seq.shape[2] if x_seq.ndim > 2 else 1
 
 
-def _empty_outputs(x_seq: Tensor, bits: int, store_v_seq: bool, trace: bool) -> tuple[Tensor, ...]:
+def _empty_outputs(
+    x_seq: Tensor, bits: int, store_v_seq: bool, trace: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Allocate the six outputs; layout and type are a function of ``x_seq`` alone."""
     dtype = compute_dtype(x_seq.dtype)
     kept = x_seq.new_empty(x_seq.shape[1], _channels(x_seq), bits.bit_count(), dtype=dtype)
@@ -63,11 +62,6 @@ def _empty_outputs(x_seq: Tensor, bits: int, store_v_seq: bool, trace: bool) -> 
         sequence(trace),
         sequence(trace),
     )
-
-
-def _fill(out: Tensor, steps: list[Tensor]) -> None:
-    for target, value in zip(out, steps, strict=True):
-        target.copy_(value)
 
 
 @torch.library.custom_op("sj_prune::multi_step", mutates_args=())
@@ -88,19 +82,10 @@ def _multi_step(
     trace: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     eq = Equations(kind, tau, decay_input, v_threshold, v_reset, detach_reset)
-    known = Known(surrogate, alpha)
-    names = _names(statistics)
-    result = reference.forward(x_seq, v_init, w, eq, known, names, store_v_seq, trace)
     outputs = _empty_outputs(x_seq, statistics, store_v_seq, trace)
-    spikes, v, partials, v_seq, h_seq, g_seq = outputs
-    _fill(spikes, result.spikes)
-    v.copy_(result.v)
-    for i, value in enumerate(result.partials):
-        partials[:, :, i] = value
-    for target, steps in ((v_seq, result.v_seq), (h_seq, result.h_seq), (g_seq, result.g_seq)):
-        if steps:
-            _fill(target, steps)
-    return spikes, v, partials, v_seq, h_seq, g_seq
+    engine = choose(x_seq.device, x_seq.dtype)
+    engine.forward(x_seq, v_init, w, eq, Known(surrogate, alpha), statistics, outputs)
+    return outputs
 
 
 @_multi_step.register_fake
@@ -141,16 +126,11 @@ def _multi_step_backward(
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     eq = Equations(kind, tau, decay_input, v_threshold, v_reset, detach_reset)
-    known = Known(surrogate, alpha)
-    steps, carry, slope = reference.backward(
-        grad_spikes, grad_v, grad_v_seq, x_seq, v_init, w, eq, known
-    )
-    grad_x, grad_v_init, grad_w = _empty_gradients(x_seq, v_init, w)
-    _fill(grad_x, steps)
-    grad_v_init.copy_(carry)
-    if w is not None:
-        grad_w.copy_(slope)
-    return grad_x, grad_v_init, grad_w
+    grads = (grad_spikes, grad_v, grad_v_seq)
+    outputs = _empty_gradients(x_seq, v_init, w)
+    engine = choose(x_seq.device, x_seq.dtype)
+    engine.backward(grads, x_seq, v_init, w, eq, Known(surrogate, alpha), outputs)
+    return outputs
 
 
 def _empty_gradients(x_seq: Tensor, v: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,122 @@
+"""Which engine serves a call."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sj_prune.neurons.reference import Equations
+from sj_prune.neurons.surrogates import Known
+
+__all__ = ["Engine", "choose", "names", "requested", "say_once"]
+
+logger = logging.getLogger("sj_prune")
+
+_MODULES = {
+    "cupy": "sj_prune.neurons.engines.cupy_engine",
+    "cpp": "sj_prune.neurons.engines.cpp_engine",
+    "torch": "sj_prune.neurons.engines.torch_engine",
+}
+_BY_DEVICE = {"cuda": "cupy", "cpu": "cpp"}
+_said: set[str] = set()
+
+
+class Engine(Protocol):
+    """What every engine module offers; it fills tensors that the op has allocated."""
+
+    def available(self) -> str | None:
+        """Return None if the engine runs here, else why not."""
+        ...
+
+    def forward(
+        self,
+        x_seq: Tensor,
+        v_init: Tensor,
+        w: Tensor | None,
+        eq: Equations,
+        known: Known,
+        statistics: int,
+        outputs: tuple[Tensor, ...],
+    ) -> None:
+        """Fill spikes, v, partials, v_seq, h_seq, g_seq."""
+        ...
+
+    def backward(
+        self,
+        grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+        x_seq: Tensor,
+        v_init: Tensor,
+        w: Tensor | None,
+        eq: Equations,
+        known: Known,
+        outputs: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Fill the gradients of x_seq, v_init and w."""
+        ...
+
+
+def names() -> tuple[str, ...]:
+    """Return the engines by name."""
+    return tuple(_MODULES)
+
+
+def say_once(message: str) -> None:
+    """Log `message` at INFO the first time."""
+    if message not in _said:
+        _said.add(message)
+        logger.info("%s", message)
+
+
+def requested() -> str:
+    """Return ``SJ_PRUNE_ENGINE``, "auto" by default.
+
+    Raises:
+        ValueError: for anything but a known name.
+    """
+    name = os.environ.get("SJ_PRUNE_ENGINE", "auto")
+    if name not in ("auto", *_MODULES):
+        raise ValueError(
+            f"Expected SJ_PRUNE_ENGINE to be one of {('auto', *_MODULES)} but got {name!r}"
+        )
+    return name
+
+
+def load(name: str) -> Engine:
+    """Return the engine module `name`."""
+    return importlib.import_module(_MODULES[name])  # type: ignore[return-value]
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Engine:
+    """Return the engine for tensors of `dtype` on `device`.
+
+    Raises:
+        RuntimeError: if ``SJ_PRUNE_ENGINE`` forces one that cannot serve them.
+    """
+    wanted = requested()
+    if wanted == "torch":
+        return load("torch")
+    name = _BY_DEVICE.get(device.type) if wanted == "auto" else wanted
+    reason = _refusal(name, device, dtype)
+    if reason is None and name is not None:
+        say_once(f"engine {name} runs neurons on {device.type}")
+        return load(name)
+    if wanted != "auto":
+        raise RuntimeError(
+            f"Expected engine {wanted!r} (SJ_PRUNE_ENGINE) to serve {dtype} on {device}, but "
+            f"{reason}; unset it or set it to auto"
+        )
+    say_once(f"engine torch runs neurons on {device.type} ({dtype}): {reason}")
+    return load("torch")
+
+
+def _refusal(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
+    if name is None or _BY_DEVICE.get(device.type) != name:
+        return f"there is no {name or 'own'} engine for {device.type}"
+    if name == "cupy" and dtype == torch.float64:
+        return "the CUDA engine computes in float32"
+    return load(name).available()

@@ -1,0 +1,165 @@
+"""The CPU engine: `lif.cpp` behind ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from sj_prune.neurons.engines import build
+from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
+from sj_prune.neurons.surrogates import Known
+
+__all__ = ["available", "backward", "forward"]
+
+_POINTER = ctypes.c_void_p
+_LONG = ctypes.c_int64
+_REAL = ctypes.c_double
+_INT = ctypes.c_int
+
+
+def available() -> str | None:
+    """Return None if the engine runs here, else why not."""
+    return None if build.compiler() else "no C++ compiler (CXX, g++, clang++) was found"
+
+
+@functools.cache
+def _library(
+    kind: int,
+    decay_input: bool,
+    hard: bool,
+    detach: bool,
+    surrogate: int,
+    statistics: int,
+    dtype: torch.dtype,
+) -> ctypes.CDLL:
+    library = build.load(
+        {
+            "SJ_KIND": kind,
+            "SJ_DECAY_INPUT": int(decay_input),
+            "SJ_HARD": int(hard),
+            "SJ_DETACH": int(detach),
+            "SJ_SURROGATE": surrogate,
+            "SJ_STATISTICS": statistics,
+            "SJ_TYPE": "double" if dtype == torch.float64 else "float",
+        }
+    )
+    pointers, numbers = (_POINTER,) * 8, (*(_REAL,) * 4, _INT)
+    library.sj_forward.argtypes = [*pointers, *(_LONG,) * 4, _INT, *numbers]
+    library.sj_backward.argtypes = [*pointers, *(_LONG,) * 2, *numbers]
+    library.sj_forward.restype = library.sj_backward.restype = None
+    library.sj_tile.restype = _LONG
+    return library
+
+
+def _variant(eq: Equations, known: Known, statistics: int, dtype: torch.dtype) -> ctypes.CDLL:
+    hard = eq.v_reset is not None
+    return _library(eq.kind, eq.decay_input, hard, eq.detach_reset, known.id, statistics, dtype)
+
+
+def _numbers(eq: Equations, known: Known, w: Tensor | None) -> tuple[float, ...]:
+    decay = eq.tau
+    if eq.kind == PLIF:
+        assert w is not None  # noqa: S101
+        decay = float((w if w.dtype == torch.float64 else w.float()).sigmoid())
+    return eq.v_threshold, eq.rest, decay, known.alpha
+
+
+def _channels_last(x_seq: Tensor) -> bool:
+    """Tell whether ``[T, N, C, *]`` lies in memory as ``[T, N, *, C]``."""
+    return x_seq.ndim > 3 and not x_seq.is_contiguous() and x_seq.movedim(2, -1).is_contiguous()
+
+
+def _like(x_seq: Tensor, tensor: Tensor, last: bool) -> Tensor:
+    """Return `tensor` (a sequence or one step) in the layout and type of the computation."""
+    tensor = tensor.to(compute_dtype(x_seq.dtype))
+    if not last:
+        return tensor.contiguous()
+    dim = 2 - (x_seq.ndim - tensor.ndim)
+    return tensor.movedim(dim, -1).contiguous().movedim(-1, dim)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _result(out: Tensor, layout: Tensor) -> Tensor:
+    """Return `out` if the engine can write into it, else a buffer to copy from."""
+    fits = out.dtype == layout.dtype and out.stride() == layout.stride()
+    return out if fits else torch.empty_like(layout)
+
+
+def forward(
+    x_seq: Tensor,
+    v_init: Tensor,
+    w: Tensor | None,
+    eq: Equations,
+    known: Known,
+    statistics: int,
+    outputs: tuple[Tensor, ...],
+) -> None:
+    """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted)."""
+    last = _channels_last(x_seq)
+    x, v0 = _like(x_seq, x_seq, last), _like(x_seq, v_init, last)
+    spikes, v, partials, *sequences = outputs
+    buffers = [_result(spikes, x), _result(v, v0), partials]
+    buffers += [_result(s, x) if s.numel() else s for s in sequences]
+    steps, samples = x.shape[:2]
+    channels = x.shape[2] if x.ndim > 2 else 1
+    _variant(eq, known, statistics, x.dtype).sj_forward(
+        _pointer(x),
+        _pointer(v0),
+        *map(_pointer, buffers),
+        steps,
+        samples,
+        channels,
+        x[0, 0].numel() // channels,
+        int(last),
+        *_numbers(eq, known, w),
+        torch.get_num_threads(),
+    )
+    for out, buffer in zip(outputs, buffers, strict=True):
+        if out is not buffer:
+            out.copy_(buffer)
+
+
+def backward(
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    x_seq: Tensor,
+    v_init: Tensor,
+    w: Tensor | None,
+    eq: Equations,
+    known: Known,
+    outputs: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Fill `outputs` (gradients of x_seq, v_init and w)."""
+    last = _channels_last(x_seq)
+    x, v0 = _like(x_seq, x_seq, last), _like(x_seq, v_init, last)
+    given = [None if g is None else _like(x_seq, g, last) for g in grads]
+    grad_x, grad_v, grad_w = outputs
+    buffers = [_result(grad_x, x), _result(grad_v, v0)]
+    library = _variant(eq, known, 0, x.dtype)
+    units = -(-v0.numel() // library.sj_tile())
+    grad_q = torch.empty(units if eq.kind == PLIF else 0, dtype=torch.float64)
+    threshold, rest, decay, alpha = _numbers(eq, known, w)
+    library.sj_backward(
+        *map(_pointer, given),
+        _pointer(x),
+        _pointer(v0),
+        *map(_pointer, buffers),
+        _pointer(grad_q),
+        x.shape[0],
+        v0.numel(),
+        threshold,
+        rest,
+        decay,
+        alpha,
+        torch.get_num_threads(),
+    )
+    for out, buffer in zip((grad_x, grad_v), buffers, strict=True):
+        if out is not buffer:
+            out.copy_(buffer)
+    if eq.kind == PLIF:
+        grad_w.copy_(grad_q.sum() * (decay * (1.0 - decay)))

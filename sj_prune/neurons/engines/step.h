@@ -1,0 +1,220 @@
+// One time step of a neuron, forward and backward: the only source of its arithmetic.
+//
+// Plain C++ that NVRTC, nvcc and host compilers accept; lif.cu and lif.cpp put loops around it.
+// The settings of a layer are compile-time constants (a "variant"), so that no loop branches:
+//
+//   SJ_KIND         0 IF, 1 LIF, 2 PLIF
+//   SJ_DECAY_INPUT  input decays too
+//   SJ_HARD         hard reset to `reset`, else soft reset by `threshold`
+//   SJ_DETACH       the reset carries no gradient
+//   SJ_SURROGATE    row of the table in surrogates.py
+//   SJ_INVERSE      (LIF, optional) `decay` is 1 / tau of a tau that is a power of two, where the
+//                   product equals the quotient to the last bit
+//
+// lif.cu defines SJ_DEVICE: there the surrogate's derivative and the gradients, which need not equal
+// the reference bit by bit, use the GPU's fast exponential and division (a few ulp).
+// Order of operations as in reference.py; compile without contraction into fused multiply-adds,
+// then spikes and potentials equal the reference's to the last bit.
+#pragma once
+
+#ifndef SJ_INVERSE
+#define SJ_INVERSE 0
+#endif
+
+#ifdef SJ_DEVICE
+#define SJ_FN __device__ __forceinline__
+#else
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#define SJ_FN static inline __attribute__((always_inline))
+#endif
+
+namespace sj {
+
+template <typename A>
+struct Neuron {
+  A threshold;  // V_threshold
+  A reset;      // V_reset; 0 for a soft reset, where it is the resting potential of the charge
+  A decay;      // tau (LIF) or q = sigmoid(w) (PLIF)
+  A alpha;      // parameter of the surrogate
+};
+
+// ---- functions ---------------------------------------------------------------------------------
+
+template <typename A>
+SJ_FN A absolute(A x) {
+  return x < A(0) ? -x : x;
+}
+
+// a / b where the last bits do not matter.
+template <typename A>
+SJ_FN A ratio(A a, A b) {
+  return a / b;
+}
+
+#ifdef SJ_DEVICE
+SJ_FN float absolute(float x) { return fabsf(x); }
+SJ_FN float ratio(float a, float b) { return __fdividef(a, b); }
+SJ_FN float exponential(float x) { return __expf(x); }
+#else
+SJ_FN double exponential(double x) { return exp(x); }
+
+// A polynomial that compilers vectorize: below 2 ulp.
+SJ_FN float exponential(float x) {
+  x = x < -87.0f ? -87.0f : (x > 88.0f ? 88.0f : x);
+  // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to the nearest integer.
+  const float shifted = x * 1.44269504f + 12582912.0f;
+  const float n = shifted - 12582912.0f;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const std::int32_t bits = (static_cast<std::int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+#endif
+
+// ---- forward -----------------------------------------------------------------------------------
+
+// The part of x that leaks in one step: x / tau (LIF) or x q (PLIF).
+template <typename A>
+SJ_FN A leak(A x, const Neuron<A>& n) {
+#if SJ_KIND == 1 && !SJ_INVERSE && defined(SJ_DEVICE)
+  // The quotient to the last bit: x (1 / tau), corrected twice by its exact remainder (Markstein),
+  // for x = 0 and finite |x| > 1e-30. The compiler's own division takes 1 / tau anew every time and
+  // branches, which costs half of the whole step.
+  const A inverse = A(1) / n.decay;
+  A q = x * inverse;
+  q = fmaf(fmaf(-q, n.decay, x), inverse, q);
+  return fmaf(fmaf(-q, n.decay, x), inverse, q);
+#elif SJ_KIND == 1 && !SJ_INVERSE
+  return x / n.decay;
+#else
+  return x * n.decay;
+#endif
+}
+
+// H from the potential v before the step and the input current x.
+template <typename A>
+SJ_FN A charge(A x, A v, const Neuron<A>& n) {
+#if SJ_KIND == 0
+  return v + x;
+#elif SJ_DECAY_INPUT
+  return v + leak(x - (v - n.reset), n);
+#else
+  return v - leak(v - n.reset, n) + x;
+#endif
+}
+
+template <typename A>
+SJ_FN A fire(A h, const Neuron<A>& n) {
+  return h >= n.threshold ? A(1) : A(0);
+}
+
+// V after the reset.
+template <typename A>
+SJ_FN A settle(A h, A s, const Neuron<A>& n) {
+#if SJ_HARD && defined(SJ_DEVICE)
+  // The same in fewer instructions: an infinite h still makes V nan.
+  return s != A(0) ? fmaf(h, A(0), n.reset) : h;
+#elif SJ_HARD
+  return s * n.reset + (A(1) - s) * h;
+#else
+  return h - s * n.threshold;
+#endif
+}
+
+// g'(u), u = H - V_threshold.
+template <typename A>
+SJ_FN A derivative(A u, const Neuron<A>& n) {
+  const A a = n.alpha;
+#if SJ_SURROGATE == 0  // Sigmoid: a s (1 - s); with e = exp(-a |u|) nothing overflows
+  const A e = exponential(-absolute(a * u));
+  const A d = A(1) + e;
+  return ratio(a * e, d * d);
+#elif SJ_SURROGATE == 1  // ATan
+  const A z = A(1.5707963267948966) * a * u;
+  return ratio(a / A(2), A(1) + z * z);
+#elif SJ_SURROGATE == 2  // PiecewiseQuadratic
+  const A z = a - a * a * absolute(u);
+  return z > A(0) ? z : A(0);
+#elif SJ_SURROGATE == 3  // PiecewiseExp
+  return a / A(2) * exponential(-a * absolute(u));
+#elif SJ_SURROGATE == 4  // SoftSign
+  const A z = A(1) / a + absolute(u);
+  return ratio(A(1), A(2) * a * (z * z));
+#elif SJ_SURROGATE == 5  // SuperSpike
+  const A z = A(1) + absolute(u);
+  return ratio(a, z * z);
+#elif SJ_SURROGATE == 6  // Erf
+  const A z = a * u;
+  return a * A(0.56418958354775629) * exponential(-(z * z));
+#elif SJ_SURROGATE == 7  // Rect
+  return absolute(u) < A(0.5) / a ? a : A(0);
+#elif SJ_SURROGATE == 8  // Tanh: 1 / cosh(z)^2 = 4 e / (1 + e)^2 with e = exp(-2 |z|)
+  const A e = exponential(A(-2) * absolute(a * u));
+  const A d = A(1) + e;
+  const A t = exponential(-a);  // tanh(a / 2) = (1 - t) / (1 + t)
+  return a / (A(2) * ((A(1) - t) / (A(1) + t))) * ratio(A(4) * e, d * d);
+#else
+#error "SJ_SURROGATE is not a row of the surrogate table"
+#endif
+}
+
+// ---- backward ----------------------------------------------------------------------------------
+
+template <typename A>
+struct Gradient {
+  A x;      // dL/dx[t]
+  A carry;  // dL/dV[t-1]
+  A h;      // dL/dH[t]
+};
+
+// From dL/dS[t], dL/dV[t] (what later steps and the caller gave) and H[t].
+template <typename A>
+SJ_FN Gradient<A> unwind(A grad_s, A grad_v, A h, const Neuron<A>& n) {
+  const A g = derivative(h - n.threshold, n);
+#if SJ_HARD && SJ_DETACH
+  const A slope = A(1) - fire(h, n);
+#elif SJ_HARD
+  const A slope = A(1) - fire(h, n) + (n.reset - h) * g;
+#elif SJ_DETACH
+  const A slope = A(1);
+#else
+  const A slope = A(1) - n.threshold * g;
+#endif
+  const A dh = grad_s * g + grad_v * slope;
+#if SJ_KIND == 0
+  return {dh, dh, dh};
+#else
+#if SJ_KIND == 1 && !SJ_INVERSE
+  const A leaked = ratio(dh, n.decay);
+#else
+  const A leaked = dh * n.decay;
+#endif
+#if SJ_DECAY_INPUT
+  return {leaked, dh - leaked, dh};
+#else
+  return {dh, dh - leaked, dh};
+#endif
+#endif
+}
+
+// dH/dq of PLIF.
+template <typename A>
+SJ_FN A pull(A x, A v, const Neuron<A>& n) {
+#if SJ_DECAY_INPUT
+  return x - (v - n.reset);
+#else
+  return -(v - n.reset);
+#endif
+}
+
+}  // namespace sj
