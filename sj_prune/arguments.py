@@ -73,9 +73,11 @@ def check_sparsity(method: Method, layers: Mapping[str, Layer], sparsity: float)
         ValueError: if it is out of reach; the message states the reachable maximum.
     """
     check_fraction("sparsity", sparsity)
-    total = sum(layer.weight.numel() for layer in layers.values())
-    if not method.emergent and round((1.0 - sparsity) * total) < len(layers):
+    sizes = [layer.weight.numel() for layer in layers.values()]
+    total, least = sum(sizes), method.allocation.least(sizes)
+    if not method.emergent and round((1.0 - sparsity) * total) < least:
         raise ValueError(
-            f"Expected a sparsity of at most {1 - len(layers) / total:.6g}, which leaves one "
-            f"weight in each of the {len(layers)} layers, but got {sparsity}"
+            f"Expected a sparsity of at most {1 - least / total:.6g}, which leaves the {least} "
+            f"weights that {method.allocation} needs (none of the {len(sizes)} layers is emptied), "
+            f"but got {sparsity}"
         )

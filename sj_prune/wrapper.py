@@ -24,7 +24,8 @@ from sj_prune.topology import Topology, trace
 from sj_prune.update import Updater
 
 if TYPE_CHECKING:
-    from sj_prune.report import Explanation, Report
+    from sj_prune.explanation import Explanation
+    from sj_prune.report import Report
 
 __all__ = ["PruningWrapper"]
 
@@ -90,18 +91,18 @@ class PruningWrapper(nn.Module):
         self.updater = Updater(self)
         self._stepping = Stepping(self)
         _host.invalidate_reset_cache(net)
-        if example_input is not None:
-            try:
-                self._trace(as_args(example_input), {})
-            except Exception:
-                self._undo(stock)
-                raise
-        if not method.dense_start:
-            self.updater.install_random()
+        try:
+            if example_input is not None:
+                self._trace_example(example_input)
+            if not method.dense_start:
+                self.updater.install_random()
+        except Exception:
+            self._undo(stock)
+            raise
         self._switch_recording()
 
     def _undo(self, stock: Iterable[nn.Module]) -> None:
-        """Leave the network as it was found, when an example input does not fit it."""
+        """Leave the network as it was found."""
         self._stepping.remove()
         for node in stock:
             if isinstance(node, RecordingNode):
@@ -133,8 +134,9 @@ class PruningWrapper(nn.Module):
             return
         if self._outline is None:
             raise RuntimeError(
-                f"Expected to know which neurons a weight feeds, for {type(self.method).__name__}, "
-                "but no forward with gradients has run: run one, or pass example_input="
+                f"Expected statistics of neuron layers {list(self._nodes)}, for "
+                f"{type(self.method).__name__}, but no forward with gradients has run: run one, or "
+                "pass example_input="
             )
         args, kwargs = self._outline
         self._trace(materialize(args), materialize(kwargs))
@@ -142,6 +144,15 @@ class PruningWrapper(nn.Module):
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.topology = trace(self.net, self._layers, args, kwargs)
         self._switch_recording()
+
+    def _trace_example(self, example_input: Any) -> None:  # noqa: ANN401
+        try:
+            self._trace(as_args(example_input), {})
+        except Exception as error:
+            raise ValueError(
+                "Expected example_input to be an input of the network (a tuple of several) but its "
+                f"forward raised {type(error).__name__}: {error}"
+            ) from error
 
     def _check_usable(self) -> None:
         if self._finalized:
@@ -266,11 +277,11 @@ class PruningWrapper(nn.Module):
         Args:
             example_input: one input, if neither the constructor nor a forward has seen one yet.
         """
-        from sj_prune.report import explain
+        from sj_prune.explanation import explain
 
         self._check_usable()
         if example_input is not None:
-            self._trace(as_args(example_input), {})
+            self._trace_example(example_input)
         return explain(self)
 
     def report(self, example_input: Any) -> Report:  # noqa: ANN401

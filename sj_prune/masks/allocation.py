@@ -25,6 +25,10 @@ class Pool:
 class Allocation(Protocol):
     """How a total is divided over layers."""
 
+    def least(self, sizes: Sequence[int]) -> int:
+        """Return the smallest total that can be divided over layers of these sizes."""
+        ...
+
     def pools(
         self,
         layers: Sequence[LayerScores],
@@ -100,6 +104,10 @@ def _layerwise(layers: Sequence[LayerScores], keep: int, ideal: Sequence[float])
 class Global:
     """One ranking over all layers, with a floor of one unit a layer."""
 
+    def least(self, sizes: Sequence[int]) -> int:
+        """Return one unit a layer."""
+        return len(sizes)
+
     def pools(
         self,
         layers: Sequence[LayerScores],
@@ -145,6 +153,11 @@ class Uniform:
 
     first_dense: bool = False
 
+    def least(self, sizes: Sequence[int]) -> int:
+        """Return one unit a layer, and all of the first if it stays dense."""
+        whole = self.first_dense and len(sizes) > 1
+        return len(sizes) - 1 + sizes[0] if whole else len(sizes)
+
     def pools(
         self,
         layers: Sequence[LayerScores],
@@ -156,12 +169,11 @@ class Uniform:
         """Return one pool a layer."""
         ideal = [float(layer.size) for layer in layers]
         if self.first_dense and len(layers) > 1:
-            first = layers[0].size
-            if keep < first + len(layers) - 1:
+            first, least = layers[0].size, self.least([layer.size for layer in layers])
+            if keep < least:
                 raise ValueError(
-                    f"Expected to keep at least {first + len(layers) - 1} units, the first layer "
-                    f"whole and one in each other, but got {keep}; lower the sparsity or set "
-                    "first_dense=False"
+                    f"Expected to keep at least {least} units, the first layer whole and one in "
+                    f"each other, but got {keep}; lower the sparsity or set first_dense=False"
                 )
             others = _layerwise(layers[1:], keep - first, ideal[1:])
             return [Pool((0,), first), *(Pool((p.layers[0] + 1,), p.keep) for p in others)]
@@ -174,6 +186,10 @@ class ERK:
 
     Small layers are kept denser; those that would exceed density 1 are whole.
     """
+
+    def least(self, sizes: Sequence[int]) -> int:
+        """Return one unit a layer."""
+        return len(sizes)
 
     def pools(
         self,

@@ -154,7 +154,7 @@ class Method:
             raise TypeError(f"Expected structure to be Unstructured() but got {self.structure!r}")
         if isinstance(self.allocation, type) or not hasattr(self.allocation, "pools"):
             raise TypeError(
-                "Expected allocation to be an instance such as Global(), Uniform() or ERK() but got "
+                "Expected allocation to be an instance such as Global() or ERK() but got "
                 f"{self.allocation!r}"
             )
 

@@ -176,8 +176,8 @@ SJ_FN void run(const ForwardArguments& f, const Neuron& n, Long at, Sums<E>& sum
   float g_sum[SJ_VEC];
 #pragma unroll
   for (int e = 0; e < SJ_VEC; ++e) g_sum[e] = 0.0f;
-  for (int t = 0; t < f.steps; t += kUnroll) {
-    const Long from = t * f.stride + at;
+  Long from = at;
+  for (int t = 0; t < f.steps; t += kUnroll, from += kUnroll * f.stride) {
     Pack<Io> x[kUnroll];
 #pragma unroll
     for (int j = 0; j < kUnroll; ++j)
@@ -380,7 +380,7 @@ struct BackwardArguments {  // its mirror: BackwardArguments in cupy_engine.py
   float threshold, reset, decay, alpha;
 };
 
-// Charge, fire, reset of `count` <= SJ_CHUNK steps from `t`: leaves V after them in `v` and, where
+// Charge, fire, reset of up to SJ_CHUNK steps from `t`: leaves V after them in `v` and, where
 // wanted, hands H (and for PLIF dH/dq) of each step to `keep`.
 template <typename Keep>
 SJ_FN void advance(const BackwardArguments& b, const Neuron& n, Long at, int t, Pack<float>& v,
@@ -406,6 +406,16 @@ SJ_FN void advance(const BackwardArguments& b, const Neuron& n, Long at, int t, 
   }
 }
 
+// Loads the given gradients of the spikes of up to kUnroll steps from `t`.
+SJ_FN void fetch(const BackwardArguments& b, Long at, int t, Pack<Io> (&grads)[kUnroll]) {
+  if constexpr (kSpikes) {
+    const Long from = t * b.elements + at;
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j)
+      if (t + j < b.steps) grads[j] = load(b.grad_spikes + from + j * b.elements);
+  }
+}
+
 // Gradients of the elements at ..at + SJ_VEC; returns their part of dL/dq.
 SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
   const int last = (b.steps - 1) / SJ_CHUNK;
@@ -423,6 +433,8 @@ SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
     if (chunk < last) v = load(chunk ? b.starts + (chunk - 1) * b.elements + at : b.v0 + at);
     const int t = chunk * SJ_CHUNK;
     float charges[SJ_CHUNK][SJ_VEC], pulls[kPlif ? SJ_CHUNK : 1][SJ_VEC];
+    Pack<Io> grads[kUnroll];
+    fetch(b, at, t + SJ_CHUNK - kUnroll, grads);  // on their way while the potentials are computed
     advance(b, n, at, t, v, [&](int j, int e, float h, float input, float before) {
       charges[j][e] = h;
       if constexpr (kPlif) pulls[j][e] = sj::pull(input, before, n);
@@ -430,11 +442,7 @@ SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
 #pragma unroll
     for (int first = SJ_CHUNK - kUnroll; first >= 0; first -= kUnroll) {
       const Long from = (t + first) * b.elements + at;
-      Pack<Io> grads[kUnroll];
-      if constexpr (kSpikes)
-#pragma unroll
-        for (int j = 0; j < kUnroll; ++j)
-          if (t + first + j < b.steps) grads[j] = load(b.grad_spikes + from + j * b.elements);
+      if (first < SJ_CHUNK - kUnroll) fetch(b, at, t + first, grads);
 #pragma unroll
       for (int j = kUnroll - 1; j >= 0; --j) {
         if (t + first + j >= b.steps) continue;
