@@ -131,7 +131,7 @@ class RecordingNode:
             return v.to(dtype=dtype, device=x_seq.device)
         if isinstance(v, Tensor):  # another batch or map size without a reset: start at rest
             v = 0.0 if self.v_reset is None else self.v_reset
-        return x_seq.new_full(shape, float(v), dtype=dtype)
+        return x_seq.new_full((), float(v), dtype=dtype).expand(shape)  # holds no memory
 
     def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
         """Return spikes ``[T, N, *]`` of ``x_seq [T, N, *]`` in the type of the input.

@@ -124,18 +124,22 @@ def _multi_step_backward(
     detach_reset: bool,
     surrogate: int,
     alpha: float,
+    wants_v: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     eq = Equations(kind, tau, decay_input, v_threshold, v_reset, detach_reset)
     grads = (grad_spikes, grad_v, grad_v_seq)
-    outputs = _empty_gradients(x_seq, v_init, w)
+    outputs = _empty_gradients(x_seq, v_init, w, wants_v)
     engine = choose(x_seq.device, x_seq.dtype)
     engine.backward(grads, x_seq, v_init, w, eq, Known(surrogate, alpha), outputs)
     return outputs
 
 
-def _empty_gradients(x_seq: Tensor, v: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_gradients(
+    x_seq: Tensor, v: Tensor, w: Tensor | None, wants_v: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_v = torch.empty_like(x_seq[0], dtype=v.dtype) if wants_v else v.new_empty(0)
     grad_w = x_seq.new_empty(0) if w is None else torch.empty_like(w)
-    return torch.empty_like(x_seq), torch.empty_like(v), grad_w
+    return torch.empty_like(x_seq), grad_v, grad_w
 
 
 @_multi_step_backward.register_fake
@@ -154,8 +158,9 @@ def _(
     detach_reset: bool,
     surrogate: int,
     alpha: float,
+    wants_v: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_gradients(x_seq, v_init, w)
+    return _empty_gradients(x_seq, v_init, w, wants_v)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ANN401
@@ -174,12 +179,14 @@ def _autograd_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # n
     grad_spikes, grad_v, _, grad_v_seq, _, _ = grads
     saved = ctx.saved_tensors
     wanted = (grad_spikes, grad_v, grad_v_seq if ctx.store_v_seq else None)
+    wants_v = ctx.needs_input_grad[1]
     if torch.is_grad_enabled():
         results = _higher_order(wanted, saved, ctx.settings)
     else:
-        results = torch.ops.sj_prune.multi_step_backward(*wanted, *saved, *ctx.settings)
+        results = torch.ops.sj_prune.multi_step_backward(*wanted, *saved, *ctx.settings, wants_v)
     grad_x, grad_v_init, grad_w = results
-    return grad_x, grad_v_init, (None if saved[2] is None else grad_w), *(None,) * 11
+    grad_v_init, grad_w = grad_v_init if wants_v else None, None if saved[2] is None else grad_w
+    return grad_x, grad_v_init, grad_w, *(None,) * 11
 
 
 def _higher_order(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 
 import torch
 from torch import Tensor
 
 from sj_prune.neurons.engines import build
-from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
+from sj_prune.neurons.reference import LIF, PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import Known
 
 __all__ = ["available", "backward", "forward"]
@@ -18,6 +19,7 @@ _POINTER = ctypes.c_void_p
 _LONG = ctypes.c_int64
 _REAL = ctypes.c_double
 _INT = ctypes.c_int
+_GRAIN = 1 << 15  # element-steps that make up for waking a thread, as in torch's own loops
 
 
 def available() -> str | None:
@@ -34,6 +36,7 @@ def _library(
     surrogate: int,
     statistics: int,
     dtype: torch.dtype,
+    inverse: bool,
 ) -> ctypes.CDLL:
     library = build.load(
         {
@@ -43,12 +46,13 @@ def _library(
             "SJ_DETACH": int(detach),
             "SJ_SURROGATE": surrogate,
             "SJ_STATISTICS": statistics,
+            "SJ_INVERSE": int(inverse),
             "SJ_TYPE": "double" if dtype == torch.float64 else "float",
         }
     )
     pointers, numbers = (_POINTER,) * 8, (*(_REAL,) * 4, _INT)
-    library.sj_forward.argtypes = [*pointers, *(_LONG,) * 4, _INT, *numbers]
-    library.sj_backward.argtypes = [*pointers, *(_LONG,) * 2, *numbers]
+    library.sj_forward.argtypes = [*pointers, *(_LONG,) * 5, _INT, *numbers]
+    library.sj_backward.argtypes = [*pointers, *(_LONG,) * 3, *numbers]
     library.sj_forward.restype = library.sj_backward.restype = None
     library.sj_tile.restype = _LONG
     return library
@@ -56,11 +60,30 @@ def _library(
 
 def _variant(eq: Equations, known: Known, statistics: int, dtype: torch.dtype) -> ctypes.CDLL:
     hard = eq.v_reset is not None
-    return _library(eq.kind, eq.decay_input, hard, eq.detach_reset, known.id, statistics, dtype)
+    return _library(
+        eq.kind,
+        eq.decay_input,
+        hard,
+        eq.detach_reset,
+        known.id,
+        statistics,
+        dtype,
+        _has_exact_inverse(eq),
+    )
+
+
+def _has_exact_inverse(eq: Equations) -> bool:
+    """Tell whether tau is a power of two: then ``* (1 / tau)`` is ``/ tau`` to the last bit."""
+    return eq.kind == LIF and math.frexp(eq.tau)[0] == 0.5
+
+
+def _threads(x: Tensor) -> int:
+    """Return how many threads pay: waking them for a small layer costs more than it saves."""
+    return max(1, min(torch.get_num_threads(), x.numel() // _GRAIN))
 
 
 def _numbers(eq: Equations, known: Known, w: Tensor | None) -> tuple[float, ...]:
-    decay = eq.tau
+    decay = 1.0 / eq.tau if _has_exact_inverse(eq) else eq.tau
     if eq.kind == PLIF:
         assert w is not None  # noqa: S101
         decay = float((w if w.dtype == torch.float64 else w.float()).sigmoid())
@@ -79,6 +102,13 @@ def _like(x_seq: Tensor, tensor: Tensor, last: bool) -> Tensor:
         return tensor.contiguous()
     dim = 2 - (x_seq.ndim - tensor.ndim)
     return tensor.movedim(dim, -1).contiguous().movedim(-1, dim)
+
+
+def _initial(x_seq: Tensor, v_init: Tensor, last: bool) -> tuple[Tensor, int]:
+    """Return the initial potentials and their stride: 0 where all are one number in memory."""
+    if not any(v_init.stride()) and v_init.dtype == compute_dtype(x_seq.dtype):
+        return v_init, 0
+    return _like(x_seq, v_init, last), 1
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -102,9 +132,10 @@ def forward(
 ) -> None:
     """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted)."""
     last = _channels_last(x_seq)
-    x, v0 = _like(x_seq, x_seq, last), _like(x_seq, v_init, last)
+    x = _like(x_seq, x_seq, last)
+    v0, v0_stride = _initial(x_seq, v_init, last)
     spikes, v, partials, *sequences = outputs
-    buffers = [_result(spikes, x), _result(v, v0), partials]
+    buffers = [_result(spikes, x), _result(v, x[0]), partials]
     buffers += [_result(s, x) if s.numel() else s for s in sequences]
     steps, samples = x.shape[:2]
     channels = x.shape[2] if x.ndim > 2 else 1
@@ -116,9 +147,10 @@ def forward(
         samples,
         channels,
         x[0, 0].numel() // channels,
+        v0_stride,
         int(last),
         *_numbers(eq, known, w),
-        torch.get_num_threads(),
+        _threads(x),
     )
     for out, buffer in zip(outputs, buffers, strict=True):
         if out is not buffer:
@@ -134,14 +166,15 @@ def backward(
     known: Known,
     outputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Fill `outputs` (gradients of x_seq, v_init and w)."""
+    """Fill `outputs` (gradients of x_seq, v_init and w; empty where not wanted)."""
     last = _channels_last(x_seq)
-    x, v0 = _like(x_seq, x_seq, last), _like(x_seq, v_init, last)
+    x = _like(x_seq, x_seq, last)
+    v0, v0_stride = _initial(x_seq, v_init, last)
     given = [None if g is None else _like(x_seq, g, last) for g in grads]
     grad_x, grad_v, grad_w = outputs
-    buffers = [_result(grad_x, x), _result(grad_v, v0)]
+    buffers = [_result(grad_x, x), _result(grad_v, x[0]) if grad_v.numel() else grad_v]
     library = _variant(eq, known, 0, x.dtype)
-    units = -(-v0.numel() // library.sj_tile())
+    units = -(-x[0].numel() // library.sj_tile())
     grad_q = torch.empty(units if eq.kind == PLIF else 0, dtype=torch.float64)
     threshold, rest, decay, alpha = _numbers(eq, known, w)
     library.sj_backward(
@@ -151,12 +184,13 @@ def backward(
         *map(_pointer, buffers),
         _pointer(grad_q),
         x.shape[0],
-        v0.numel(),
+        x[0].numel(),
+        v0_stride,
         threshold,
         rest,
         decay,
         alpha,
-        torch.get_num_threads(),
+        _threads(x),
     )
     for out, buffer in zip((grad_x, grad_v), buffers, strict=True):
         if out is not buffer:

@@ -38,6 +38,16 @@ struct Sums {
   A rate[kTile], potential[kTile], charge[kTile], mean[kTile], max[kTile];
 };
 
+inline void add(A* __restrict sums, const A* __restrict values, int count) {
+#pragma omp simd
+  for (int i = 0; i < count; ++i) sums[i] += values[i];
+}
+
+inline void add_magnitude(A* __restrict sums, const A* __restrict values, int count) {
+#pragma omp simd
+  for (int i = 0; i < count; ++i) sums[i] += sj::absolute(values[i]);
+}
+
 struct Forward {
   const A* x;
   const A* v0;
@@ -47,33 +57,41 @@ struct Forward {
   A* h_seq;
   A* g_seq;
   int64_t steps, stride;
+  int64_t v0_stride;  // 1, or 0 where all potentials start at v0[0]
   sj::Neuron<A> neuron;
 
   // Runs all steps of `count` elements from `at`; adds their time sums to `sums` and raises
   // sums.max to that of g'.
   template <bool kSequences>
   void tile(int64_t at, int count, Sums& sums) const {
-    A v_now[kTile], g_sum[kTile];
-    for (int i = 0; i < count; ++i) v_now[i] = v0[at + i];
+    // Copies that no store can alias, and loops that do one thing: then compilers vectorize.
+    const sj::Neuron<A> n = neuron;
+    A v_now[kTile], h[kTile], g_sum[kTile];
+    for (int i = 0; i < count; ++i) v_now[i] = v0[v0_stride * (at + i)];
     if (kDerivative) std::fill(g_sum, g_sum + count, A(0));
     for (int64_t t = 0; t < steps; ++t) {
-      const A* xt = x + t * stride + at;
-      A* st = spikes + t * stride + at;
+      const int64_t from = t * stride + at;
+      const A* const xt = x + from;
+      A* const st = spikes + from;
 #pragma omp simd
       for (int i = 0; i < count; ++i) {
-        const A h = sj::charge(xt[i], v_now[i], neuron);
-        const A s = sj::fire(h, neuron);
-        const A v_next = sj::settle(h, s, neuron);
-        st[i] = s;
-        v_now[i] = v_next;
-        if (kRate) sums.rate[i] += s;
-        if (kPotential) sums.potential[i] += sj::absolute(v_next);
-        if (kCharge) sums.charge[i] += sj::absolute(h);
-        if (kDerivative) g_sum[i] += sj::derivative(h - neuron.threshold, neuron);
-        if (kSequences) {
-          if (v_seq) v_seq[t * stride + at + i] = v_next;
-          if (h_seq) h_seq[t * stride + at + i] = h;
-          if (g_seq) g_seq[t * stride + at + i] = sj::derivative(h - neuron.threshold, neuron);
+        h[i] = sj::charge(xt[i], v_now[i], n);
+        st[i] = sj::fire(h[i], n);
+        v_now[i] = sj::settle(h[i], st[i], n);
+      }
+      if (kRate) add(sums.rate, st, count);
+      if (kPotential) add_magnitude(sums.potential, v_now, count);
+      if (kCharge) add_magnitude(sums.charge, h, count);
+      if (kDerivative) {
+#pragma omp simd
+        for (int i = 0; i < count; ++i) g_sum[i] += sj::derivative(h[i] - n.threshold, n);
+      }
+      if (kSequences) {
+        if (v_seq) std::copy(v_now, v_now + count, v_seq + from);
+        if (h_seq) std::copy(h, h + count, h_seq + from);
+        if (g_seq) {
+#pragma omp simd
+          for (int i = 0; i < count; ++i) g_seq[from + i] = sj::derivative(h[i] - n.threshold, n);
         }
       }
     }
@@ -175,12 +193,12 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 extern "C" void sj_forward(const A* x, const A* v0, A* spikes, A* v, A* partials, A* v_seq,
                            A* h_seq, A* g_seq, int64_t steps, int64_t samples, int64_t count,
-                           int64_t map, int channels_last, double threshold, double reset,
-                           double decay, double alpha, int threads) {
+                           int64_t map, int64_t v0_stride, int channels_last, double threshold,
+                           double reset, double decay, double alpha, int threads) {
   const Forward f{x,     v0,    spikes,
                   v,     v_seq, h_seq,
                   g_seq, steps, samples * count * map,
-                  {A(threshold), A(reset), A(decay), A(alpha)}};
+                  v0_stride, {A(threshold), A(reset), A(decay), A(alpha)}};
   if (channels_last || map == 1) {
     const int64_t tiles = divide_up(count, kTile);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -200,12 +218,13 @@ extern "C" void sj_forward(const A* x, const A* v0, A* spikes, A* v, A* partials
   }
 }
 
-// Any dense layout that all tensors share; `grad_s`, `grad_v`, `grad_v_seq` may be null. `grad_q`
+// Any dense layout that all tensors share; `grad_s`, `grad_v`, `grad_v_seq` may be null, `grad_v0`
+// is null where nobody asks for it. `grad_q`
 // has one entry a unit of kTile elements, to be summed by the caller in that order.
 extern "C" void sj_backward(const A* grad_s, const A* grad_v, const A* grad_v_seq, const A* x,
                             const A* v0, A* grad_x, A* grad_v0, double* grad_q, int64_t steps,
-                            int64_t elements, double threshold, double reset, double decay,
-                            double alpha, int threads) {
+                            int64_t elements, int64_t v0_stride, double threshold, double reset,
+                            double decay, double alpha, int threads) {
   const sj::Neuron<A> n{A(threshold), A(reset), A(decay), A(alpha)};
   const int64_t units = divide_up(elements, kTile);
 #pragma omp parallel num_threads(threads)
@@ -218,7 +237,7 @@ extern "C" void sj_backward(const A* grad_s, const A* grad_v, const A* grad_v_se
       const int64_t at = unit * kTile;
       const int count = int(std::min<int64_t>(kTile, elements - at));
       A v[kTile], carry[kTile], dq[kTile];
-      for (int i = 0; i < count; ++i) v[i] = v0[at + i];
+      for (int i = 0; i < count; ++i) v[i] = v0[v0_stride * (at + i)];
       for (int64_t t = 0; t < steps; ++t) {
         const A* xt = x + t * elements + at;
         A* ht = hs + t * kTile;
@@ -257,7 +276,8 @@ extern "C" void sj_backward(const A* grad_s, const A* grad_v, const A* grad_v_se
           }
         }
       }
-      for (int i = 0; i < count; ++i) grad_v0[at + i] = carry[i];
+      if (grad_v0)
+        for (int i = 0; i < count; ++i) grad_v0[at + i] = carry[i];
       if (SJ_KIND == 2) {
         double sum = 0;
         for (int i = 0; i < count; ++i) sum += double(dq[i]);

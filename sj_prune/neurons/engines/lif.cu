@@ -244,7 +244,8 @@ SJ_FN void reduce(Sums<E>& sums, int log_columns, int log_lanes, int lane) {
 #pragma unroll
       for (int e = 0; e < E; ++e)
         sums[k][e] = combine(k, sums[k][e], __shfl_xor_sync(0xffffffffu, sums[k][e], offset));
-  if (width <= kWarp) return;
+  if (width <= kWarp || log_lanes == 0) return;
+  const int step = log_columns > 5 ? 1 << log_columns : kWarp;
   // At most 8 KB, in several rounds where there are many sums.
   constexpr int kRound = E >= 8 ? 1 : 8 / E;
   __shared__ float shared[kRound * E][kThreads];
@@ -257,7 +258,7 @@ SJ_FN void reduce(Sums<E>& sums, int log_columns, int log_lanes, int lane) {
       for (int e = 0; e < E; ++e) shared[(k - first) * E + e][thread] = sums[k][e];
     __syncthreads();
     if (lane == 0)
-      for (int other = kWarp; other < width; other += kWarp)
+      for (int other = step; other < width; other += step)
 #pragma unroll
         for (int k = first; k < kNames && k < first + kRound; ++k)
 #pragma unroll

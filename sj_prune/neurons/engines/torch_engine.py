@@ -54,10 +54,11 @@ def backward(
     known: Known,
     outputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Fill `outputs` (gradients of x_seq, v_init and w)."""
+    """Fill `outputs` (gradients of x_seq, v_init and w; empty where not wanted)."""
     steps, carry, slope = reference.backward(*grads, x_seq, v_init, w, eq, known)
     grad_x, grad_v, grad_w = outputs
     _fill(grad_x, steps)
-    grad_v.copy_(carry)
+    if grad_v.numel():
+        grad_v.copy_(carry)
     if w is not None:
         grad_w.copy_(slope)

@@ -1,0 +1,204 @@
+"""One neuron layer, forward and backward: recording nodes against the stock node and two limits.
+
+    python benchmarks/neuron_step.py [--device cpu|cuda] [--quick]
+
+Contenders, in one harness (outputs allocated in every call, ``x.grad`` None before it, contenders
+in turn within a repeat, medians):
+
+- stock: SpikingJelly's LIFNode as installed, without any recording (the ratios' base);
+- stock + v_seq: the same with ``store_v_seq=True`` and the five statistics computed from what it
+  stores (the surrogate derivative at H needs H, so it is recomputed from V);
+- OutputMonitor: SpikingJelly's monitor on the stock node, which keeps the spikes;
+- sj_prune off / all: RecordingLIFNode without and with all five statistics;
+- clone: an autograd function that returns ``x.clone() * c``, the limit set by allocating outputs;
+- copy: a plain copy into allocated memory, forward only.
+
+Bytes needed count every operand once in its own type (x, spikes; x, dS, dx); with the time they
+give the bandwidth reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from common import environment, label, synchronize, write_csv
+from spikingjelly.activation_based import functional, monitor, neuron, surrogate
+from torch import Tensor
+
+from sj_prune.neurons import RecordingLIFNode
+
+CPU_SHAPES = [(4, 16, 64, 32, 32), (4, 16, 256, 8, 8)]
+CUDA_SHAPES = [(4, 128, 64, 32, 32), (4, 128, 256, 8, 8), (10, 64, 128, 24, 24)]
+SURROGATES = {"Sigmoid": surrogate.Sigmoid, "ATan": surrogate.ATan}
+CONSTANT = 1.5
+
+
+class Clone(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone() * CONSTANT
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad * CONSTANT
+
+
+def statistics_of(node: neuron.LIFNode, x: Tensor, spikes: Tensor) -> list[Tensor]:
+    """Return the five statistics from a stock node's stored potentials, as a user would."""
+    v_seq = node.v_seq.detach()
+    before = torch.cat([torch.zeros_like(v_seq[:1]), v_seq[:-1]])
+    h = before + (x.detach() - before) / node.tau
+    leaf = (h - node.v_threshold).requires_grad_()
+    with torch.enable_grad():
+        (g,) = torch.autograd.grad(node.surrogate_function(leaf).sum(), leaf)
+    per_neuron = g.mean(0)
+    means = [t.mean((0, 3, 4)) for t in (spikes.detach(), v_seq.abs(), h.abs())]
+    return [*means, per_neuron.mean((2, 3)), per_neuron.amax((2, 3))]
+
+
+def contenders(x: Tensor, make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[], Tensor]]:
+    settings = {"step_mode": "m", "surrogate_function": make()}
+    stock = neuron.LIFNode(**settings)
+    stored = neuron.LIFNode(store_v_seq=True, **settings)
+    watched = torch.nn.Sequential(neuron.LIFNode(**settings))
+    spikes = monitor.OutputMonitor(watched, neuron.LIFNode)
+    off, on = RecordingLIFNode(**settings), RecordingLIFNode(**settings)
+    off.recording = False
+    for module in (stock, stored, watched, off, on):
+        module.to(x.device)
+
+    def run(node: torch.nn.Module) -> Tensor:
+        functional.reset_net(node)
+        return node(x)
+
+    def run_stored() -> Tensor:
+        out = run(stored)
+        statistics_of(stored, x, out)
+        return out
+
+    def run_watched() -> Tensor:
+        out = run(watched)
+        spikes.clear_recorded_data()
+        return out
+
+    return {
+        "stock": lambda: run(stock),
+        "stock + v_seq + statistics": run_stored,
+        "stock + OutputMonitor": run_watched,
+        "sj_prune, recording off": lambda: run(off),
+        "sj_prune, all statistics": lambda: run(on),
+        "clone times constant": lambda: Clone.apply(x),
+    }
+
+
+def one_call(run: Callable[[], Tensor], x: Tensor, grad: Tensor, device: str) -> tuple[float, ...]:
+    """Return forward and backward seconds of one call."""
+    x.grad = None
+    synchronize(device)
+    start = time.perf_counter()
+    out = run()
+    synchronize(device)
+    middle = time.perf_counter()
+    out.backward(grad)
+    synchronize(device)
+    return middle - start, time.perf_counter() - middle
+
+
+def peak_memory(run: Callable[[], Tensor], x: Tensor, grad: Tensor, device: str) -> int | str:
+    """Return the bytes that one call adds at its peak, on CUDA."""
+    if not device.startswith("cuda"):
+        return ""
+    x.grad = None
+    torch.cuda.reset_peak_memory_stats(device)
+    base = torch.cuda.memory_allocated(device)
+    run().backward(grad)
+    return torch.cuda.max_memory_allocated(device) - base
+
+
+def measure(
+    shape: tuple[int, ...], dtype: torch.dtype, name: str, device: str, repeats: int
+) -> list[dict[str, object]]:
+    x = torch.randn(shape, device=device).to(dtype).requires_grad_()
+    grad = torch.randn(shape, device=device).to(dtype)
+    runs = contenders(x, SURROGATES[name])
+    times: dict[str, list[tuple[float, ...]]] = {contender: [] for contender in runs}
+    for i in range(repeats + 2):
+        for contender, run in runs.items():
+            pair = one_call(run, x, grad, device)
+            if i >= 2:
+                times[contender].append(pair)
+    source = x.detach()
+    copies = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        torch.empty_like(source).copy_(source)
+        synchronize(device)
+        copies.append((time.perf_counter() - start, 0.0))
+    times["copy (forward)"] = copies
+    medians = {
+        contender: [statistics.median(column) for column in zip(*pairs, strict=True)]
+        for contender, pairs in times.items()
+    }
+    base = sum(medians["stock"])
+    size = x.element_size() * x.numel()
+    rows = []
+    for contender, (forward, backward) in medians.items():
+        bytes_needed = 2 * size if contender.startswith("copy") else 5 * size
+        rows.append(
+            {
+                "contender": contender,
+                "shape": "x".join(map(str, shape)),
+                "dtype": str(dtype).removeprefix("torch."),
+                "surrogate": name,
+                "forward_ms": round(forward * 1e3, 4),
+                "backward_ms": round(backward * 1e3, 4),
+                "total_ms": round((forward + backward) * 1e3, 4),
+                "speedup_over_stock": round(base / (forward + backward), 3),
+                "speed_of_clone": round(
+                    sum(medians["clone times constant"]) / (forward + backward), 3
+                ),
+                "bytes_needed": bytes_needed,
+                "gigabytes_per_second": round(bytes_needed / (forward + backward) / 1e9, 2),
+                "peak_bytes": peak_memory(runs[contender], x, grad, device)
+                if contender in runs
+                else "",
+                **environment(device),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    cuda = args.device.startswith("cuda")
+    shapes = [(2, 2, 4, 8, 8)] if args.quick else CUDA_SHAPES if cuda else CPU_SHAPES
+    dtypes = [torch.float32, torch.float16, torch.bfloat16] if cuda else [torch.float32]
+    rows = []
+    for shape in shapes:
+        for dtype in dtypes:
+            for name in SURROGATES:
+                found = measure(shape, dtype, name, args.device, args.repeats)
+                rows += found
+                print(f"\n{found[0]['shape']} {found[0]['dtype']} {name}")
+                for row in found:
+                    print(
+                        f"  {row['contender']:28} {row['total_ms']:9.3f} ms  "
+                        f"x{row['speedup_over_stock']:<7} over stock  "
+                        f"{row['speed_of_clone']:6} of clone  {row['gigabytes_per_second']:7} GB/s"
+                    )
+    if not args.quick:
+        print(write_csv(f"neuron_step_{label(args.device)}", rows))
+
+
+if __name__ == "__main__":
+    main()
