@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sj_prune.neurons import reference
 from sj_prune.neurons.activity import STATISTICS
-from sj_prune.neurons.engines import choose
+from sj_prune.neurons.engines import check_without_closed_form, choose
 from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import Known, spike
 
@@ -250,6 +250,8 @@ def multi_step(
         trace: return `H` and `g'` of every step: two tensors of ``[T, N, *]`` in `compute_dtype`.
     """
     if known is None:
+        if not torch.compiler.is_compiling():
+            check_without_closed_form(function)
         result = reference.differentiable(x_seq, v_init, w, eq, function, names, store_v_seq, trace)
         with torch.no_grad():
             shape = (x_seq.shape[1], _channels(x_seq), 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sj_prune.neurons.reference import Equations
 from sj_prune.neurons.surrogates import Known
 
-__all__ = ["Engine", "choose", "names", "requested", "say_once"]
+__all__ = ["Engine", "check_without_closed_form", "choose", "names", "requested", "say_once"]
 
 logger = logging.getLogger("sj_prune")
 
@@ -112,6 +112,21 @@ def choose(device: torch.device, dtype: torch.dtype) -> Engine:
         )
     say_once(f"engine torch runs neurons on {device.type} ({dtype}): {reason}")
     return load("torch")
+
+
+def check_without_closed_form(function: object) -> None:
+    """Say once that a surrogate runs through autograd, on the torch engine.
+
+    Raises:
+        RuntimeError: if ``SJ_PRUNE_ENGINE`` forces another engine.
+    """
+    name, wanted = type(function).__name__, requested()
+    if wanted not in ("auto", "torch"):
+        raise RuntimeError(
+            f"Expected engine {wanted!r} (SJ_PRUNE_ENGINE) to run the surrogate {name}, but it has "
+            "no closed form there; unset SJ_PRUNE_ENGINE or set it to auto"
+        )
+    say_once(f"engine torch runs the surrogate {name}: it has no closed form in the others")
 
 
 def _refusal(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
