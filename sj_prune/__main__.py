@@ -15,6 +15,7 @@ import torch
 from sj_prune import _host
 from sj_prune._version import __version__
 from sj_prune.neurons import RecordingLIFNode
+from sj_prune.neurons.engines import choice
 
 Row = tuple[str, str]
 
@@ -122,17 +123,24 @@ def _run_node(device: torch.device) -> str:
     return "ok"
 
 
-def _torch_engine() -> list[Row]:
-    return [(f"torch on {device}", _attempt(partial(_run_node, device))) for device in _devices()]
+def _try_engine(name: str, device: torch.device) -> str:
+    with choice.forced(name):
+        return _attempt(partial(_run_node, device))
 
 
-# A new engine adds one entry: a function that tries it on this machine and returns its rows.
-ENGINES: tuple[Callable[[], list[Row]], ...] = (_torch_engine,)
+def _chosen(device: torch.device) -> str:
+    engine = choice.choose(device, torch.float32)
+    return next(name for name in choice.names() if choice.load(name) is engine)
 
 
 def engine_rows() -> list[Row]:
-    """Return what each engine does on each device: ``ok`` or its error."""
-    return [row for engine in ENGINES for row in engine()]
+    """Return what each engine does on each device, ``ok`` or its error, and which one is used."""
+    rows = []
+    for device in _devices():
+        fitting = [name for name in choice.names() if choice.fits(name, device)]
+        rows += [(f"{name} on {device}", _try_engine(name, device)) for name in fitting]
+        rows.append((f"used on {device}", _attempt(partial(_chosen, device))))
+    return rows
 
 
 def _section(title: str, rows: list[Row]) -> str:

@@ -1,4 +1,5 @@
 import importlib
+import os
 from importlib import metadata
 
 import pytest
@@ -64,7 +65,17 @@ def test_versions(run):
 
 def test_engine_runs_on_every_device_present(run):
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    assert run("Engines") == {f"torch on {device}": "ok" for device in devices}
+    engines = run("Engines")
+    assert {engines[f"torch on {device}"] for device in devices} == {"ok"}
+    # The tests force the reference engine; whether a C++ compiler is here depends on the machine.
+    assert engines["used on cpu"] == "torch"
+    assert engines["cpp on cpu"] == "ok" or "no C++ compiler" in engines["cpp on cpu"]
+
+
+def test_engine_is_forced_only_while_it_is_tried(run, monkeypatch):
+    monkeypatch.delenv("SJ_PRUNE_ENGINE")
+    run("Engines")
+    assert "SJ_PRUNE_ENGINE" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -150,7 +161,7 @@ def test_cuda_devices_are_listed(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    monkeypatch.setattr(__main__, "ENGINES", (lambda: [("test", "ok")],))
+    monkeypatch.setattr(__main__, "engine_rows", lambda: [("test", "ok")])
     machine = run("Machine")
     assert machine["cuda:0"] == "NVIDIA Test, 1.5 GiB, compute capability 9.0"
     assert machine["cuda:1"] == "failed: RuntimeError: CUDA error: out of memory"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -13,7 +15,16 @@ from torch import Tensor
 from sj_prune.neurons.reference import Equations
 from sj_prune.neurons.surrogates import Known
 
-__all__ = ["Engine", "check_without_closed_form", "choose", "names", "requested", "say_once"]
+__all__ = [
+    "Engine",
+    "check_without_closed_form",
+    "choose",
+    "fits",
+    "forced",
+    "load",
+    "names",
+    "requested",
+]
 
 logger = logging.getLogger("sj_prune")
 
@@ -86,6 +97,25 @@ def requested() -> str:
     return name
 
 
+def fits(name: str, device: torch.device) -> bool:
+    """Tell whether the engine `name` is made for this kind of device."""
+    return name == "torch" or _BY_DEVICE.get(device.type) == name
+
+
+@contextmanager
+def forced(name: str) -> Iterator[None]:
+    """Force an engine inside this block, as ``SJ_PRUNE_ENGINE`` does."""
+    before = os.environ.get("SJ_PRUNE_ENGINE")
+    os.environ["SJ_PRUNE_ENGINE"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SJ_PRUNE_ENGINE"]
+        else:
+            os.environ["SJ_PRUNE_ENGINE"] = before
+
+
 def load(name: str) -> Engine:
     """Return the engine module `name`."""
     return importlib.import_module(_MODULES[name])  # type: ignore[return-value]
@@ -130,7 +160,7 @@ def check_without_closed_form(function: object) -> None:
 
 
 def _refusal(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
-    if name is None or _BY_DEVICE.get(device.type) != name:
+    if name is None or not fits(name, device):
         return f"there is no {name or 'own'} engine for {device.type}"
     if name == "cupy" and dtype == torch.float64:
         return "the CUDA engine computes in float32"
