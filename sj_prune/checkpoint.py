@@ -104,6 +104,7 @@ def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
     wrapper.seed = int(state["generator"]["seed"])
     updater.draws = int(state["generator"]["draws"])
     updater.previous = {name: mask.clone() for name, mask in state["previous"].items()}
+    updater.state.clear()
     for name, tensors in state["method_state"].items():
         device = wrapper.masks.weight(name).device
         updater.state[name] = {key: value.clone().to(device) for key, value in tensors.items()}

@@ -146,8 +146,18 @@ def density_per_layer(
         ax.set_ylim(0.0, 1.08)
     _grid(ax, "y")
     if len(named) > 1:  # above the bars, which leave no corner free
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(named)))
+        columns = _legend_columns(named, ax.bbox.width / fig.dpi)
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
     return fig, ax
+
+
+def _legend_columns(names: Iterable[str], width: float) -> int:
+    """Return into how many columns names fit, in rows of equal length, `width` in inches."""
+    lengths = [len(name) for name in names]
+    # 12 letters an inch; a key takes the place of 7.
+    most = max(1, min(4, int(12 * width) // (max(lengths) + 7)))
+    rows = math.ceil(len(lengths) / most)
+    return math.ceil(len(lengths) / rows)
 
 
 def _name_ticks(ax: Axes, names: Sequence[str]) -> None:

@@ -185,7 +185,10 @@ class _Tracer:
         if facts.problem is None:
             self._count_channels(facts, name, x_seq, found)
         if facts.problem is not None:
-            for layer in found:
+            # Layers of an earlier call too: two widths show at the second.
+            neurons = self.topology.neurons
+            for layer in {*found, *(layer for layer, known in neurons.items() if name in known)}:
+                neurons[layer] = tuple(known for known in neurons[layer] if known != name)
                 self.topology.problems[layer] = f"{name}: {facts.problem}"
         if isinstance(node, RecordingNode):
             node.recording = facts.problem is None

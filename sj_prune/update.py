@@ -36,8 +36,6 @@ class Updater:
         self.draws = 0
         self.gradient_is_dense: dict[str, bool] = {}
         self.state: dict[str, dict[str, Tensor]] = {}
-        for name in wrapper.masks:
-            self.state[name] = wrapper.method.initial_state(self.view(name))
         self.previous = wrapper.masks.masks if wrapper.method.emergent else {}
 
     # ---- what a method sees --------------------------------------------------------------------
@@ -56,10 +54,11 @@ class Updater:
         weight = wrapper.masks.weight(name)
         nodes = self._nodes(name)
         norm = None if wrapper.topology is None else wrapper.topology.norms.get(name)
+        first = name not in self.state
         state = self.state.setdefault(name, {})
         for key, value in state.items():
             state[key] = value.to(weight.device)
-        return LayerView(
+        view = LayerView(
             name=name,
             weight=weight.detach(),
             grad=weight.grad,
@@ -70,6 +69,9 @@ class Updater:
             seed=self._seed(name),
             state=state,
         )
+        if first:  # not before: weights may be loaded into a network that is wrapped already
+            state.update(wrapper.method.initial_state(view))
+        return view
 
     def _nodes(self, name: str) -> dict[str, Any]:
         topology = self.wrapper.topology

@@ -254,6 +254,11 @@ class PruningWrapper(nn.Module):
     def _switch_recording(self) -> None:
         """Let nodes record what the method needs, in the window before an update only."""
         window = self._in_window()
+        if window and self.topology is None and self._outline is not None:
+            # Compiled forwards alone so far: the trace allocates the sums that the next one adds
+            # to (else it would be compiled twice, without and with them) and comes back here.
+            self.ensure_topology()
+            return
         facts = {} if self.topology is None else self.topology.facts
         for name, node in self._nodes.items():
             record = window and (name not in facts or facts[name].problem is None)

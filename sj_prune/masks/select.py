@@ -109,7 +109,7 @@ def _random(among: Sequence[Tensor], k: int, generator: torch.Generator | None) 
     chosen, start = [], 0
     for mask, size in zip(among, sizes, strict=True):
         mine = picks[(picks >= start) & (picks < start + size)] - start
-        result = torch.zeros_like(mask)
+        result = torch.zeros_like(mask, memory_format=torch.contiguous_format)
         places = mask.flatten().nonzero().squeeze(1)[mine.to(mask.device)]
         result.view(-1)[places] = True
         chosen.append(result)

@@ -90,7 +90,7 @@ class LayerView:
         if self.grad is None:
             raise RuntimeError(
                 f"Expected a gradient of layer {self.name!r} to score its growth but it is None: "
-                "call loss.backward() before the update"
+                "call loss.backward() before the update; name a layer without one in skip="
             )
         return self.grad
 
@@ -196,7 +196,7 @@ class Method:
         return None
 
     def initial_state(self, view: LayerView) -> dict[str, Tensor]:
-        """Return tensors that the method keeps for a layer, made when the network is wrapped."""
+        """Return tensors that the method keeps for a layer, made when it is first looked at."""
         return {}
 
     def on_gradient(self, view: LayerView) -> None:

@@ -1,0 +1,350 @@
+"""What every method has to do. A new method is one row of METHODS."""
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from pruning_cases import (
+    OPTIMIZERS,
+    assert_masked,
+    build,
+    criticality,
+    frozen,
+    loss_of,
+    magnitude,
+    rigl,
+    same,
+    same_state,
+    snapshot,
+    train,
+    wrapped,
+)
+
+import sj_prune.update
+from sj_prune import PruningWrapper, methods
+from sj_prune.masks import ERK, Uniform
+
+SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}
+TOTAL = 760
+STEPS = {2: 1, 4: 2, 6: 3, 8: 4}  # interval 2, end 9: the interval does not divide the end
+
+
+def cubic(sparsity):
+    return lambda t: sparsity * (1 - (1 - t / 4) ** 3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    Attributes:
+        make: builds it with interval 2 and end 9; keywords change its arguments.
+        target: sparsity after update t of 4.
+        random: masks differ from seed to seed.
+        zero_start: a unit of growth starts at 0 even if it was dropped in the same update.
+        emergent: no counts are enforced.
+        random_start: masks are installed when the network is wrapped.
+    """
+
+    make: Callable
+    target: Callable = cubic(0.8)
+    random: bool = False
+    zero_start: bool = True
+    emergent: bool = False
+    random_start: bool = False
+
+
+def granet(**kwargs):
+    return methods.GraNet(**{"sparsity": 0.8, "regrow": 0.4, "interval": 2, "end": 9, **kwargs})
+
+
+def sets(**kwargs):
+    return methods.SET(**{"sparsity": 0.7, "regrow": 0.3, "interval": 2, "end": 9, **kwargs})
+
+
+def random(**kwargs):
+    return methods.Random(**{"sparsity": 0.8, "interval": 2, "end": 9, **kwargs})
+
+
+def gradr(**kwargs):
+    return methods.GradR(**{"sparsity": 0.9, "alpha": 0.05, "interval": 2, "end": 9, **kwargs})
+
+
+METHODS = {
+    "Magnitude": Row(magnitude),
+    "Magnitude-Uniform": Row(lambda **k: magnitude(allocation=Uniform(), **k)),
+    "Magnitude-ERK": Row(lambda **k: magnitude(allocation=ERK(), **k)),
+    "Random": Row(random, random=True),
+    "Criticality": Row(criticality),
+    "Criticality-mean": Row(lambda **k: criticality(aggregate="mean", batches=2, **k)),
+    "SET": Row(sets, lambda t: 0.7, random=True, random_start=True),
+    "RigL": Row(rigl, lambda t: 0.7, random=True, zero_start=False, random_start=True),
+    "GraNet": Row(granet, zero_start=False),
+    "GradR": Row(gradr, emergent=True),
+}
+ENFORCED = [name for name, row in METHODS.items() if not row.emergent]
+
+
+def keep_at(row, t):
+    return round((1 - row.target(t)) * TOTAL)
+
+
+def updates_of(monkeypatch):
+    """Return the list of (masks before, result) of all updates to come, by layer name."""
+    seen, original = [], sj_prune.update.prune_and_regrow
+
+    def spied(layers, *args, **kwargs):
+        before = {layer.name: layer.mask.clone() for layer in layers}
+        found = original(layers, *args, **kwargs)
+        seen.append((before, {x.name: u for x, u in zip(layers, found, strict=True)}))
+        return found
+
+    monkeypatch.setattr(sj_prune.update, "prune_and_regrow", spied)
+    return seen
+
+
+@pytest.mark.parametrize("name", ENFORCED)
+def test_every_update_is_exact(name, monkeypatch):
+    row = METHODS[name]
+    model, optimizer = wrapped(row.make())
+    seen, masks, t = updates_of(monkeypatch), model.masks.masks, 0
+
+    def after(k):
+        nonlocal masks, t
+        assert_masked(model, optimizer)
+        if k not in STEPS:
+            assert same(masks, model.masks.masks), "masks changed between updates"
+            return
+        t = STEPS[k]
+        assert len(seen) == t
+        before, found = seen[-1]
+        assert same(before, masks)
+        masks = model.masks.masks
+        assert same(masks, {n: u.survivors | u.grown for n, u in found.items()})
+        for n, update in found.items():
+            assert not (update.survivors & ~before[n]).any(), "grown counted as a survivor"
+            assert not (update.survivors & update.grown).any(), "a survivor was grown"
+            assert masks[n].any(), f"layer {n} is empty"
+        assert sum(int(m.sum()) for m in masks.values()) == keep_at(row, t)
+        record = model.history[-1]
+        assert record.step == k
+        assert record.kept == {n: int(m.sum()) for n, m in masks.items()}
+        assert record.dropped == {
+            n: int((before[n] & ~u.survivors).sum()) for n, u in found.items()
+        }
+        assert record.grown == {n: int(u.grown.sum()) for n, u in found.items()}
+
+    train(model, optimizer, 12, after=after)
+    assert t == 4
+    assert model.sparsity()["total"] == 1 - round((1 - row.target(4)) * TOTAL) / TOTAL
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ENFORCED)
+def test_grown_weights_start_anew(name, monkeypatch):
+    """A new unit is 0 and has fresh slots; one dropped and regrown too, unless the method keeps it.
+
+    Seen through a step with learning rate 0.
+    """
+    row = METHODS[name]
+    model = PruningWrapper(build(), row.make())
+    # Adam's step counts would be None if RigL skipped the first; warm up first.
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model.attach(optimizer)
+    train(model, optimizer, 3)
+    seen = updates_of(monkeypatch)
+    values = snapshot(model.net)
+    slots = {n: optimizer.state[model.masks.weight(n)]["exp_avg"].clone() for n in model.masks}
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(model, optimizer, 1, start=4)
+    ((before, found),) = seen
+    for n, update in found.items():
+        weight, mine = model.masks.weight(n), optimizer.state[model.masks.weight(n)]
+        new = update.grown & ~before[n]
+        assert not weight[new].any()
+        again = update.grown & before[n]
+        if row.zero_start:
+            assert not weight[again].any()
+            # The gradient of the same step was still masked where they were pruned before.
+            assert not mine["exp_avg"][new].any()
+        else:
+            assert weight[again].equal(values[f"{n}.weight"][again])
+            if name == "RigL":
+                assert mine["exp_avg"][again].equal(slots[n][again])
+                assert not mine["exp_avg"][new].any()
+        assert weight[update.survivors].equal(values[f"{n}.weight"][update.survivors])
+    grown = sum(int(update.grown.sum()) for update in found.values())
+    assert (grown > 0) == (row.make().regrow_schedule is not None)
+
+
+def masks_after(row, seed, steps=9):
+    model, optimizer = wrapped(row.make(), seed=seed)
+    train(model, optimizer, steps)
+    return model.masks.masks
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_seed_decides_every_random_choice(name):
+    row = METHODS[name]
+    first = masks_after(row, seed=1)
+    torch.manual_seed(99)  # the global generator has no say
+    assert same(first, masks_after(row, seed=1))
+    if row.random:
+        assert not same(first, masks_after(row, seed=2))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_global_generator_is_left_alone(name):
+    model, optimizer = wrapped(METHODS[name].make())
+    for k in (1, 2):
+        loss_of(model, k).backward()
+        state = torch.get_rng_state()
+        optimizer.step()
+        assert torch.get_rng_state().equal(state)
+    assert model.history
+
+
+def permuted(net, order):
+    """Return the same network with the first block's channels in another order."""
+    with torch.no_grad():
+        for tensor in (net[0].weight, net[1].weight, net[1].bias):
+            tensor.copy_(tensor[order].clone())
+        net[3].weight.copy_(net[3].weight[:, order].clone())
+    return net
+
+
+def permuted_masks(masks, order):
+    return {**masks, "0": masks["0"][order], "3": masks["3"][:, order]}
+
+
+@pytest.mark.parametrize("name", [n for n, row in METHODS.items() if n not in ("Random", "SET")])
+def test_order_of_channels_does_not_matter(name):
+    row = METHODS[name]
+    order = torch.tensor([2, 0, 3, 1])
+    models = []
+    for net in (build().double(), permuted(build(), order).double()):
+        model, optimizer = wrapped(row.make(), "sgd", net=net)
+        models.append((model, optimizer))
+    (a, opt_a), (b, opt_b) = models
+    if row.random_start:
+        b.masks.install(permuted_masks(a.masks.masks, order))
+        with torch.no_grad():  # weights that only b's own masks had pruned
+            b.net.load_state_dict(permuted(a.net, order).state_dict())
+        permuted(a.net, order.argsort())
+    steps = 9 if row.emergent else 2  # the first update has no ties between pruned weights
+    train(a, opt_a, steps, dtype=torch.float64)
+    train(b, opt_b, steps, dtype=torch.float64)
+    assert a.history
+    assert 0 < a.sparsity()["total"] < 1
+    assert same(permuted_masks(a.masks.masks, order), b.masks.masks)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_round_trip(name):
+    row = METHODS[name]
+    model, optimizer = wrapped(row.make())
+    train(model, optimizer, 5)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = PruningWrapper(build(seed=3), row.make(), seed=11)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert same(other.masks.masks, model.masks.masks)
+    assert (other.step, other.seed, other.history) == (5, 0, model.history)
+    assert same_state(dict(other.state_dict()), dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_leave_weights_and_gradients_alone(name):
+    """Drop and growth scores are pure: what the optimizer sees is the loss gradient alone."""
+    row = METHODS[name]
+    model = PruningWrapper(build(), row.make())
+    with model.dense_gradients():
+        loss_of(model, 1).backward()
+    weights = snapshot(model.net)
+    grads = {n: model.masks.weight(n).grad.clone() for n in model.masks}
+    for n in model.masks:
+        view = model.updater.view(n)
+        if not row.emergent:
+            model.method.drop_score(view)
+            model.method.grow_score(view)
+            model.method.tie_score(view)
+    assert same(weights, snapshot(model.net))
+    assert same(grads, {n: model.masks.weight(n).grad for n in model.masks})
+
+
+@pytest.mark.parametrize("name", ENFORCED)
+def test_update_now_reaches_any_sparsity(name):
+    row = METHODS[name]
+    model, optimizer = wrapped(row.make())
+    train(model, optimizer, 1)
+    if name != "Criticality-mean":  # which records from the first step on
+        loss_of(model, 2)
+    with model.dense_gradients():
+        loss_of(model, 2).backward()
+    model.update_masks(0.9)
+    assert sum(model.masks.kept().values()) == 76
+    assert model.step == 1
+    assert_masked(model, optimizer)
+    assert model.history[-1].target == 0.9
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"sparsity": 1.3}, ValueError, r"Expected sparsity in [\[(].*, 1\) but got 1\.3"),
+        ({"sparsity": 1.0}, ValueError, r"Expected sparsity in .* but got 1\.0"),
+        ({"sparsity": -0.1}, ValueError, r"Expected sparsity in .* but got -0\.1"),
+        ({"sparsity": math.nan}, ValueError, r"Expected sparsity in .* but got nan"),
+        ({"sparsity": "0.9"}, TypeError, r"Expected sparsity to be a number but got '0\.9'"),
+        ({"sparsity": True}, TypeError, "Expected sparsity to be a number but got True"),
+        ({"interval": 0}, ValueError, "Expected interval to be at least 1 but got 0"),
+        ({"interval": 1.5}, TypeError, r"Expected interval to be an integer but got 1\.5"),
+        ({"begin": -1}, ValueError, "Expected begin to be at least 0 but got -1"),
+        ({"begin": 8}, ValueError, "Expected end - begin >= interval"),
+        ({"end": "9"}, TypeError, "Expected end to be an integer but got '9'"),
+        ({"structure": "channels"}, TypeError, "Expected structure to be Unstructured"),
+    ],
+)
+def test_wrong_settings(name, wrong, error, message):
+    with pytest.raises(error, match=message):
+        METHODS[name].make(**wrong)
+
+
+@pytest.mark.parametrize("make", [random, sets, rigl, magnitude])
+@pytest.mark.parametrize("allocation", ["ERK", ERK, None, 3])
+def test_wrong_allocation(make, allocation):
+    with pytest.raises(TypeError, match="Expected allocation to be an instance"):
+        make(allocation=allocation)
+
+
+@pytest.mark.parametrize("make", [criticality, sets, rigl, granet])
+@pytest.mark.parametrize(
+    ("value", "error"), [(1.0, ValueError), (-0.1, ValueError), ("1", TypeError)]
+)
+def test_wrong_regrow(make, value, error):
+    with pytest.raises(error, match="Expected regrow"):
+        make(regrow=value)
+
+
+def test_methods_are_frozen():
+    for row in METHODS.values():
+        with pytest.raises(AttributeError, match="cannot assign"):
+            row.make().sparsity = 0.5
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_is_reproducible_to_the_bit(name, optimizer):
+    def run():
+        model, opt = wrapped(METHODS[name].make(), optimizer)
+        train(model, opt, 4)
+        return snapshot(model.net), frozen(opt)
+
+    (a, state_a), (b, state_b) = run(), run()
+    assert same(a, b)
+    assert same_state(state_a, state_b)
