@@ -95,8 +95,8 @@ class Updater:
             if node.activity.count == 0:
                 raise RuntimeError(
                     f"Expected statistics {sorted(wrapper.method.needs)} of neuron layer {name!r} "
-                    "but nothing was recorded since the last update: run a forward in train mode "
-                    "before, in the window that the method asks for"
+                    "but nothing finite was recorded in the window before this update: run a "
+                    "forward in train mode, inside `with model.recording():` between updates"
                 )
 
     def _check_gradients(self) -> None:

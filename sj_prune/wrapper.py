@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from sj_prune.report import Report
 
 __all__ = ["PruningWrapper"]
+
+
+logger = logging.getLogger("sj_prune")
 
 
 class PruningWrapper(nn.Module):
@@ -88,6 +92,7 @@ class PruningWrapper(nn.Module):
         self.topology: Topology | None = None
         self._outline: tuple[Any, Any] | None = None
         self._finalized = False
+        self._record_now = False
         self.updater = Updater(self)
         self._stepping = Stepping(self)
         _host.invalidate_reset_cache(net)
@@ -143,6 +148,12 @@ class PruningWrapper(nn.Module):
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.topology = trace(self.net, self._layers, args, kwargs)
+        if self.method.needs and not any(self.topology.neurons.values()):
+            logger.warning(
+                "%s reads neurons but none that records follows a prunable layer: "
+                "print(model.explain()) says why",
+                type(self.method).__name__,
+            )
         self._switch_recording()
 
     def _trace_example(self, example_input: Any) -> None:  # noqa: ANN401
@@ -167,7 +178,8 @@ class PruningWrapper(nn.Module):
         """Let mask updates happen inside ``optimizer.step()``; several may be attached.
 
         `step` counts the steps of the first attached optimizer that owns a masked weight. Steps
-        that a GradScaler skips do not count. Attaching one twice changes nothing.
+        that a GradScaler skips do not count. Attaching one twice changes nothing. Attach several in
+        the order in which they step.
 
         Returns:
             The wrapper.
@@ -221,6 +233,26 @@ class PruningWrapper(nn.Module):
         finally:
             self._stepping.force_dense = before
 
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record afresh inside this block, for a manual `update_masks` between scheduled ones.
+
+        ::
+
+            with model.recording():
+                model(x_seq)
+            model.update_masks()
+        """
+        self._record_now = True
+        for node in self._nodes.values():
+            node.activity.clear()
+        self._switch_recording()
+        try:
+            yield
+        finally:
+            self._record_now = False
+            self._switch_recording()
+
     def update_masks(self, sparsity: float | None = None) -> None:
         """Update the masks now; the step counter stays as it is.
 
@@ -269,7 +301,7 @@ class PruningWrapper(nn.Module):
     def _in_window(self) -> bool:
         if not self.method.needs:
             return False
-        if not self.optimizers or self.method.window is None:
+        if not self.optimizers or self.method.window is None or self._record_now:
             return True
         due = self.method.schedule.next_due(self.step)
         return due is not None and due - self.step <= self.method.window

@@ -80,7 +80,7 @@ class Activity:
             self.samples = torch.zeros((), dtype=torch.int64, device=device)
 
     def update(self, partials: torch.Tensor) -> None:
-        """Add one batch.
+        """Add one batch; a sample that overflowed (AMP skips its step) is not counted.
 
         Args:
             partials: ``[N, C, k]``, one value per sample, channel and name, in order of `names`.
@@ -88,7 +88,7 @@ class Activity:
         Raises:
             ValueError: if `C` or `k` differs from what was recorded before.
         """
-        samples, channels, kinds = partials.shape
+        _, channels, kinds = partials.shape
         if kinds != len(self.names):
             raise ValueError(f"Expected {len(self.names)} statistics {self.names} but got {kinds}")
         if self.sums is None or self.samples is None:
@@ -101,9 +101,11 @@ class Activity:
                 "a neuron layer shared by layers of different width cannot keep statistics; give "
                 "each layer its own neuron or set recording = False on it"
             )
+        finite = torch.isfinite(partials).all(-1).all(-1)
+        counted = torch.where(finite[:, None, None], partials, 0.0)
         # In place, so that a captured graph (torch.compile, CUDA graphs) adds to the same memory.
-        self.sums.add_(partials.sum(0, dtype=torch.float64))
-        self.samples.add_(samples)
+        self.sums.add_(counted.sum(0, dtype=torch.float64))
+        self.samples.add_(finite.sum())
 
     def mean(self, name: str) -> torch.Tensor:
         """Return the mean over samples of one statistic, ``[C]`` in float64.

@@ -1,10 +1,13 @@
 """When updates happen, and updates by hand."""
 
+import copy
 import logging
 
 import pytest
 import torch
 from pruning_cases import (
+    N,
+    T,
     assert_masked,
     batch,
     build,
@@ -19,6 +22,7 @@ from pruning_cases import (
     train,
     wrapped,
 )
+from spikingjelly.activation_based import functional
 
 from sj_prune import PruningWrapper, methods
 
@@ -254,3 +258,43 @@ def test_optimizer_without_masked_weights_never_counts():
     train(model, [norms, weights], 4)
     assert model.step == 4
     assert [record.step for record in model.history] == [2, 4]
+
+
+def test_statistics_for_a_manual_update_between_scheduled_ones():
+    """Recorded afresh: as an unattached twin that saw the same batch alone."""
+    model, optimizer = wrapped(criticality(interval=4, end=8))
+    train(model, optimizer, 1)
+    twin = copy.deepcopy(model)
+    with model.recording():
+        loss_of(model, 2)
+    loss_of(model, 3)  # after the block: not counted
+    model.update_masks(0.5)
+    loss_of(twin, 2)
+    twin.update_masks(0.5)
+    assert same(model.masks.masks, twin.masks.masks)
+    assert model.step == 1
+
+
+def test_a_batch_that_overflowed_is_not_counted():
+    """As under AMP, where the step of such a batch is skipped and training goes on."""
+    model = PruningWrapper(build(), criticality())
+    twin = copy.deepcopy(model)
+    loss_of(model, 2)
+    loss_of(twin, 2)
+    functional.reset_net(model)
+    model(torch.full((T, N, 2, 6, 6), float("inf")))
+    # The layer that overflowed; those behind it saw no spikes, which is finite.
+    mine, theirs = (m.net[2].activity.mean("criticality_max") for m in (model, twin))
+    assert torch.equal(mine, theirs)
+    model.update_masks(0.5)
+    assert model.sparsity()["total"] == 0.5
+
+
+def test_single_step_mode_is_said_at_the_first_trace(caplog):
+    net = build()
+    functional.set_step_mode(net, "s")
+    model = PruningWrapper(net, criticality())
+    with caplog.at_level("WARNING", logger="sj_prune"):
+        functional.reset_net(model)
+        model(torch.rand(N, 2, 6, 6))
+    assert "Criticality reads neurons but none that records" in caplog.text
