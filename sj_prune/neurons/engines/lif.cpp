@@ -67,24 +67,27 @@ struct Forward {
     // Copies that no store can alias, and loops that do one thing: then compilers vectorize.
     const sj::Neuron<A> n = neuron;
     A v_now[kTile], h[kTile], g_sum[kTile];
+    A* __restrict const rate = sums.rate;
+    A* __restrict const potential = sums.potential;
+    A* __restrict const charge = sums.charge;
     for (int i = 0; i < count; ++i) v_now[i] = v0[v0_stride * (at + i)];
     if (kDerivative) std::fill(g_sum, g_sum + count, A(0));
     for (int64_t t = 0; t < steps; ++t) {
       const int64_t from = t * stride + at;
-      const A* const xt = x + from;
-      A* const st = spikes + from;
+      const A* __restrict const xt = x + from;
+      A* __restrict const st = spikes + from;
 #pragma omp simd
       for (int i = 0; i < count; ++i) {
-        h[i] = sj::charge(xt[i], v_now[i], n);
-        st[i] = sj::fire(h[i], n);
-        v_now[i] = sj::settle(h[i], st[i], n);
-      }
-      if (kRate) add(sums.rate, st, count);
-      if (kPotential) add_magnitude(sums.potential, v_now, count);
-      if (kCharge) add_magnitude(sums.charge, h, count);
-      if (kDerivative) {
-#pragma omp simd
-        for (int i = 0; i < count; ++i) g_sum[i] += sj::derivative(h[i] - n.threshold, n);
+        const A charged = sj::charge(xt[i], v_now[i], n);
+        const A s = sj::fire(charged, n);
+        const A left = sj::settle(charged, s, n);
+        st[i] = s;
+        v_now[i] = left;
+        if (kRate) rate[i] += s;
+        if (kPotential) potential[i] += sj::absolute(left);
+        if (kCharge) charge[i] += sj::absolute(charged);
+        if (kDerivative) g_sum[i] += sj::derivative(charged - n.threshold, n);
+        if (kSequences) h[i] = charged;
       }
       if (kSequences) {
         if (v_seq) std::copy(v_now, v_now + count, v_seq + from);
