@@ -7,6 +7,8 @@ import torch
 
 # The reference engine, so that nothing is compiled; tests/engines chooses for itself.
 os.environ.setdefault("SJ_PRUNE_ENGINE", "torch")
+# One thread a worker: pytest-xdist starts a worker a core.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
