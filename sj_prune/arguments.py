@@ -11,7 +11,14 @@ from sj_prune.masks.structure import Layer
 from sj_prune.methods.base import Method, check_fraction
 from sj_prune.topology import prunable_layers
 
-__all__ = ["check_method", "check_network", "check_seed", "check_sparsity", "select_layers"]
+__all__ = [
+    "check_method",
+    "check_network",
+    "check_seed",
+    "check_sparsity",
+    "check_world_size",
+    "select_layers",
+]
 
 
 def check_network(net: object) -> None:
@@ -27,12 +34,28 @@ def check_method(method: object) -> None:
         raise TypeError(
             f"Expected method to be {hint} of a class in sj_prune.methods but got {method!r}"
         )
+    grows = type(method).grow_score is not Method.grow_score
+    if grows and method.regrow_schedule is None and not method.emergent:
+        raise ValueError(
+            f"Expected {type(method).__name__} with a grow_score to say how much it regrows but "
+            "regrow_schedule is None: return a schedule of the fraction, such as "
+            "self.constant_schedule(0.1)"
+        )
 
 
 def check_seed(seed: object) -> None:
     """Refuse what is no integer."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"Expected seed to be an integer but got {seed!r}")
+
+
+def check_world_size(size: int) -> None:
+    """Refuse several processes: their statistics are not joined yet, so masks would differ."""
+    if size > 1:
+        raise RuntimeError(
+            f"Expected one process but torch.distributed runs {size}: masks would differ between "
+            "ranks; prune in one process"
+        )
 
 
 def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
@@ -42,8 +65,8 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
         TypeError: if `skip` is a string.
         ValueError: for a name without a prunable layer, and if nothing is left to prune.
     """
-    if isinstance(skip, str):
-        raise TypeError(f"Expected skip to be a sequence of names but got the string {skip!r}")
+    if isinstance(skip, str) or not isinstance(skip, Iterable):
+        raise TypeError(f"Expected skip to be a sequence of names but got {skip!r}")
     layers = prunable_layers(net)
     skipped = set()
     for name in skip:
@@ -61,6 +84,11 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
         raise ValueError(
             "Expected at least one convolution or linear layer to prune but the network has none"
             f"{' outside skip' if skipped else ''}"
+        )
+    if "total" in chosen:
+        raise ValueError(
+            "Expected no pruned layer of the name 'total', which stands for all layers in "
+            "sparsity(), but there is one: rename it or name it in skip"
         )
     return chosen
 

@@ -48,6 +48,7 @@ class OptimizerHooks:
         optimizer: the user's optimizer.
         before: called as ``before(optimizer, first)``.
         after: called as ``after(optimizer)``.
+        evaluate: called as ``evaluate(optimizer)`` before a closure runs again in the same step.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class OptimizerHooks:
         optimizer: Optimizer,
         before: Callable[[Optimizer, bool], None],
         after: Callable[[Optimizer], None],
+        evaluate: Callable[[Optimizer], None],
     ) -> None:
         self.optimizer = optimizer
         self._before = before
         self._after = after
+        self._evaluate = evaluate
         self._entered = False
         self._skipped = False
         self._handles = [
@@ -96,6 +99,9 @@ class OptimizerHooks:
 
     def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def evaluate() -> Any:  # noqa: ANN401
+            if self._entered:  # again in the same step: the optimizer has moved the weights
+                with torch.no_grad():
+                    self._evaluate(self.optimizer)
             loss = closure()
             self._enter()
             return loss

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sj_prune.history import UpdateRecord
 from sj_prune.methods.base import check_same_method
+from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import recording_nodes
 
 if TYPE_CHECKING:
@@ -86,13 +87,34 @@ def _check_extra(wrapper: PruningWrapper, state: Any) -> None:  # noqa: ANN401
     if absent:
         raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
     check_same_method(wrapper.method, state["method"])
+    _check_parts(state)
     wrapper.masks.check_state(state["masks"])
+    for kind in ("method_state", "previous"):
+        if unknown := [name for name in state[kind] if name not in wrapper.masks]:
+            raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
     for name in state["statistics"]:
         if name not in recording_nodes(wrapper.net):
             raise ValueError(
                 f"Expected no statistics of neuron layer {name!r}, which this network does not "
                 "have: the checkpoint comes from another architecture"
             )
+
+
+def _check_parts(state: Mapping[str, Any]) -> None:
+    """Build once what loading is going to build, so that it cannot fail halfway."""
+    try:
+        int(state["step"]), int(state["generator"]["seed"]), int(state["generator"]["draws"])
+        for record in state["history"]:
+            UpdateRecord(**record)
+        for activity in state["statistics"].values():
+            Activity(activity["names"]).load_state_dict(activity)
+        tensors = [*state["masks"].values(), *state["previous"].values()]
+        tensors += [t for kept in state["method_state"].values() for t in kept.values()]
+        damaged = not all(isinstance(t, Tensor) for t in tensors)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"Expected a whole {EXTRA_STATE!r} but it is damaged: {error}") from error
+    if damaged:
+        raise ValueError(f"Expected tensors in {EXTRA_STATE!r} but it is damaged")
 
 
 def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
@@ -114,5 +136,6 @@ def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
 def load_statistics(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
     """Take over the statistics of a checked extra state."""
     nodes = recording_nodes(wrapper.net)
+    device = wrapper.masks.weight(next(iter(wrapper.masks))).device
     for name, activity in state["statistics"].items():
-        nodes[name].activity.load_state_dict(activity)
+        nodes[name].activity.load_state_dict(activity, device)

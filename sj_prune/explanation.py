@@ -186,13 +186,15 @@ def _warn_of_activity(wrapper: PruningWrapper, facts: Mapping[str, NeuronFacts])
     idle = [name for name in recording_nodes(wrapper.net) if name not in facts]
     if idle:
         yield f"these neurons did not run in the traced forward: {', '.join(idle)}."
-    shared = [f"{name} ({fact.problem})" for name, fact in facts.items() if _is_shared(fact)]
-    if shared:
-        yield f"these neurons keep no statistics: {', '.join(shared)}; give each layer its own."
-
-
-def _is_shared(fact: NeuronFacts) -> bool:
-    return (fact.problem or "").startswith("shared")
+    nodes = recording_nodes(wrapper.net)
+    # Foreign neurons and single-step mode have warnings of their own.
+    broken = [
+        f"{name} ({fact.problem})"
+        for name, fact in facts.items()
+        if fact.problem and getattr(nodes.get(name), "step_mode", None) == "m"
+    ]
+    if broken:
+        yield f"these neurons keep no statistics: {', '.join(broken)}."
 
 
 def _warn_of_neurons(net: nn.Module) -> Iterator[str]:

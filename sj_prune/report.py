@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Report", "ReportRow", "channel_criticality", "report"]
 
 _SLOW = (
-    "A masked dense network is not faster on a CPU or GPU: only compaction (channel methods) or "
-    "hardware that skips zeros turns these counts into time."
+    "A masked dense network is not faster on a CPU or GPU: hardware that skips zeros turns these "
+    "counts into time."
 )
 _BEFORE = (
     "Before => after: all weights counted against the nonzero ones, on the same measured spikes; "

@@ -44,7 +44,7 @@ class Stepping:
 
     def attach(self, optimizer: Optimizer) -> None:
         """Hook into `optimizer`."""
-        self._attached.append(OptimizerHooks(optimizer, self._before, self._after))
+        self._attached.append(OptimizerHooks(optimizer, self._before, self._after, self._evaluate))
 
     def remove(self) -> None:
         """Take all hooks off."""
@@ -58,6 +58,8 @@ class Stepping:
 
     def hook_leaves(self) -> None:
         """Hide the gradients of pruned entries from here on, before anybody clips them."""
+        for handle in self._leaf_hooks:
+            handle.remove()
         masks = self.wrapper.masks
         self._leaf_hooks = [
             masks.weight(name).register_hook(partial(self._gate, name))
@@ -112,6 +114,11 @@ class Stepping:
                 method.on_gradient(wrapper.updater.view(name))
         if not (method.emergent or self._awaits_update(optimizer)):
             wrapper.masks.mask_gradients(names)
+
+    def _evaluate(self, optimizer: Optimizer) -> None:
+        """Mask the weights for an evaluation inside a step: LBFGS moves all along its history."""
+        if not self.wrapper.method.emergent:
+            self.wrapper.masks.enforce(self._owned(optimizer), ())
 
     def _after(self, optimizer: Optimizer) -> None:
         wrapper, method = self.wrapper, self.wrapper.method

@@ -182,6 +182,11 @@ class _Tracer:
             self.topology.norms[layer] = self.topology.norms[layer] or norm
         facts.calls += 1
         facts.problem = facts.problem or _problem(node)
+        if not torch.is_grad_enabled():
+            facts.problem = (
+                "it ran without gradients (checkpoint with use_reentrant=True?), so what feeds it "
+                "is unknown; use use_reentrant=False"
+            )
         if facts.problem is None:
             self._count_channels(facts, name, x_seq, found)
         if facts.problem is not None:
@@ -202,7 +207,7 @@ class _Tracer:
         dim = matching.pop() if len(matching) == 1 else facts.channel_dim
         channels = x_seq.shape[dim] if x_seq.ndim > 2 else 1
         if facts.calls > 1 and (facts.channels, facts.channel_dim) != (channels, dim):
-            facts.problem = "shared by layers of different width"
+            facts.problem = "shared by layers of different width; give each layer its own"
             return
         facts.channels, facts.channel_dim = channels, dim
         for layer, layer_dim in dims.items():

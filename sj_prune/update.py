@@ -124,6 +124,7 @@ class Updater:
             # A manual update may be ahead of the schedule: what it dropped does not come back.
             target = max(target, self.wrapper.masks.sparsity()["total"])
         self._update(step, target)
+        self._clear_statistics()
 
     def manual(self, sparsity: float) -> None:
         """Update now, to `sparsity`."""
@@ -132,6 +133,12 @@ class Updater:
             self.record_emergent(self.wrapper.step)
         else:
             self._update(self.wrapper.step, sparsity)
+            if not self.wrapper.in_scheduled_window():  # the coming update needs its statistics
+                self._clear_statistics()
+
+    def _clear_statistics(self) -> None:
+        for node in self.wrapper.nodes.values():
+            node.activity.clear()
 
     def install_random(self) -> None:
         """Install random masks of the final sparsity, with the method's own allocation."""
@@ -167,8 +174,6 @@ class Updater:
             generator=self._generator(),
         )
         self._install(dict(zip(self.wrapper.masks, found, strict=True)), step, target)
-        for node in self.wrapper._nodes.values():
-            node.activity.clear()
 
     def _scores(self, view: LayerView) -> LayerScores:
         method = self.wrapper.method

@@ -80,8 +80,8 @@ class PruningWrapper(nn.Module):
         arguments.check_sparsity(method, self._layers, method.sparsity)
         stock = [node for node in net.modules() if not isinstance(node, RecordingNode)]
         self.net = to_recording(net)
-        self._nodes = recording_nodes(net)
-        for node in self._nodes.values():
+        self.nodes = recording_nodes(net)
+        for node in self.nodes.values():
             if method.needs:
                 node.statistics = method.needs
         self.method = method
@@ -93,6 +93,7 @@ class PruningWrapper(nn.Module):
         self._outline: tuple[Any, Any] | None = None
         self._finalized = False
         self._record_now = False
+        self._switched: tuple[bool, Topology | None] | None = None
         self.updater = Updater(self)
         self._stepping = Stepping(self)
         _host.invalidate_reset_cache(net)
@@ -139,7 +140,7 @@ class PruningWrapper(nn.Module):
             return
         if self._outline is None:
             raise RuntimeError(
-                f"Expected statistics of neuron layers {list(self._nodes)}, for "
+                f"Expected statistics of neuron layers {list(self.nodes)}, for "
                 f"{type(self.method).__name__}, but no forward with gradients has run: run one, or "
                 "pass example_input="
             )
@@ -194,6 +195,8 @@ class PruningWrapper(nn.Module):
             raise TypeError(
                 f"Expected a torch.optim.Optimizer to attach but got {type(optimizer).__name__}"
             )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            arguments.check_world_size(torch.distributed.get_world_size())
         mine = {id(p) for p in self.net.parameters()}
         if not any(id(p) in mine for p in owned_parameters(optimizer)):
             raise ValueError(
@@ -227,6 +230,7 @@ class PruningWrapper(nn.Module):
 
         Between its scheduled updates a method such as RigL sees masked gradients only.
         """
+        self._check_usable()
         before, self._stepping.force_dense = self._stepping.force_dense, True
         try:
             yield
@@ -243,8 +247,9 @@ class PruningWrapper(nn.Module):
                 model(x_seq)
             model.update_masks()
         """
+        self._check_usable()
         self._record_now = True
-        for node in self._nodes.values():
+        for node in self.nodes.values():
             node.activity.clear()
         self._switch_recording()
         try:
@@ -285,26 +290,32 @@ class PruningWrapper(nn.Module):
 
     def _switch_recording(self) -> None:
         """Let nodes record what the method needs, in the window before an update only."""
-        window = self._in_window()
+        window = self._record_now or (bool(self.method.needs) and self._is_window())
         if window and self.topology is None and self._outline is not None:
             # Compiled forwards alone so far: the trace allocates the sums that the next one adds
             # to (else it would be compiled twice, without and with them) and comes back here.
             self.ensure_topology()
             return
+        if self._switched is not None:
+            before, topology = self._switched
+            if before == window and topology is self.topology:
+                return  # what a user has set by hand since stays
+        self._switched = (window, self.topology)
         facts = {} if self.topology is None else self.topology.facts
-        for name, node in self._nodes.items():
+        for name, node in self.nodes.items():
             record = window and (name not in facts or facts[name].problem is None)
             if record and not node.recording:
                 node.activity.clear()
             node.recording = record
 
-    def _in_window(self) -> bool:
-        if not self.method.needs:
-            return False
-        if not self.optimizers or self.method.window is None or self._record_now:
-            return True
-        due = self.method.schedule.next_due(self.step)
-        return due is not None and due - self.step <= self.method.window
+    def _is_window(self) -> bool:
+        return not self.optimizers or self.in_scheduled_window()
+
+    def in_scheduled_window(self) -> bool:
+        """Tell whether what is recorded now is for the next scheduled update."""
+        due = self.method.schedule.next_due(self.step) if self.optimizers else None
+        window = self.method.window
+        return due is not None and (window is None or due - self.step <= window)
 
     # ---- seeing --------------------------------------------------------------------------------
 
@@ -336,6 +347,7 @@ class PruningWrapper(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return masks, step, statistics and generator, as plain values and tensors."""
+        self._check_usable()
         return checkpoint.extra_state(self)
 
     def set_extra_state(self, state: Any) -> None:  # noqa: ANN401
@@ -355,9 +367,16 @@ class PruningWrapper(nn.Module):
         """
         self._check_usable()
         checkpoint.check(self, state_dict, strict)
+        if assign and self.optimizers:
+            raise ValueError(
+                "Expected assign=False once an optimizer is attached, which holds the present "
+                "parameters, but got assign=True: load first, then build and attach the optimizer"
+            )
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if assign:  # other parameters now
             self._stepping.hook_leaves()
+        if not self.method.emergent:
+            self.masks.enforce(self._layers, self.optimizers)
         return result
 
     def __setstate__(self, state: dict[str, Any]) -> None:

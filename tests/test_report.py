@@ -242,7 +242,7 @@ def test_shared_neuron():
     x = torch.rand(T, N, 5)
     assert rows_of(wrapper.report(x))["wide"].firing_rate is None
     found = wrapper.explain(x)
-    assert any("sn (shared by layers of different width)" in text for text in found.warnings)
+    assert any("sn (shared by layers of different width" in text for text in found.warnings)
     assert "different width" in rows_of(found)["narrow"].status
 
 

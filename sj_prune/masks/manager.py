@@ -138,6 +138,10 @@ class MaskManager(Mapping[str, Tensor]):
         Raises:
             ValueError: if a layer is missing there or has another shape; nothing is changed then.
         """
+        if not isinstance(other_net, nn.Module):
+            raise TypeError(
+                f"Expected another copy of the network but got {type(other_net).__name__}"
+            )
         net = _unwrap(other_net, self)
         modules = dict(net.named_modules())
         for name in self:
@@ -192,5 +196,6 @@ def _unwrap(net: nn.Module, names: Iterable[str]) -> nn.Module:
         known = {name for name, _ in candidate.named_modules()}
         if all(name in known for name in wanted):
             return candidate
-        candidate = getattr(candidate, "module", getattr(candidate, "net", None))
+        inner = (getattr(candidate, name, None) for name in ("module", "net", "_orig_mod"))
+        candidate = next((module for module in inner if module is not None), None)
     return net

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 __all__ = ["Constant", "Cosine", "Cubic", "Linear", "OneShot", "Schedule"]
 
 
 def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"Expected {name} to be an integer but got {value!r}")
-    if value < least:
+    if int(value) < least:
         raise ValueError(f"Expected {name} to be at least {least} but got {value}")
 
 
 def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected {name} to be a number but got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"Expected {name} to be finite but got {value}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -104,10 +104,11 @@ def check_fraction(
         TypeError: if `value` is not a number.
         ValueError: if it is out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Expected {name} to be a number but got {value!r}")
-    inside = (value > least if open_below else value >= least) and value < 1
-    if not inside or math.isnan(value):
+    number = float(value)
+    inside = (number > least if open_below else number >= least) and number < 1
+    if not inside:
         bracket = "(" if open_below else "["
         raise ValueError(f"Expected {name} in {bracket}{least:g}, 1) but got {value}")
 
@@ -212,7 +213,11 @@ class Method:
 
 
 def _plain(value: object) -> Any:  # noqa: ANN401
-    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+    if isinstance(value, (bool, str, type(None))):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else repr(value)
 
 
 def check_same_method(method: Method, saved: Mapping[str, Any]) -> None:
@@ -250,7 +255,8 @@ class ScheduledMethod(Method):
         super().__post_init__()
         _ = self.schedule, self.regrow_schedule  # a schedule validates itself
 
-    def _over_updates(self, kind: type[Schedule], final: float, initial: float = 0.0) -> Schedule:
+    def schedule_of(self, kind: type[Schedule], final: float, initial: float = 0.0) -> Schedule:
+        """Return a schedule of `kind` over this method's updates."""
         return kind(
             final=final, initial=initial, interval=self.interval, begin=self.begin, end=self.end
         )
@@ -258,7 +264,8 @@ class ScheduledMethod(Method):
     @property
     def schedule(self) -> Schedule:
         """Eq. (15) of arXiv 2311.16141: cubic from 0 to `sparsity`."""
-        return self._over_updates(Cubic, self.sparsity)
+        return self.schedule_of(Cubic, self.sparsity)
 
-    def _constant(self, value: float) -> Schedule:
-        return self._over_updates(Constant, value, value)
+    def constant_schedule(self, value: float) -> Schedule:
+        """Return `value` at every update."""
+        return self.schedule_of(Constant, value, value)

@@ -85,7 +85,7 @@ class Criticality(ScheduledMethod):
     @property
     def regrow_schedule(self) -> Schedule:
         """Constant `r`."""
-        return self._over_updates(Constant, self.regrow, self.regrow)
+        return self.schedule_of(Constant, self.regrow, self.regrow)
 
     def drop_score(self, view: LayerView) -> Tensor:
         """Return `|w|`, eq. (14)."""

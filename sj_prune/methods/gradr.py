@@ -51,7 +51,7 @@ class GradR(ScheduledMethod):
     @property
     def schedule(self) -> Schedule:
         """Constant target; the interval is that of the records."""
-        return self._over_updates(Constant, self.sparsity, self.sparsity)
+        return self.schedule_of(Constant, self.sparsity, self.sparsity)
 
     @property
     def mu(self) -> float:

@@ -45,12 +45,12 @@ class SET(ScheduledMethod):
     @property
     def schedule(self) -> Schedule:
         """Constant `sparsity`."""
-        return self._constant(self.sparsity)
+        return self.constant_schedule(self.sparsity)
 
     @property
     def regrow_schedule(self) -> Schedule:
         """Constant zeta."""
-        return self._constant(self.regrow)
+        return self.constant_schedule(self.regrow)
 
     def drop_score(self, view: LayerView) -> Tensor:
         """Return `|w|`."""
@@ -87,7 +87,7 @@ class RigL(SET):
     @property
     def regrow_schedule(self) -> Schedule:
         """Cosine from alpha to 0."""
-        return self._over_updates(Cosine, 0.0, self.regrow)
+        return self.schedule_of(Cosine, 0.0, self.regrow)
 
     def grow_score(self, view: LayerView) -> Tensor | None:
         """Return the magnitude of the dense gradient."""
@@ -127,7 +127,7 @@ class GraNet(ScheduledMethod):
     @property
     def regrow_schedule(self) -> Schedule:
         """Cosine from `regrow` to `regrow_final`."""
-        return self._over_updates(Cosine, self.regrow_final, self.regrow)
+        return self.schedule_of(Cosine, self.regrow_final, self.regrow)
 
     def drop_score(self, view: LayerView) -> Tensor:
         """Return `|w|`."""

@@ -165,9 +165,10 @@ class Activity:
             "samples": None if self.samples is None else self.samples.clone(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the content by `state`, keeping the present device."""
-        device = None if self.sums is None else self.sums.device
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
+        """Replace the content by `state`, on `device`; by default on the present one."""
+        if device is None and self.sums is not None:
+            device = self.sums.device
         self.names = check_statistics(state["names"])
         self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
         self.samples = None if state["samples"] is None else state["samples"].clone().to(device)

@@ -220,6 +220,8 @@ def spike_and_derivative(
 def peak(function: Callable[[torch.Tensor], torch.Tensor]) -> float:
     """Return `g'(0)`: the scale by which criticality is compared across different surrogates."""
     known = lookup(function)
-    zero = torch.zeros(1, dtype=torch.float64)
+    tensors = function.parameters() if isinstance(function, nn.Module) else iter(())
+    device = next((p.device for p in tensors), torch.device("cpu"))
+    zero = torch.zeros(1, dtype=torch.float64, device=device)
     value = derivative(zero, known) if known else autograd_derivative(function, zero)
     return float(value)

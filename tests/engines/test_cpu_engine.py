@@ -248,7 +248,7 @@ def test_a_surrogate_without_closed_form_is_said_once_and_refused_where_forced(m
 
 def test_without_a_compiler_torch_serves_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setenv("SJ_PRUNE_ENGINE", "auto")
-    monkeypatch.setattr(build, "compiler", lambda: None)
+    monkeypatch.setattr(build, "problem", lambda: "no C++ compiler (CXX, g++, clang++) was found")
     monkeypatch.setattr(choice, "_said", set())
     with caplog.at_level("INFO", logger="sj_prune"):
         for _ in range(2):

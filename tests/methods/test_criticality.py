@@ -151,7 +151,7 @@ def test_batches_widen_the_window():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # frozen, so batches alone differ
     model.attach(optimizer)
     train(model, optimizer, 3)
-    assert [node.activity.count for node in model._nodes.values()] == [12, 12, 12]
+    assert [node.activity.count for node in model.nodes.values()] == [12, 12, 12]
     stock = copy.deepcopy(model.net)
     loss_of(model, 4)
     expected = scores_by_hand(stock, [batch(k)[0] for k in (2, 3, 4)])
@@ -281,7 +281,7 @@ def test_zero_scores_do_not_reactivate_everything(ties):
 
 def test_records_one_statistic_in_the_window_only():
     model, optimizer = wrapped(criticality(interval=4, end=8))
-    nodes = model._nodes.values()
+    nodes = model.nodes.values()
     seen = []
 
     def after(k):
@@ -298,12 +298,12 @@ def test_batches_before_the_window_do_not_count():
     """Neither what ran before attaching, nor what a wider window had left behind."""
     model = PruningWrapper(build(), criticality(interval=4, end=8))
     loss_of(model, 1)
-    assert all(node.activity.count for node in model._nodes.values())
+    assert all(node.activity.count for node in model.nodes.values())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model.attach(optimizer)
     train(model, optimizer, 3)
     loss_of(model, 4)
-    assert [node.activity.count for node in model._nodes.values()] == [6, 6, 6]
+    assert [node.activity.count for node in model.nodes.values()] == [6, 6, 6]
 
 
 def test_single_step_mode_is_explained():

@@ -87,7 +87,7 @@ def test_statistics_of_a_compiled_forward_are_those_of_eager(network):
         model.attach(optimizer)
         used = model if backend is None else torch.compile(model, fullgraph=True, backend=backend)
         train_loop(used, optimizer, 3)
-        counts.append([node.activity.state_dict() for node in model._nodes.values()])
+        counts.append([node.activity.state_dict() for node in model.nodes.values()])
     for eager, compiled in zip(*counts, strict=True):
         # Steps 2 and 3: the window of the update at step 4 opened after step 1.
         assert eager["samples"] == compiled["samples"] == 12

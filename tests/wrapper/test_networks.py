@@ -154,7 +154,7 @@ class OneNeuron(nn.Module):
 def test_neuron_shared_by_layers_of_different_width():
     model, optimizer = wrapped(magnitude(), net=OneNeuron())
     train(model, optimizer, 4)
-    problem = "shared by layers of different width"
+    problem = "shared by layers of different width; give each layer its own"
     assert model.topology.facts["sn"].problem == problem
     assert model.topology.neurons == dict.fromkeys(("fc1", "fc2", "out"), ())
     assert model.topology.problems == {"fc1": f"sn: {problem}", "fc2": f"sn: {problem}"}

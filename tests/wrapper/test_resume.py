@@ -72,7 +72,7 @@ def everything(model, optimizer):
         "optimizer": frozen(optimizer)["state"],
         "history": [record.to_dict() for record in model.history],
         "step": model.step,
-        "statistics": [node.activity.state_dict() for node in model._nodes.values()],
+        "statistics": [node.activity.state_dict() for node in model.nodes.values()],
     }
 
 
@@ -99,10 +99,10 @@ def test_middle_of_a_window_was_among_them():
     model, opt = wrapped(METHODS["Criticality"]())
     train(model, opt, 2)
     other, _, start = resume(save(model, opt, 2), "Criticality", "sgd_momentum")
-    assert [node.activity.count for node in other._nodes.values()] == [6, 6, 6]
-    assert all(node.recording for node in other._nodes.values())
+    assert [node.activity.count for node in other.nodes.values()] == [6, 6, 6]
+    assert all(node.recording for node in other.nodes.values())
     loss_of(other, start)  # this forward also learns the topology anew
-    assert [node.activity.count for node in other._nodes.values()] == [12, 12, 12]
+    assert [node.activity.count for node in other.nodes.values()] == [12, 12, 12]
 
 
 @pytest.mark.parametrize("position", [0, 2, 5])

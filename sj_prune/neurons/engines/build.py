@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["cache_folder", "compiler", "load"]
+__all__ = ["cache_folder", "compiler", "load", "problem"]
 
 logger = logging.getLogger("sj_prune")
 
@@ -52,6 +52,24 @@ def compiler() -> str | None:
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         if name and (path := shutil.which(name)):
             return path
+    return None
+
+
+@functools.cache
+def problem() -> str | None:
+    """Return None if a C++ compiler works here and its results can be kept, else why not."""
+    path = compiler()
+    if path is None:
+        return "no C++ compiler (CXX, g++, clang++) was found"
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
+            source = Path(temporary) / "probe.cpp"
+            source.write_text("#include <cmath>\n#include <vector>\n")
+            _run([path, *_FLAGS, "-c", str(source), "-o", str(source.with_suffix(".o"))])
+            _environment(path)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return f"{path} does not work here: {error}"
     return None
 
 
@@ -98,6 +116,15 @@ def load(defines: Mapping[str, object]) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"Expected {command[0]} to compile but it ended with {done.returncode}: "
+            f"{done.stderr[-2000:]}"
+        )
+
+
 def _compile(path: str, folder: Path, macros: list[str], library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
@@ -108,10 +135,6 @@ def _compile(path: str, folder: Path, macros: list[str], library: Path) -> None:
             [path, "-shared", str(made), "-o", str(built), *_openmp()],
         )
         for step in steps:
-            done = subprocess.run(step, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(
-                    f"Expected {path} to compile the engine but: {done.stderr[-2000:]}"
-                )
+            _run(step)
         os.replace(built, library)
     logger.debug("compiled %s with %s", library.name, " ".join(macros))

@@ -24,7 +24,7 @@ _GRAIN = 1 << 15  # element-steps that make up for waking a thread, as in torch'
 
 def available() -> str | None:
     """Return None if the engine runs here, else why not."""
-    return None if build.compiler() else "no C++ compiler (CXX, g++, clang++) was found"
+    return build.problem()
 
 
 @functools.cache
