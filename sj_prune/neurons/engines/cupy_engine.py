@@ -147,6 +147,12 @@ class _Layout:
         dense = self._view(tensor.to(dtype)).contiguous()
         return dense.movedim(-1, self._channel(tensor)) if self.last else dense
 
+    def initial(self, v_init: Tensor) -> Tensor:
+        """Return the initial potentials, as they are where all are one number in memory."""
+        if not any(v_init.stride()) and v_init.dtype == torch.float32:
+            return v_init
+        return self.arrange(v_init, torch.float32)
+
     def writable(self, out: Tensor, dtype: torch.dtype) -> Tensor:
         """Return `out` if a kernel can write into it, else a buffer to copy from."""
         if not out.numel() or (out.dtype == dtype and self._view(out).is_contiguous()):
@@ -162,6 +168,11 @@ def _copy_back(outputs: tuple[Tensor, ...], buffers: list[Tensor]) -> None:
 
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _each(v0: Tensor) -> tuple[Tensor, ...]:
+    """Return the initial potentials if each has its own place in memory, else nothing."""
+    return (v0,) if any(v0.stride()) else ()
 
 
 def _pointers(**tensors: Tensor | None) -> dict[str, int | None]:
@@ -189,11 +200,11 @@ def forward(
 ) -> None:
     """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted)."""
     layout = _Layout(x_seq.ndim, _channels_last(x_seq))
-    x, v0 = layout.arrange(x_seq, x_seq.dtype), layout.arrange(v_init, torch.float32)
+    x, v0 = layout.arrange(x_seq, x_seq.dtype), layout.initial(v_init)
     spikes, v, partials, *sequences = outputs
     buffers = [layout.writable(spikes, x.dtype), layout.writable(v, torch.float32), partials]
     buffers += [layout.writable(s, torch.float32) for s in sequences]
-    elementwise = (x, v0, *buffers[:2], *buffers[3:])
+    elementwise = (x, *_each(v0), *buffers[:2], *buffers[3:])
     plan = launch.forward_plan(x, layout.last, statistics, elementwise, _processors(x.device))
     split = statistics and plan.grid.splits > 1
     scratch = partials.new_empty(plan.grid.splits, *partials.shape) if split else partials
@@ -209,6 +220,7 @@ def forward(
         steps=x.shape[0],
         log_lanes=plan.grid.lanes.bit_length() - 1,
         log_columns=plan.grid.columns.bit_length() - 1,
+        v0_each=len(_each(v0)),
         **launch.neuron(eq, known),
     )
     store = int(sequences[0].numel() > 0) | int(sequences[1].numel() > 0) << 1
@@ -238,9 +250,9 @@ def backward(
     known: Known,
     outputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """Fill `outputs` (gradients of x_seq, v_init and w)."""
+    """Fill `outputs` (gradients of x_seq, v_init and w; empty where not wanted)."""
     layout = _Layout(x_seq.ndim, _channels_last(x_seq))
-    x, v0 = layout.arrange(x_seq, x_seq.dtype), layout.arrange(v_init, torch.float32)
+    x, v0 = layout.arrange(x_seq, x_seq.dtype), layout.initial(v_init)
     types = (x.dtype, torch.float32, torch.float32)
     given = [
         None if grad is None else layout.arrange(grad, dtype)
@@ -248,7 +260,8 @@ def backward(
     ]
     grad_x, grad_v, grad_w = outputs
     buffers = [layout.writable(grad_x, x.dtype), layout.writable(grad_v, torch.float32)]
-    plan = launch.backward_plan(x, eq.kind, (x, v0, *given, *buffers), _processors(x.device))
+    elementwise = (x, *_each(v0), *given, *buffers)
+    plan = launch.backward_plan(x, eq.kind, elementwise, _processors(x.device))
     starts = v0.new_empty(plan.chunks - 1, v0.numel())
     grad_q = v0.new_empty(plan.blocks if eq.kind == PLIF else 0, dtype=torch.float64)
     q = _q(w)
@@ -259,6 +272,7 @@ def backward(
         **_pointers(grad_q=grad_q, starts=starts),
         elements=v0.numel(),
         steps=x.shape[0],
+        v0_each=len(_each(v0)),
         **launch.neuron(eq, known),
     )
     which = int(grad_spikes is not None) | int(grad_sequence is not None) << 1

@@ -201,13 +201,11 @@ def chunk_and_width(kind: int, steps: int, itemsize: int) -> tuple[int, int]:
     """Return steps and elements whose potentials a thread of the backward pass keeps.
 
     Their product is at most 64 (PLIF, which keeps two values: 32), so that registers suffice. More
-    steps than fit with two elements a thread are cut into chunks, at the price of reading the
+    steps than fit with four elements a thread are cut into chunks, at the price of reading the
     input twice.
     """
     budget = 32 if kind == PLIF else 64
-    chunk = max(4, _power(steps))
-    if chunk > budget // 2:
-        chunk = budget // 4
+    chunk = min(max(4, _power(steps)), budget // 4)
     return chunk, min(16 // itemsize, budget // chunk)
 
 
@@ -290,7 +288,7 @@ class ForwardArguments(ctypes.Structure):
     _fields_ = [
         *_pointers("x v0 q spikes v partials v_seq h_seq g_seq"),
         *((name, _LONG) for name in ("stride", "units", "channels", "map")),
-        *((name, _INT) for name in ("steps", "log_lanes", "log_columns")),
+        *((name, _INT) for name in ("steps", "log_lanes", "log_columns", "v0_each")),
         *_NEURON,
     ]
 
@@ -308,6 +306,7 @@ class BackwardArguments(ctypes.Structure):
         *_pointers("grad_spikes grad_v grad_v_seq x v0 q grad_x grad_v0 grad_q starts"),
         ("elements", _LONG),
         ("steps", _INT),
+        ("v0_each", _INT),
         *_NEURON,
     ]
 

@@ -127,6 +127,15 @@ SJ_FN void store(T* to, const Pack<T>& pack) {
   for (int i = 0; i < kWords; ++i) put(reinterpret_cast<Word*>(to) + i, words[i]);
 }
 
+// Initial potentials of the elements at ..at + SJ_VEC; where `each` is 0, all are one number.
+SJ_FN Pack<float> initial(const float* v0, int each, Long at) {
+  if (each) return load(v0 + at);
+  Pack<float> v;
+#pragma unroll
+  for (int e = 0; e < SJ_VEC; ++e) v.at[e] = *v0;
+  return v;
+}
+
 constexpr int kWarp = 32;
 
 #if SJ_CHUNK == 0
@@ -136,6 +145,9 @@ constexpr int kWarp = 32;
 
 constexpr int kThreads = 256;
 constexpr int kUnroll = 4;  // loads in flight a thread
+// Blocks a multiprocessor must hold. Left to choose, the assembler spills a few registers of some
+// variants to fit one block more (seen).
+constexpr int kBlocksOfRows = 3, kBlocksOfColumns = 2;
 
 constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
 constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
@@ -149,7 +161,7 @@ constexpr int kMeanAt = kChargeAt + kCharge, kMaxAt = kMeanAt + kMean, kNames = 
 template <int E>
 using Sums = float[kNames > 0 ? kNames : 1][E];
 
-struct ForwardArguments {  // its mirror: ForwardArguments in cupy_engine.py
+struct ForwardArguments {  // its mirror: ForwardArguments in launch.py
   const Io* x;
   const float* v0;
   const float* q;  // PLIF's sigmoid(w)
@@ -166,13 +178,14 @@ struct ForwardArguments {  // its mirror: ForwardArguments in cupy_engine.py
   int steps;               // T
   int log_lanes;           // log2 of the threads along the map
   int log_columns;         // log2 of the threads along the channels, where these are last
+  int v0_each;             // 0 where v0 is one number
   float threshold, reset, decay, alpha;
 };
 
 // All steps of the elements at ..at + SJ_VEC; these belong to one channel (E = 1) or to E of them.
 template <int E>
 SJ_FN void run(const ForwardArguments& f, const Neuron& n, Long at, Sums<E>& sums) {
-  Pack<float> v = load(f.v0 + at);
+  Pack<float> v = initial(f.v0, f.v0_each, at);
   float g_sum[SJ_VEC];
 #pragma unroll
   for (int e = 0; e < SJ_VEC; ++e) g_sum[e] = 0.0f;
@@ -233,8 +246,8 @@ SJ_FN void clear(Sums<E>& sums) {
 
 SJ_FN float combine(int k, float a, float b) { return kMax && k == kMaxAt ? fmaxf(a, b) : a + b; }
 
-// Joins the sums of the `1 << log_lanes` threads that lie `1 << log_columns` apart, within a warp by
-// shuffles and then across warps; the result is in the thread with `lane` 0.
+// Joins the sums of the `1 << log_lanes` threads that lie `1 << log_columns` apart, within a warp
+// by shuffles and then across warps; the result is in the thread with `lane` 0.
 template <int E>
 SJ_FN void reduce(Sums<E>& sums, int log_columns, int log_lanes, int lane) {
   const int width = 1 << (log_columns + log_lanes);
@@ -289,7 +302,8 @@ SJ_FN Neuron neuron(const ForwardArguments& f) {
 //   reset   V[t] = S V_reset + (1 - S) H (hard) or H - S V_threshold (soft)
 // partials[n, c] = (1 / T M) sum over t, m of S, |V|, |H|, g'(H - V_threshold), and
 // max over m of (1 / T) sum over t of g'.
-extern "C" __global__ void __launch_bounds__(kThreads) sj_rows(const ForwardArguments f) {
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocksOfRows)
+    sj_rows(const ForwardArguments f) {
   const Neuron n = neuron(f);
   const int lane = threadIdx.x & ((1 << f.log_lanes) - 1);
   const Long row = (static_cast<Long>(blockIdx.x) * kThreads + threadIdx.x) >> f.log_lanes;
@@ -308,7 +322,8 @@ extern "C" __global__ void __launch_bounds__(kThreads) sj_rows(const ForwardArgu
 
 // Channels last: the same recurrence and sums with [T, N, M, C] in memory. A block is `columns`
 // threads of SJ_VEC channels each x `lanes` along the map x as many samples as fit in 256 threads.
-extern "C" __global__ void __launch_bounds__(kThreads) sj_columns(const ForwardArguments f) {
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocksOfColumns)
+    sj_columns(const ForwardArguments f) {
   const Neuron n = neuron(f);
   const int column = threadIdx.x & ((1 << f.log_columns) - 1);
   const int lane = (threadIdx.x >> f.log_columns) & ((1 << f.log_lanes) - 1);
@@ -363,9 +378,13 @@ extern "C" __global__ void __launch_bounds__(kThreads) sj_merge(const MergeArgum
 
 constexpr int kThreads = 128;
 constexpr int kUnroll = SJ_CHUNK < 4 ? SJ_CHUNK : 4;  // loads in flight a thread
+// Blocks a multiprocessor must hold, as in the forward pass, by the potentials a thread keeps.
+constexpr int kKept = SJ_VEC * SJ_CHUNK * (SJ_KIND == 2 ? 2 : 1);
+constexpr int kBlocks = kKept > 32 ? 2 : (kKept > 16 ? 3 : 4);
+
 constexpr bool kSpikes = SJ_GRADS & 1, kSequence = SJ_GRADS & 2, kPlif = SJ_KIND == 2;
 
-struct BackwardArguments {  // its mirror: BackwardArguments in cupy_engine.py
+struct BackwardArguments {  // its mirror: BackwardArguments in launch.py
   const Io* grad_spikes;
   const float* grad_v;  // may be null
   const float* grad_v_seq;
@@ -373,11 +392,12 @@ struct BackwardArguments {  // its mirror: BackwardArguments in cupy_engine.py
   const float* v0;
   const float* q;  // PLIF's sigmoid(w)
   Io* grad_x;
-  float* grad_v0;
+  float* grad_v0;  // may be null
   double* grad_q;  // PLIF: one sum a block
   float* starts;   // [ceil(T / SJ_CHUNK) - 1, elements]: V before every chunk but the first
   Long elements;   // of one step
   int steps;       // T
+  int v0_each;     // 0 where v0 is one number
   float threshold, reset, decay, alpha;
 };
 
@@ -420,7 +440,7 @@ SJ_FN void fetch(const BackwardArguments& b, Long at, int t, Pack<Io> (&grads)[k
 // Gradients of the elements at ..at + SJ_VEC; returns their part of dL/dq.
 SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
   const int last = (b.steps - 1) / SJ_CHUNK;
-  Pack<float> v = load(b.v0 + at);
+  Pack<float> v = initial(b.v0, b.v0_each, at);
   for (int chunk = 0; chunk < last; ++chunk) {
     advance(b, n, at, chunk * SJ_CHUNK, v, [](int, int, float, float, float) {});
     store(b.starts + chunk * b.elements + at, v);
@@ -431,7 +451,8 @@ SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
   for (int e = 0; e < SJ_VEC; ++e) carry.at[e] = b.grad_v ? carry.at[e] : 0.0f;
   float grad_q = 0.0f;
   for (int chunk = last; chunk >= 0; --chunk) {
-    if (chunk < last) v = load(chunk ? b.starts + (chunk - 1) * b.elements + at : b.v0 + at);
+    if (chunk < last)
+      v = chunk ? load(b.starts + (chunk - 1) * b.elements + at) : initial(b.v0, b.v0_each, at);
     const int t = chunk * SJ_CHUNK;
     float charges[SJ_CHUNK][SJ_VEC], pulls[kPlif ? SJ_CHUNK : 1][SJ_VEC];
     Pack<Io> grads[kUnroll];
@@ -466,7 +487,7 @@ SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
       }
     }
   }
-  store(b.grad_v0 + at, carry);
+  if (b.grad_v0) store(b.grad_v0 + at, carry);
   return grad_q;
 }
 
@@ -488,8 +509,10 @@ SJ_FN double total(double value) {
 //   dx[t] = dH[t] dH/dx,   dv0 = dH[0] dH[0]/dV
 //   dq    = sum over t and elements of dH[t] (x - (V[t-1] - V_reset)) (PLIF; without input decay
 //           -(V[t-1] - V_reset))
-// V before each chunk of SJ_CHUNK steps comes from a first pass; within a chunk H stays in registers.
-extern "C" __global__ void __launch_bounds__(kThreads) sj_backward(const BackwardArguments b) {
+// V before each chunk of SJ_CHUNK steps comes from a first pass; within a chunk H stays in
+// registers.
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
+    sj_backward(const BackwardArguments b) {
   const Neuron n = {b.threshold, b.reset, kPlif ? *b.q : b.decay, b.alpha};
   const Long stride = static_cast<Long>(gridDim.x) * kThreads * SJ_VEC;
   double grad_q = 0.0;

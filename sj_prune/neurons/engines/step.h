@@ -11,8 +11,8 @@
 //   SJ_INVERSE      (LIF, optional) `decay` is 1 / tau of a tau that is a power of two, where the
 //                   product equals the quotient to the last bit
 //
-// lif.cu defines SJ_DEVICE: there the surrogate's derivative and the gradients, which need not equal
-// the reference bit by bit, use the GPU's fast exponential and division (a few ulp).
+// lif.cu defines SJ_DEVICE: there the surrogate's derivative and the gradients, which need not
+// equal the reference bit by bit, use the GPU's fast exponential and division (a few ulp).
 // Order of operations as in reference.py; compile without contraction into fused multiply-adds,
 // then spikes and potentials equal the reference's to the last bit.
 #pragma once

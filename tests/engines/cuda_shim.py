@@ -1,0 +1,85 @@
+"""Run the CUDA engine on the host: `lif.cu` compiled by g++, launched as `cupy_engine` would."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from sj_prune.neurons.engines import build, cupy_engine
+
+HERE = Path(__file__).parent
+ENGINES = Path(cupy_engine.__file__).parent
+ERRORS = ("", "deadlock", "out of bounds", "misaligned", "unknown kernel", "number of threads")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-Wno-unknown-pragmas",
+    "-U_FORTIFY_SOURCE",  # its longjmp refuses to change stacks
+)
+CHECKED = ("-fsanitize=alignment,bounds",)  # handlers in cuda_shim.cpp
+
+
+@functools.cache
+def library(variant):
+    """Compile `variant` once a machine."""
+    compiler = build.compiler()
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    sources = [HERE / "cuda_shim.cpp", ENGINES / "lif.cu", ENGINES / "step.h"]
+    parts = [*(path.read_text() for path in sources), *FLAGS, *CHECKED, *variant.options()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    built = build.cache_folder() / "shim" / f"{key}.so"
+    if not built.exists():
+        built.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+            made, linked = f"{folder}/shim.o", f"{folder}/shim.so"
+            compile_ = [*FLAGS, *CHECKED, *variant.options(), f"-I{ENGINES}", "-c", sources[0]]
+            # Linked without the sanitizer, whose handlers the shim has.
+            for step in ([*compile_, "-o", made], ["-shared", made, "-o", linked]):
+                done = subprocess.run([compiler, *step], capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr
+            os.replace(linked, built)
+    found = ctypes.CDLL(str(built))
+    found.shim_choose.restype = ctypes.c_size_t
+    return found
+
+
+def run(variant, launches, descending=False):
+    """Run the launches of one call on tensors of the CPU."""
+    found = library(variant)
+    for one in launches:
+        name, block = one.kernel.encode(), one.arguments
+        assert found.shim_choose(name) == ctypes.sizeof(block), f"arguments of {one.kernel}"
+        blocks = map(ctypes.c_uint, (*one.blocks, one.threads))
+        code = found.shim_launch(name, *blocks, ctypes.byref(block), int(descending))
+        assert code == 0, f"{one.kernel}: {ERRORS[code]}"
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """Make `cupy_engine` run on the host; its attributes steer how."""
+
+    class Host:
+        processors = 4
+        descending = False
+        launches = ()
+
+    def on_host(device, variant, *launches):
+        Host.launches = launches
+        run(variant, launches, Host.descending)
+
+    monkeypatch.setattr(cupy_engine, "_run", on_host)
+    monkeypatch.setattr(cupy_engine, "_processors", lambda device: Host.processors)
+    # The tensors are small: several threads only wait for each other on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Host
+    torch.set_num_threads(threads)

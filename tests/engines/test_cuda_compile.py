@@ -1,0 +1,175 @@
+"""The CUDA source through NVRTC with CuPy's options: it compiles, without spills, for every GPU."""
+
+import functools
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import cycle, product
+from pathlib import Path
+
+import nvrtc
+import pytest
+
+from sj_prune.neurons.engines import cupy_engine
+from sj_prune.neurons.engines.launch import Variant
+from sj_prune.neurons.reference import IF, LIF, PLIF
+from sj_prune.neurons.surrogates import KNOWN
+
+ARCHITECTURES = (75, 80, 90, 100, 120)
+# Elements a thread may move, and steps it may keep, by type: see `launch`.
+WIDTHS = [("float", v) for v in (1, 2, 4)]
+WIDTHS += [(name, v) for name in ("Half", "Bfloat16") for v in (1, 2, 4, 8)]
+CHUNKS = (4, 8, 16)
+
+BASE = Variant(
+    kind=LIF, decay_input=1, hard=1, detach=0, inverse=0, surrogate=0, type="float", vec=4
+)
+FORWARD = replace(BASE, statistics=31)
+BACKWARD = replace(BASE, chunk=4, grads=1)
+# Those that need the most registers.
+WORST = [
+    replace(FORWARD, type="Half", vec=8, store=3),
+    replace(FORWARD, type="Bfloat16", vec=8, kind=PLIF, surrogate=8),
+    replace(FORWARD, store=3, surrogate=8),
+    replace(BACKWARD, chunk=16, grads=3),
+    replace(BACKWARD, chunk=16, vec=1, grads=3),
+    replace(BACKWARD, type="Half", vec=8, chunk=8, grads=3, surrogate=8),
+    replace(BACKWARD, type="Bfloat16", vec=8, chunk=8, hard=0, grads=3),
+    replace(BACKWARD, type="Half", vec=8, chunk=4, kind=PLIF, grads=3),
+    replace(BACKWARD, chunk=8, kind=PLIF, grads=3, surrogate=8),
+]
+
+
+def settings():
+    """Return every combination of the neuron's settings."""
+    return [
+        replace(BASE, kind=kind, decay_input=decay, hard=hard, detach=detach, inverse=inverse)
+        for kind, decay, hard, detach, inverse in product((IF, LIF, PLIF), *((0, 1),) * 4)
+        if not (kind == IF and decay) and not (kind != LIF and inverse)
+    ]
+
+
+def fits(variant):
+    """Tell whether `launch.chunk_and_width` may ask for this backward variant."""
+    budget = 32 if variant.kind == PLIF else 64
+    return variant.vec * variant.chunk <= budget and variant.chunk <= budget // 4
+
+
+def turns(variants, **fields):
+    """Give `variants` values of `fields`, name to list, that take turns at different paces."""
+    wheels = {name: cycle(values) for name, values in fields.items()}
+    return [replace(v, **{name: next(wheel) for name, wheel in wheels.items()}) for v in variants]
+
+
+def forward_variants():
+    """Every neuron with every surrogate, and all that is recorded with all that is stored."""
+    neurons = [
+        replace(v, surrogate=i) for v in settings() if not v.detach for i in range(len(KNOWN))
+    ]
+    recorded = [replace(BASE, statistics=k, store=s) for k, s in product(range(32), range(4))]
+    found = turns(neurons, statistics=[31, 8, 17, 24, 7], store=[0, 1, 2, 3])
+    found += turns(recorded, kind=[LIF, IF, PLIF], surrogate=list(range(len(KNOWN))))
+    widths = cycle(WIDTHS)
+    return [replace(v, **dict(zip(("type", "vec"), next(widths), strict=True))) for v in found]
+
+
+def backward_variants():
+    """Every neuron with every surrogate, and every size with every given gradient."""
+    sizes = [
+        replace(BASE, kind=kind, type=name, vec=vec, chunk=chunk, grads=grads)
+        for kind, (name, vec), chunk, grads in product((LIF, PLIF), WIDTHS, CHUNKS, (1, 3))
+    ]
+    sizes = [v for v in sizes if fits(v)]
+    neurons = [replace(v, surrogate=i) for v in settings() for i in range(len(KNOWN))]
+    by_kind = {kind: cycle([v for v in sizes if v.kind == kind]) for kind in (LIF, PLIF)}
+    found = []
+    for v in neurons:
+        size = next(by_kind[PLIF if v.kind == PLIF else LIF])
+        found.append(replace(v, type=size.type, vec=size.vec, chunk=size.chunk, grads=size.grads))
+    return found + turns(sizes, surrogate=list(range(len(KNOWN))), hard=[1, 0])
+
+
+def compile_(variant, architecture, **kwargs):
+    options = (*cupy_engine.OPTIONS, *variant.options())
+    return nvrtc.compile_(cupy_engine.source(), architecture, options, **kwargs)
+
+
+def assert_compiles(variant, architecture):
+    """Compile, without spills, to at least one kernel."""
+    log, _ = compile_(variant, architecture)
+    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)
+    assert used
+    assert set(used) == {("0", "0", "0")}, log
+
+
+def name_of(variant):
+    return "-".join(str(value) for value in vars(variant).values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("variant", WORST, ids=name_of)
+def test_largest_variants(variant, architecture):
+    assert_compiles(variant, architecture)
+
+
+ALL = forward_variants() + backward_variants()
+# Pairs of a variant and an architecture such that each architecture meets a fifth of the variants.
+PAIRS = list(zip(ALL, cycle(ARCHITECTURES), strict=False))
+
+
+@pytest.mark.parametrize(("variant", "architecture"), PAIRS[::31])
+def test_variants(variant, architecture):
+    assert_compiles(variant, architecture)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(10))
+def test_all_variants(part):
+    for variant, architecture in PAIRS[part::10]:
+        assert_compiles(variant, architecture)
+
+
+@functools.cache
+def disassembler():
+    """Return the cuobjdump that torch's own triton brings; skip without."""
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    found = shutil.which("cuobjdump") or (str(path) if path.exists() else None)
+    return found or pytest.skip("needs cuobjdump")
+
+
+def accesses(variant, kernel, folder):
+    """Return the instructions of `kernel` that access device memory."""
+    _, cubin = compile_(variant, 90)
+    file = folder / "lif.cubin"
+    file.write_bytes(cubin)
+    done = subprocess.run(
+        [disassembler(), "--dump-sass", "-fun", kernel, str(file)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return re.findall(r"\b((?:LD|ST)[GL]?\.\S+)", done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is there on Linux alone")
+@pytest.mark.parametrize(("name", "vec"), [("float", 4), ("Half", 8), ("Bfloat16", 8)])
+def test_accesses_are_16_bytes_wide(name, vec, tmp_path):
+    """All but those of the statistics, once a channel, and of the PLIF's gradient, once a block."""
+    pytest.importorskip("triton")
+    wide = {"type": name, "vec": vec}
+    for kernel, narrow, variant in (
+        ("sj_rows", 0, replace(FORWARD, **wide, statistics=0)),
+        ("sj_rows", 5, replace(FORWARD, **wide, store=3)),
+        ("sj_columns", 5 * vec, replace(FORWARD, **wide)),
+        ("sj_backward", 0, replace(BACKWARD, **wide, grads=3)),
+        ("sj_backward", 0, replace(BACKWARD, **wide, chunk=64 // vec)),
+    ):
+        found = accesses(variant, kernel, tmp_path)
+        others = [one[:2] for one in found if ".128" not in one]
+        assert others.count("ST") == narrow, found
+        # v0 where it is one number, at the start and where the first chunk comes again.
+        assert others.count("LD") <= 2, found
