@@ -46,14 +46,15 @@ CHANNELS = (32, 32, 96, 192)  # of the convolutions; with the classifier 210,720
 POOL_AFTER = (2, 3)  # convolutions with max pooling behind: 8x8 -> 4x4 -> 2x2
 TAU = 4 / 3  # membrane time constant, without input decay: H = V / 4 + x, as in arXiv 2311.16141
 
-EPOCHS = 40  # of every training, dense or pruned
+EPOCHS = 30  # of every training, dense or pruned
 BATCH = 64
 LEARNING_RATE = 0.2  # at the start; falls to 0 as a cosine
 WEIGHT_DECAY = 5e-4
+LABEL_SMOOTHING = 0.1
 
 SPARSITIES = {0.95: 0.1, 0.98: 0.01}  # target -> `regrow` of Criticality, as the paper pairs them
 PRUNE_UNTIL = 0.6  # of the training; then the masks stay as they are and the network fine-tunes
-UPDATES = 24  # of the masks until then: one an epoch
+UPDATES = 18  # of the masks until then: one an epoch
 
 QUICK_EPOCHS, QUICK_IMAGES = 5, 256  # --quick: everything runs, little is learned
 
@@ -138,7 +139,7 @@ def train(name, sparsity, seed, images, labels, epochs):
             x_seq, y = over_time(shift(images[batch], generator)), labels[batch]
             functional.reset_net(model)
             output = model(x_seq).mean(0)
-            loss = F.cross_entropy(output, y)
+            loss = F.cross_entropy(output, y, label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
