@@ -24,7 +24,10 @@ __all__ = [
     "find_legacy_node",
     "has_explicit_precision",
     "invalidate_reset_cache",
+    "is_host_neuron",
     "is_neuron",
+    "is_plain_layer",
+    "is_stock_neuron",
     "preserved_state",
     "reset_net",
     "release",
@@ -38,6 +41,7 @@ SurrogateFunctionBase = surrogate.SurrogateFunctionBase
 reset_net = functional.reset_net
 
 _NEURON_PACKAGE = "spikingjelly.activation_based.neuron"
+_LAYER_PACKAGE = "spikingjelly.activation_based.layer"
 _LEGACY_PACKAGE = "spikingjelly.clock_driven"
 
 
@@ -52,6 +56,25 @@ def release() -> str:
 def is_neuron(module: nn.Module) -> bool:
     """Tell whether `module` is a SpikingJelly neuron layer or a user's subclass of one."""
     return any(base.__module__.startswith(_NEURON_PACKAGE) for base in type(module).__mro__)
+
+
+def is_host_neuron(module: nn.Module) -> bool:
+    """Tell whether `module` is a neuron layer of SpikingJelly itself, or a recording one."""
+    kind = type(module)
+    return kind.__module__.startswith((_NEURON_PACKAGE, "sj_prune.neurons.")) and is_neuron(module)
+
+
+def is_stock_neuron(module: nn.Module) -> bool:
+    """Tell whether `module` computes what the host's IF, LIF or PLIF node does."""
+    return is_host_neuron(module) and isinstance(module, (IFNode, LIFNode, ParametricLIFNode))
+
+
+def is_plain_layer(module: nn.Module) -> bool:
+    """Tell whether `module` is torch's convolution or linear layer, or SpikingJelly's own of it."""
+    kind = type(module)
+    plain = kind.__name__ in ("Conv1d", "Conv2d", "Conv3d", "Linear")
+    ours = kind.__module__.startswith(("torch.nn.modules.", _LAYER_PACKAGE))
+    return plain and ours and "weight" in module._parameters
 
 
 def find_legacy_node(net: nn.Module) -> str | None:

@@ -1,0 +1,54 @@
+"""Groups of coupled channels: what has to be pruned together, unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+__all__ = ["Coupling", "Group"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that live and die together. A unit is what is pruned at once.
+
+    All index tensors are ``[units, k]``: the k channels of that module which belong to a unit.
+
+    Attributes:
+        name: of its first norm, or of its first layer where no norm follows.
+        units: how many channels can be pruned one by one.
+        producers: layer name -> its output channels.
+        norms: norm name -> its channels. Silencing them silences the unit.
+        bare: producers that something else than a norm reads: filter and bias are silenced too.
+        consumers: layer name -> its input channels (several a unit behind a flatten).
+        neurons: neuron layer name -> its channels.
+        norm_of: producer -> the first norm behind it, where there is one.
+    """
+
+    name: str
+    units: int
+    producers: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    bare: frozenset[str]
+    consumers: dict[str, Tensor]
+    neurons: dict[str, Tensor]
+    norm_of: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """All groups of a network.
+
+    Attributes:
+        groups: in the order of the forward.
+        frozen: layer name -> why its output channels (or some of them) cannot be pruned.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: Mapping[str, str]
+
+    def group_of(self, layer: str) -> Group | None:
+        """Return the first group that a layer produces for, or None."""
+        return next((group for group in self.groups if layer in group.producers), None)
