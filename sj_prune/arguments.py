@@ -102,7 +102,7 @@ def check_sparsity(method: Method, layers: Mapping[str, Layer], sparsity: float)
     """
     check_fraction("sparsity", sparsity)
     sizes = [layer.weight.numel() for layer in layers.values()]
-    total, least = sum(sizes), method.allocation.least(sizes)
+    total, least = sum(sizes), method.allocation.least(sizes, [1] * len(sizes))
     if not method.emergent and round((1.0 - sparsity) * total) < least:
         raise ValueError(
             f"Expected a sparsity of at most {1 - least / total:.6g}, which leaves the {least} "

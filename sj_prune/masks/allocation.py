@@ -25,8 +25,8 @@ class Pool:
 class Allocation(Protocol):
     """How a total is divided over layers."""
 
-    def least(self, sizes: Sequence[int]) -> int:
-        """Return the smallest total that can be divided over layers of these sizes."""
+    def least(self, sizes: Sequence[int], floors: Sequence[int]) -> int:
+        """Return the smallest total that can be divided over layers of these sizes and floors."""
         ...
 
     def pools(
@@ -96,17 +96,19 @@ def _layerwise(layers: Sequence[LayerScores], keep: int, ideal: Sequence[float])
             f"Expected at least {keep} units alive but only {sum(caps)} are, and this method does "
             "not regrow them: ask for a sparsity no lower than the present one"
         )
-    counts = apportion(keep, ideal, [1] * len(layers), caps)
+    counts = apportion(
+        keep, ideal, [min(x.floor, c) for x, c in zip(layers, caps, strict=True)], caps
+    )
     return [Pool((i,), n) for i, n in enumerate(counts)]
 
 
 @dataclass(frozen=True)
 class Global:
-    """One ranking over all layers, with a floor of one unit a layer."""
+    """One ranking over all layers; none falls below its floor."""
 
-    def least(self, sizes: Sequence[int]) -> int:
-        """Return one unit a layer."""
-        return len(sizes)
+    def least(self, sizes: Sequence[int], floors: Sequence[int]) -> int:
+        """Return the sum of the floors."""
+        return sum(floors)
 
     def pools(
         self,
@@ -153,10 +155,10 @@ class Uniform:
 
     first_dense: bool = False
 
-    def least(self, sizes: Sequence[int]) -> int:
-        """Return one unit a layer, and all of the first if it stays dense."""
+    def least(self, sizes: Sequence[int], floors: Sequence[int]) -> int:
+        """Return the sum of the floors, with all of the first layer if it stays dense."""
         whole = self.first_dense and len(sizes) > 1
-        return len(sizes) - 1 + sizes[0] if whole else len(sizes)
+        return sizes[0] + sum(floors[1:]) if whole else sum(floors)
 
     def pools(
         self,
@@ -169,11 +171,12 @@ class Uniform:
         """Return one pool a layer."""
         ideal = [float(layer.size) for layer in layers]
         if self.first_dense and len(layers) > 1:
-            first, least = layers[0].size, self.least([layer.size for layer in layers])
+            first = layers[0].size
+            least = self.least([layer.size for layer in layers], [x.floor for x in layers])
             if keep < least:
                 raise ValueError(
-                    f"Expected to keep at least {least} units, the first layer whole and one in "
-                    f"each other, but got {keep}; lower the sparsity or set first_dense=False"
+                    f"Expected to keep at least {least} units, the first layer whole and the floor "
+                    f"of each other, but got {keep}; lower the sparsity or set first_dense=False"
                 )
             others = _layerwise(layers[1:], keep - first, ideal[1:])
             return [Pool((0,), first), *(Pool((p.layers[0] + 1,), p.keep) for p in others)]
@@ -187,9 +190,9 @@ class ERK:
     Small layers are kept denser; those that would exceed density 1 are whole.
     """
 
-    def least(self, sizes: Sequence[int]) -> int:
-        """Return one unit a layer."""
-        return len(sizes)
+    def least(self, sizes: Sequence[int], floors: Sequence[int]) -> int:
+        """Return the sum of the floors."""
+        return sum(floors)
 
     def pools(
         self,

@@ -32,6 +32,67 @@ class MaskManager(Mapping[str, Tensor]):
             name: torch.zeros_like(self.weight(name), dtype=torch.bool) for name in self._layers
         }
 
+    # ---- what is ranked ------------------------------------------------------------------------
+
+    @property
+    def scopes(self) -> list[str]:
+        """Names of what is ranked: here layers, whose units are their weights."""
+        return list(self)
+
+    def alive(self, scope: str) -> Tensor:
+        """Return which units are kept."""
+        return self[scope]
+
+    def floor(self, scope: str) -> int:
+        """Return how many units are kept at least."""
+        return 1
+
+    def units(self) -> dict[str, int]:
+        """Return the number of units of each scope."""
+        return {name: self._pruned[name].numel() for name in self}
+
+    def kept_units(self) -> dict[str, int]:
+        """Return the number of kept units of each scope."""
+        return self.kept()
+
+    def members(self, scope: str) -> tuple[str, ...]:
+        """Return the layers whose scores make those of a scope."""
+        return (scope,)
+
+    def layer_mask(self, layer: str) -> Tensor:
+        """Return what a method sees as the mask of a layer."""
+        return self[layer]
+
+    def combine(self, scope: str, scores: Mapping[str, Tensor], how: str) -> Tensor:
+        """Return the scores of a scope's units from those of its members."""
+        return scores[scope]
+
+    # ---- what is held --------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the masked parameters by key."""
+        return {name: self.weight(name) for name in self}
+
+    def awake(self, key: str) -> Tensor:
+        """Return a parameter as a method scores it; read-only but in its phases."""
+        return self.weight(key).detach()
+
+    def zero_pruned_(self, key: str, values: Tensor) -> Tensor:
+        """Set pruned entries of a tensor of a parameter's shape to 0, in place."""
+        return values.masked_fill_(self.pruned(key), 0)
+
+    def zero_pruned(self, key: str, values: Tensor) -> Tensor:
+        """Return a tensor of a parameter's shape with 0 at pruned entries."""
+        return values.masked_fill(self.pruned(key), 0)
+
+    def element_masks(self) -> dict[str, Tensor]:
+        """Return which weights of each layer remain, by layer name, in the weight's shape."""
+        return self.masks
+
+    def burn(self) -> None:
+        """Write zeros where weights are pruned."""
+        self.enforce(self, ())
+
     def weight(self, name: str) -> Tensor:
         """Return the weight parameter that the mask `name` belongs to."""
         return self._layers[name].weight
@@ -113,11 +174,12 @@ class MaskManager(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def mask_gradients(self, names: Iterable[str]) -> None:
-        """Set the gradients of pruned entries of the layers `names` to 0."""
+        """Set the gradients of pruned entries of the parameters `names` to 0."""
+        parameters = self.parameters()
         for name in names:
-            grad = self.weight(name).grad
+            grad = parameters[name].grad
             if grad is not None:
-                grad.masked_fill_(self.pruned(name), 0)
+                self.zero_pruned_(name, grad)
 
     def adopt_zeros(self, names: Iterable[str]) -> None:
         """Let the masks follow the weights: pruned is what equals 0 now."""
@@ -142,21 +204,33 @@ class MaskManager(Mapping[str, Tensor]):
             raise TypeError(
                 f"Expected another copy of the network but got {type(other_net).__name__}"
             )
-        net = _unwrap(other_net, self)
-        modules = dict(net.named_modules())
-        for name in self:
-            weight = getattr(modules.get(name), "weight", None)
-            shape = None if weight is None else tuple(weight.shape)
-            if shape != tuple(self._pruned[name].shape):
+        targets = self._targets()
+        net = _unwrap(other_net, [name for name, _ in targets.values()])
+        modules, parameters = dict(net.named_modules()), self.parameters()
+        for key, (name, attribute) in targets.items():
+            wanted = tuple(parameters[key].shape)
+            found = getattr(modules.get(name), attribute, None)
+            shape = None if found is None else tuple(found.shape)
+            if shape != wanted:
                 raise ValueError(
-                    f"Expected a weight of shape {tuple(self._pruned[name].shape)} at {name!r} in "
-                    f"the other network but got {shape}: apply masks to a copy of the same network"
+                    f"Expected a {attribute} of shape {wanted} at {name!r} in the other network "
+                    f"but got {shape}: apply masks to a copy of the same network"
                 )
-        for name in self:
-            weight = modules[name].weight
-            assert isinstance(weight, Tensor)  # noqa: S101 (for the type checker)
-            weight.masked_fill_(self._pruned[name].to(weight.device), 0)
+        for key, (name, attribute) in targets.items():
+            parameter = getattr(modules[name], attribute)
+            parameter.copy_(self.zero_pruned(key, parameter))
         return other_net
+
+    def _targets(self) -> dict[str, tuple[str, str]]:
+        """Return key -> module and attribute of the parameters that are 0 where pruned."""
+        return {name: (name, "weight") for name in self}
+
+    def asleep(self) -> dict[str, list[Tensor]]:
+        """Return values kept aside, by key: none, for pruned weights are gone."""
+        return {}
+
+    def load_asleep(self, state: Mapping[str, list[Tensor]]) -> None:
+        """Take over what `asleep` returned."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of the masks, True = kept."""

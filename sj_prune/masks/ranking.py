@@ -23,6 +23,7 @@ class LayerScores:
         drop: score by which alive units are kept, highest first; the mask's shape.
         grow: score by which others are grown, highest first; None: this layer never regrows.
         tie: decides between equal growth scores; None: a seeded order does.
+        floor: number of units that are kept at least.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LayerScores:
     drop: Tensor
     grow: Tensor | None = None
     tie: Tensor | None = None
+    floor: int = 1
 
     @property
     def size(self) -> int:
@@ -40,16 +42,19 @@ class LayerScores:
 def keep_top(
     layers: Sequence[LayerScores], keep: int, generator: torch.Generator | None
 ) -> list[Tensor]:
-    """Return the `keep` highest drop scores among the alive units, at least one in each layer."""
+    """Return the `keep` highest drop scores among the alive units, at least the floor of each."""
     chosen = _top(layers, range(len(layers)), keep, generator)
+    alive = count([layer.mask for layer in layers])
+    floors = [min(layer.floor, n) for layer, n in zip(layers, alive, strict=True)]
     forced: set[int] = set()
-    # A layer that would be emptied keeps its best unit; the others give one up. Seldom runs.
-    while empty := [i for i, n in enumerate(count(chosen)) if n == 0 and i not in forced]:
-        forced.update(empty)
+    # A layer below its floor keeps its best units; the others give some up. Seldom runs.
+    while short := [i for i, n in enumerate(count(chosen)) if n < floors[i] and i not in forced]:
+        forced.update(short)
         free = [i for i in range(len(layers)) if i not in forced]
-        for i in empty:
-            (chosen[i],) = _top(layers, [i], 1, generator)
-        for i, mask in zip(free, _top(layers, free, keep - len(forced), generator), strict=True):
+        for i in short:
+            (chosen[i],) = _top(layers, [i], floors[i], generator)
+        left = keep - sum(floors[i] for i in forced)
+        for i, mask in zip(free, _top(layers, free, left, generator), strict=True):
             chosen[i] = mask
     return chosen
 

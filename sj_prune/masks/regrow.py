@@ -7,7 +7,7 @@ each pool of target size K, of which ``k = floor(regrow K)`` are to be grown,
     grown     = the k units with the highest growth score among all that did not survive,
 
 so the dropped lie within the old mask, the grown are disjoint from the survivors, and their sum is
-K exactly, under any ties. No layer is emptied.
+K exactly, under any ties. No layer falls below its floor, one unit at least.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def prune_and_regrow(
     allocation: Allocation,
     *,
     regrow: float = 0.0,
+    regrow_of_all: bool = False,
     across_layers: bool = False,
     exact_ties: bool = True,
     generator: torch.Generator | None = None,
@@ -74,6 +75,7 @@ def prune_and_regrow(
         keep: number of units that are to be alive afterwards, over all layers.
         allocation: how many of them each layer gets.
         regrow: fraction of the units kept that is grown anew, in [0, 1).
+        regrow_of_all: `regrow` is a fraction of all units, kept or not (SCA's q).
         across_layers: rank growth over all layers together, instead of within each.
         exact_ties: False grows every unit that ties with the last one (more than asked).
         generator: CPU generator that breaks what is left of ties.
@@ -87,25 +89,28 @@ def prune_and_regrow(
     updates: dict[int, LayerUpdate] = {}
     for pool in allocation.pools(layers, keep, across_layers=across_layers, generator=generator):
         members = [layers[i] for i in pool.layers]
-        found = _update_pool(members, pool.keep, regrow, exact_ties, generator)
+        base = sum(layer.size for layer in members) if regrow_of_all else pool.keep
+        grown = round(regrow * base) if regrow_of_all else int(regrow * base)
+        found = _update_pool(members, pool.keep, grown, exact_ties, generator)
         updates.update(zip(pool.layers, found, strict=True))
     return [updates[i] for i in range(len(layers))]
 
 
 def _check_reach(layers: Sequence[LayerScores], keep: int) -> None:
     total = sum(layer.size for layer in layers)
-    if not len(layers) <= keep <= total:
+    least = sum(layer.floor for layer in layers)
+    if not least <= keep <= total:
         raise ValueError(
-            f"Expected to keep between {len(layers)} (one in each layer: none is ever emptied) and "
-            f"{total} units but got {keep}; the sparsity reachable here is at most "
-            f"{1 - len(layers) / total:.6g}"
+            f"Expected to keep between {least} (the floors of {len(layers)} layers: none is ever "
+            f"emptied) and {total} units but got {keep}; the sparsity reachable here is at most "
+            f"{1 - least / total:.6g}"
         )
 
 
 def _update_pool(
     layers: Sequence[LayerScores],
     keep: int,
-    regrow: float,
+    grown: int,
     exact_ties: bool,
     generator: torch.Generator | None,
 ) -> list[LayerUpdate]:
@@ -113,8 +118,8 @@ def _update_pool(
     growable = all(layer.grow is not None for layer in layers)
     # A pool that is kept whole drops nothing: it could only grow the same units anew, from 0.
     whole = keep == sum(layer.size for layer in layers)
-    grown = int(regrow * keep) if growable and not whole else 0
-    survive = min(max(keep - grown, len(layers)), alive)
+    grown = grown if growable and not whole else 0
+    survive = min(max(keep - grown, sum(layer.floor for layer in layers)), alive)
     if survive < keep and not growable:
         names = ", ".join(layer.name for layer in layers[:3])
         raise ValueError(

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-__all__ = ["Constant", "Cosine", "Cubic", "Linear", "OneShot", "Schedule"]
+__all__ = ["Constant", "Cosine", "Cubic", "Linear", "Manual", "OneShot", "Schedule"]
 
 
 def _check_integer(name: str, value: object, least: int) -> None:
@@ -134,3 +134,24 @@ class OneShot(Schedule):
 
     def _remaining(self, progress: float) -> float:
         return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manual(Schedule):
+    """`final` at every call, and no update by itself."""
+
+    interval: int = 1
+    end: int = 1
+
+    @property
+    def updates(self) -> int:
+        """None."""
+        return 0
+
+    def due(self, step: int) -> bool:
+        """Return False: updates are the caller's."""
+        return False
+
+    def next_due(self, step: int) -> int | None:
+        """Return None."""
+        return None

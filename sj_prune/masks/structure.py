@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["Layer", "Unstructured"]
+__all__ = ["Channels", "Layer", "Structure", "Unstructured"]
 
 #: the layers whose weights are pruned
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
@@ -27,6 +27,42 @@ class Unstructured:
         """
         return scores.expand_as(weight)
 
-    def mask(self, units: Tensor, weight: Tensor) -> Tensor:
-        """Return the element mask of the units that are kept, in the shape of the weight."""
-        return units.view_as(weight)
+
+@dataclass(frozen=True)
+class Channels:
+    """Whole output channels, each with everything that is coupled with it.
+
+    Channels that meet in a residual addition are one unit, and so are a channel and its depthwise
+    filter. A silent channel has gamma = beta = 0 at its norm (filter and bias without one).
+
+    Args:
+        linear: prune features of linear layers too.
+        min_keep: number of units that every group keeps at least.
+    """
+
+    linear: bool = True
+    min_keep: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.min_keep, bool) or not isinstance(self.min_keep, int):
+            raise TypeError(f"Expected min_keep to be an integer but got {self.min_keep!r}")
+        if self.min_keep < 1:
+            raise ValueError(
+                f"Expected min_keep of at least 1 (no group is ever emptied) but got "
+                f"{self.min_keep}"
+            )
+
+    def units(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """Return one score per output channel, ``[C_out]``.
+
+        Args:
+            scores: ``[C_out]``, or of the elements as for `Unstructured`: then their mean.
+            weight: the layer's weight.
+        """
+        if scores.ndim == weight.ndim:
+            scores = scores.flatten(1).mean(1)
+        return scores.expand(weight.shape[0])
+
+
+#: what a method may prune as one piece
+Structure: TypeAlias = Unstructured | Channels

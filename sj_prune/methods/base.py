@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune.masks.allocation import Allocation, Global
-from sj_prune.masks.schedule import Constant, Cubic, Schedule
-from sj_prune.masks.structure import Unstructured
+from sj_prune.masks.schedule import Constant, Cubic, Manual, Schedule
+from sj_prune.masks.structure import Channels, Structure, Unstructured
 
 __all__ = ["LayerActivity", "LayerView", "Method", "ScheduledMethod", "check_fraction"]
 
@@ -56,14 +56,18 @@ class LayerView:
 
     Attributes:
         name: module name of the layer.
-        weight: its weight, detached.
+        weight: its weight, detached; of a layer that sleeping channels are cut out of, as it was
+            when they were awake.
         grad: the pure loss gradient of the weight, or None if there is none (yet).
-        mask: True = kept, the weight's shape.
+        mask: True = kept: the weight's shape, or ``[C_out]`` for `Channels`.
         activity: of the neurons it feeds; None if no recording neuron follows.
-        norm: the normalisation layer behind the weight, or None.
+        norm: the normalisation layer behind the weight, or None. Where a norm follows several
+            layers together, the first of them alone has it.
         step: the optimizer step, from 1.
         seed: of `generator`, another one for every layer and update.
-        state: the method's own tensors for this layer; they enter the checkpoint.
+        norm_channels: which channels of the norm are this layer's, ``[C_out]``; None = all of them.
+        state: the method's own tensors for this layer; they enter the checkpoint. Beside them
+            ``"awake"`` with `Channels`: every channel's last drop score while awake, ``[C_out]``.
     """
 
     name: str
@@ -74,12 +78,40 @@ class LayerView:
     norm: nn.Module | None
     step: int
     seed: int
+    norm_channels: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def generator(self) -> torch.Generator:
         """Random numbers for this layer and update, on the weight's device."""
         return torch.Generator(self.weight.device).manual_seed(self.seed)
+
+    @property
+    def gamma(self) -> Tensor | None:
+        """The norm's weight for each output channel, ``[C_out]``; None without a norm."""
+        return self._of_norm("weight")
+
+    @property
+    def beta(self) -> Tensor | None:
+        """The norm's bias for each output channel, ``[C_out]``; None without a norm."""
+        return self._of_norm("bias")
+
+    @property
+    def gamma_grad(self) -> Tensor | None:
+        """The loss gradient of `gamma`, ``[C_out]``; None without one."""
+        return self._of_norm("weight", grad=True)
+
+    @property
+    def beta_grad(self) -> Tensor | None:
+        """The loss gradient of `beta`, ``[C_out]``; None without one."""
+        return self._of_norm("bias", grad=True)
+
+    def _of_norm(self, attribute: str, *, grad: bool = False) -> Tensor | None:
+        parameter = None if self.norm is None else self.norm._parameters.get(attribute)
+        value = None if parameter is None else parameter.grad if grad else parameter.detach()
+        if value is None or self.norm_channels is None:
+            return value
+        return value[self.norm_channels.to(value.device)]
 
     def dense_grad(self) -> Tensor:
         """Return the gradient.
@@ -119,8 +151,8 @@ class Method:
 
     A method is mostly two pure functions of a `LayerView`: `drop_score` (low is dropped first) and
     `grow_score` (high is grown first; None = no regrowth), each broadcastable to the weight's
-    shape. The class attributes below say what it needs; the wrapper and the mask manager know no
-    method by name.
+    shape, or ``[C_out]``. The class attributes below say what it needs; the wrapper and the mask
+    manager know no method by name.
 
     Args:
         sparsity: fraction of the prunable weights that ends up pruned, in [0, 1).
@@ -136,10 +168,16 @@ class Method:
         grow_across_layers: rank growth over all layers together.
         exact_ties: False grows all units that tie with the last one.
         window: optimizer steps before an update whose batches are recorded; None = all.
+        regrow_of_all: `regrow_schedule` is a fraction of all units instead of the kept ones.
+        from_scratch: an update ranks all units, pruned or not, by drop score.
+        growth_sum: the growth score of coupled channels is the sum over layers, else the mean.
+        needs_norm: a group of channels without a norm is left dense.
+        wakes: "restore" or "zero": what a waking channel's gamma and beta start at.
+        binds: "always", or "update": channel masks bind at updates only.
     """
 
     sparsity: float
-    structure: Unstructured = Unstructured()
+    structure: Structure = Unstructured()
 
     needs: ClassVar[frozenset[str]] = frozenset()
     gradient: ClassVar[str] = "never"
@@ -148,11 +186,15 @@ class Method:
     keeps_value: ClassVar[bool] = False
     skips_step: ClassVar[bool] = False
     grow_across_layers: ClassVar[bool] = False
+    regrow_of_all: ClassVar[bool] = False
+    needs_norm: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity)
-        if not isinstance(self.structure, Unstructured):
-            raise TypeError(f"Expected structure to be Unstructured() but got {self.structure!r}")
+        if not isinstance(self.structure, Unstructured | Channels):
+            raise TypeError(
+                f"Expected structure to be Unstructured() or Channels() but got {self.structure!r}"
+            )
         if isinstance(self.allocation, type) or not hasattr(self.allocation, "pools"):
             raise TypeError(
                 "Expected allocation to be an instance such as Global() or ERK() but got "
@@ -168,6 +210,26 @@ class Method:
     def window(self) -> int | None:
         """Optimizer steps before an update whose batches are recorded; None = all of them."""
         return None
+
+    @property
+    def from_scratch(self) -> bool:
+        """Rank all units at every update, pruned or not."""
+        return False
+
+    @property
+    def growth_sum(self) -> bool:
+        """Add the growth scores of coupled channels up, instead of taking their mean."""
+        return False
+
+    @property
+    def wakes(self) -> str:
+        """What a waking channel's gamma and beta start at."""
+        return "restore"
+
+    @property
+    def binds(self) -> str:
+        """When channel masks bind."""
+        return "always"
 
     @property
     def schedule(self) -> Schedule:
@@ -199,6 +261,22 @@ class Method:
     def initial_state(self, view: LayerView) -> dict[str, Tensor]:
         """Return tensors that the method keeps for a layer, made when it is first looked at."""
         return {}
+
+    def observe(self, view: LayerView) -> None:
+        """Look at the pure loss gradient of a step; what is kept goes into ``view.state``.
+
+        Called at every step of the `window` before an update, before the update and any penalty.
+        """
+
+    def chooses(self, step: int) -> bool:
+        """Tell whether units are chosen in this step that a later update is going to drop."""
+        return False
+
+    def on_choice(self, view: LayerView, chosen: Tensor) -> None:
+        """Take over which units are chosen, True = to be dropped; the shape of ``view.mask``.
+
+        They are the ones that an update to the final sparsity would drop now, without regrowth.
+        """
 
     def on_gradient(self, view: LayerView) -> None:
         """Add the method's terms to ``view.grad`` in place, before the optimizer steps."""
@@ -244,12 +322,13 @@ class ScheduledMethod(Method):
         sparsity: fraction pruned after the last update, in [0, 1).
         interval: optimizer steps between updates.
         begin: updates start after this step.
-        end: step of the last update.
+        end: step of the last update; None: masks change by `update_masks` alone, as in
+            `sj_prune.prune`.
     """
 
     interval: int
     begin: int = 0
-    end: int
+    end: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -257,6 +336,8 @@ class ScheduledMethod(Method):
 
     def schedule_of(self, kind: type[Schedule], final: float, initial: float = 0.0) -> Schedule:
         """Return a schedule of `kind` over this method's updates."""
+        if self.end is None:
+            return Manual(final=final)
         return kind(
             final=final, initial=initial, interval=self.interval, begin=self.begin, end=self.end
         )

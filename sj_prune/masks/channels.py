@@ -1,0 +1,437 @@
+"""ChannelMasks: whole channels kept silent, their filters asleep until they wake.
+
+A pruned unit is silenced where its value is made: gamma and beta of its norms are 0 in the network,
+or filter and bias of a layer that no norm follows. What was there is kept aside. The filter behind
+a norm *sleeps*: it keeps its value, bit by bit, whatever momentum, weight decay or a penalty would
+do to it. So the gradient of gamma stays alive, and a method can tell which channel to wake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sj_prune.masks.manager import MaskManager
+from sj_prune.masks.select import count
+
+__all__ = ["ChannelGroup", "ChannelMasks"]
+
+
+class ChannelGroup(Protocol):
+    """What is read of a group of coupled channels; index tensors are ``[units, k]``."""
+
+    name: str
+    units: int
+    producers: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    bare: frozenset[str]
+    consumers: dict[str, Tensor]
+    neurons: dict[str, Tensor]
+
+
+@dataclass
+class _Part:
+    """Rows of one parameter that belong to a group.
+
+    Attributes:
+        module: whose parameter it is.
+        attribute: its name there.
+        group: name of the group.
+        rows: the rows of every unit, ``[units, k]``.
+        silent: 0 in the network where pruned, its value kept aside; else it sleeps there.
+        index: rows that are pruned now.
+        aside: their values, ``[len(index), *]``.
+    """
+
+    module: nn.Module
+    attribute: str
+    group: str
+    rows: Tensor
+    silent: bool
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    aside: Tensor | None = None
+
+    @property
+    def parameter(self) -> Tensor:
+        """The parameter itself."""
+        found = self.module._parameters[self.attribute]
+        assert found is not None  # noqa: S101 (for the type checker)
+        return found
+
+    def follow_device(self) -> None:
+        """Move what is kept to where the parameter is."""
+        device = self.parameter.device
+        if self.index.device != device:
+            self.index = self.index.to(device)
+        if self.aside is not None and self.aside.device != device:
+            self.aside = self.aside.to(device)
+
+    def awake(self, value: Tensor) -> Tensor:
+        """Return the parameter's value with the silent rows as they were before."""
+        self.follow_device()
+        if not self.silent or self.aside is None or not len(self.index):
+            return value
+        return value.index_copy(0, self.index, self.aside.to(value.dtype))
+
+    def _dead_rows(self, dead: Tensor) -> Tensor:
+        return self.rows[dead].flatten().to(self.parameter.device)
+
+    def turn(self, dead: Tensor, wake: str) -> None:
+        """Take over which units are pruned: keep the new ones aside, give the others back."""
+        parameter = self.parameter
+        awake = self.awake(parameter.detach()).clone()
+        index = self._dead_rows(dead)
+        if self.silent and wake == "restore":
+            parameter.copy_(awake)
+        # With "zero" woken rows stay as the network has them; new ones are silenced by `hold`.
+        self.index, self.aside = index, awake[index]
+
+    def clear(self, dead: Tensor) -> None:
+        """Write zeros into the rows of pruned units, and keep nothing aside."""
+        self.parameter.index_fill_(0, self._dead_rows(dead), 0)
+        self.index, self.aside = self.index[:0], None
+
+    def hold(self) -> None:
+        """Make the parameter true to the mask."""
+        self.follow_device()
+        if not len(self.index):
+            return
+        if self.silent:
+            self.parameter.index_fill_(0, self.index, 0)
+        elif self.aside is not None:
+            self.parameter.index_copy_(0, self.index, self.aside.to(self.parameter.dtype))
+
+    def clear_slots(self, optimizer: Optimizer) -> None:
+        """Set what an optimizer remembers of pruned rows to 0."""
+        parameter = self.parameter
+        # `state` is a defaultdict: reading a missing key would create it.
+        for slot in optimizer.state.get(parameter, {}).values():
+            if isinstance(slot, Tensor) and slot.shape == parameter.shape and len(self.index):
+                slot.index_fill_(0, self.index.to(slot.device), 0)
+
+
+class ChannelMasks(MaskManager):
+    """Channel masks by norm name (layer name where no norm follows), ``[C]``, True = kept.
+
+    Empty until `build` is told the groups. Units of coupled channels count once.
+
+    Args:
+        min_keep: number of units that every group keeps at least.
+        wake: "restore" gives a waking channel the gamma and beta (or filter and bias) that it fell
+            asleep with; "zero" starts them at 0.
+        binds: "always"; or "update": masks bind at updates only, filters are zeroed too, and in
+            between the optimizer moves everything, as SCA's released code does.
+    """
+
+    def __init__(self, *, min_keep: int = 1, wake: str = "restore", binds: str = "always") -> None:
+        super().__init__({})
+        self.min_keep = min_keep
+        self.wake = wake
+        self.binds = binds
+        self.groups: dict[str, ChannelGroup] = {}
+        self._modules: dict[str, nn.Module] = {}
+        self._dead: dict[str, Tensor] = {}
+        self._parts: dict[str, list[_Part]] = {}
+        self._rows: dict[str, list[tuple[str, Tensor]]] = {}
+        self._silence: Callable[[str, Tensor], None] = lambda name, channels: None
+
+    def build(
+        self,
+        net: nn.Module,
+        groups: Iterable[ChannelGroup],
+        silence: Callable[[str, Tensor], None],
+    ) -> None:
+        """Learn the groups of a network; all channels are kept then.
+
+        Args:
+            net: the network.
+            groups: what is pruned together.
+            silence: called with the name of a neuron layer and the channels of it that are to go to
+                rest.
+        """
+        self._silence = silence
+        for group in groups:
+            self.groups[group.name] = group
+            self._modules.update((name, net.get_submodule(name)) for name in group.consumers)
+            self._dead[group.name] = torch.zeros(group.units, dtype=torch.bool)
+            for name, rows in group.norms.items():
+                self._add(net, group, name, rows, silent=True)
+            for name, rows in group.producers.items():
+                self._add(net, group, name, rows, silent=name in group.bare)
+
+    def _add(
+        self, net: nn.Module, group: ChannelGroup, name: str, rows: Tensor, *, silent: bool
+    ) -> None:
+        self._modules[name] = module = net.get_submodule(name)
+        for attribute in ("weight", "bias"):
+            if module._parameters.get(attribute) is not None:
+                part = _Part(module, attribute, group.name, rows, silent)
+                self._parts.setdefault(f"{name}.{attribute}", []).append(part)
+        if silent:
+            self._rows.setdefault(name, []).append((group.name, rows))
+
+    # ---- masks by name -------------------------------------------------------------------------
+
+    def weight(self, name: str) -> Tensor:
+        """Return the parameter whose first dimension the mask `name` counts."""
+        found = self._modules[name]._parameters["weight"]
+        assert found is not None  # noqa: S101 (for the type checker)
+        return found
+
+    def pruned(self, name: str) -> Tensor:
+        """Return the inverted mask ``[C]``, on the parameter's device."""
+        return self._dead_rows(name, self._rows[name])
+
+    def _dead_rows(self, name: str, where: Iterable[tuple[str, Tensor]]) -> Tensor:
+        dead = torch.zeros(self.weight(name).shape[0], dtype=torch.bool)
+        for group, rows in where:
+            dead[rows[self._dead[group]].flatten()] = True
+        return dead.to(self.weight(name).device)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a copy of one mask."""
+        if name not in self._rows:
+            raise KeyError(f"Expected a norm with a mask among {list(self)} but got {name!r}")
+        return ~self.pruned(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def kept(self) -> dict[str, int]:
+        """Return the number of kept channels of each norm."""
+        return {name: int(self[name].sum()) for name in self}
+
+    def sparsity(self) -> dict[str, float]:
+        """Return the fraction pruned of each norm's channels; ``"total"`` counts a unit once."""
+        result = {name: float(self.pruned(name).double().mean()) for name in self}
+        kept, units = sum(self.kept_units().values()), sum(self.units().values())
+        result["total"] = 1.0 - kept / units if units else 0.0
+        return result
+
+    # ---- what is ranked ------------------------------------------------------------------------
+
+    @property
+    def scopes(self) -> list[str]:
+        """Names of the groups."""
+        return list(self.groups)
+
+    def alive(self, scope: str) -> Tensor:
+        """Return which units of a group are kept, ``[units]``."""
+        return ~self._dead[scope]
+
+    def floor(self, scope: str) -> int:
+        """Return how many units of a group are kept at least."""
+        return min(self.min_keep, self.groups[scope].units)
+
+    def units(self) -> dict[str, int]:
+        """Return the number of units of each group."""
+        return {name: group.units for name, group in self.groups.items()}
+
+    def kept_units(self) -> dict[str, int]:
+        """Return the number of kept units of each group."""
+        kept = count([~dead for dead in self._dead.values()])
+        return dict(zip(self._dead, kept, strict=True))
+
+    def members(self, scope: str) -> tuple[str, ...]:
+        """Return the layers that make a group's channels."""
+        return tuple(self.groups[scope].producers)
+
+    def layer_mask(self, layer: str) -> Tensor:
+        """Return which output channels of a layer are kept, ``[C_out]``."""
+        return ~self._dead_rows(layer, self._producing(layer))
+
+    def _producing(self, layer: str) -> list[tuple[str, Tensor]]:
+        found = ((name, group.producers.get(layer)) for name, group in self.groups.items())
+        return [(name, rows) for name, rows in found if rows is not None]
+
+    def combine(self, scope: str, scores: Mapping[str, Tensor], how: str) -> Tensor:
+        """Return ``[units]`` from the ``[C_out]`` scores of a group's layers, in float64.
+
+        Args:
+            scope: name of the group.
+            scores: of its layers, at least one.
+            how: "relative" takes the mean over layers of the score divided by its layer's mean, in
+                the scale of the layers' means (a single layer keeps its scores); "mean" and "sum"
+                take those.
+        """
+        rows = self.groups[scope].producers
+        found = [scores[m].double().cpu()[rows[m]].mean(1) for m in scores]
+        stacked = torch.stack(found)
+        if how == "sum":
+            return stacked.sum(0)
+        if how == "relative" and len(found) > 1:
+            means = stacked.mean(1, keepdim=True)
+            return (stacked / means.where(means != 0, 1)).mean(0) * means.mean()
+        return stacked.mean(0)
+
+    # ---- what is held --------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the held parameters by name."""
+        return {key: parts[0].parameter for key, parts in self._parts.items()}
+
+    def awake(self, key: str) -> Tensor:
+        """Return a parameter as if all of its channels were awake; read-only."""
+        value = self._parts[key][0].parameter.detach()
+        for part in self._parts[key]:
+            value = part.awake(value)
+        return value
+
+    @torch.no_grad()
+    def install(
+        self,
+        masks: Mapping[str, Tensor],
+        optimizers: Iterable[Optimizer] = (),
+        *,
+        cleared: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Put units to sleep and wake others.
+
+        Args:
+            masks: new masks by group, ``[units]``, True = kept.
+            optimizers: whose state for sleeping channels is zeroed.
+            cleared: not used: what is regrown in the update it is dropped in never slept.
+        """
+        for name, mask in masks.items():
+            self._dead[name] = ~mask.cpu()
+        for parts in self._parts.values():
+            for part in parts:
+                if self.binds == "always":
+                    part.turn(self._dead[part.group], self.wake)
+                else:
+                    part.clear(self._dead[part.group])
+        self.enforce(self._parts, optimizers)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Let the neurons of sleeping channels go to rest, whatever state they carry."""
+        for name, group in self.groups.items():
+            for neuron, channels in group.neurons.items():
+                dead = channels[self._dead[name]].flatten()
+                if len(dead):
+                    self._silence(neuron, dead)
+
+    @torch.no_grad()
+    def enforce(
+        self, names: Iterable[str] | None = None, optimizers: Iterable[Optimizer] = ()
+    ) -> None:
+        """Make parameters true to the masks: silent ones 0, sleeping ones as they were; slots 0."""
+        optimizers = list(optimizers)
+        for key in self._parts if names is None else names:
+            for part in self._parts[key]:
+                part.hold()
+                for optimizer in optimizers:
+                    part.clear_slots(optimizer)
+
+    def zero_pruned_(self, key: str, values: Tensor) -> Tensor:
+        """Set the rows of sleeping channels to 0, in place."""
+        for part in self._parts[key]:
+            part.follow_device()
+            values.index_fill_(0, part.index, 0)
+        return values
+
+    def zero_pruned(self, key: str, values: Tensor) -> Tensor:
+        """Return a tensor of a parameter's shape with 0 in the rows of sleeping channels."""
+        return self.zero_pruned_(key, values.clone()) if self._sleeps(key) else values
+
+    def _sleeps(self, key: str) -> bool:
+        return any(len(part.index) for part in self._parts[key])
+
+    @torch.no_grad()
+    def burn(self) -> None:
+        """Write zeros where channels are pruned, sleeping filters too: what a stock net keeps."""
+        for parts in self._parts.values():
+            for part in parts:
+                part.clear(self._dead[part.group])
+
+    def _silent(self) -> dict[str, list[_Part]]:
+        return {k: parts for k, parts in self._parts.items() if parts[0].silent}
+
+    def _targets(self) -> dict[str, tuple[str, str]]:
+        return {key: (key.rpartition(".")[0], key.rpartition(".")[2]) for key in self._silent()}
+
+    def _whole(self, masks: dict[str, Tensor], layer: str) -> Tensor:
+        """Return the mask of a layer's weights, all kept if it is new."""
+        if layer not in masks:
+            weight = self._modules[layer].weight
+            masks[layer] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+        return masks[layer]
+
+    def element_masks(self) -> dict[str, Tensor]:
+        """Return which weights of each layer remain, by layer name, in the weight's shape.
+
+        Gone are the filters of pruned channels, and the inputs that read them.
+        """
+        masks: dict[str, Tensor] = {}
+        for name, group in self.groups.items():
+            dead = self._dead[name]
+            for layer, rows in group.producers.items():
+                self._whole(masks, layer)[rows[dead].flatten()] = False
+            for layer, columns in group.consumers.items():
+                mask = self._whole(masks, layer)
+                width = mask.shape[1]
+                # A depthwise filter went with its output; other groups lose the same columns each.
+                if width > 1 or getattr(self._modules[layer], "groups", 1) == 1:
+                    mask[:, columns[dead].flatten() % width] = False
+        return masks
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the unit masks by group, True = kept."""
+        return {name: ~dead for name, dead in self._dead.items()}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse masks of another network.
+
+        Raises:
+            ValueError: naming the first group that is missing, unknown or of another size.
+        """
+        for name in [*self._dead, *state]:
+            wanted = tuple(self._dead[name].shape) if name in self._dead else None
+            got = tuple(state[name].shape) if name in state else None
+            if wanted != got:
+                raise ValueError(
+                    f"Expected a mask of shape {wanted} for the group {name!r} but the checkpoint "
+                    f"has {got}: it was saved from another architecture or with another skip="
+                )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over masks; parameters are left as they are, and what is asleep comes separately.
+
+        Raises:
+            ValueError: as `check_state`; nothing is changed then.
+        """
+        self.check_state(state)
+        for name, mask in state.items():
+            self._dead[name] = ~mask.to("cpu", torch.bool)
+        for parts in self._parts.values():
+            for part in parts:
+                if self.binds == "always":
+                    part.index = part._dead_rows(self._dead[part.group])
+                    part.aside = part.parameter.detach()[part.index].clone()
+
+    def asleep(self) -> dict[str, list[Tensor]]:
+        """Return the values kept aside of silenced parameters, by name."""
+        return {
+            key: [
+                part.aside.clone() if part.aside is not None else torch.empty(0) for part in parts
+            ]
+            for key, parts in self._silent().items()
+        }
+
+    def load_asleep(self, state: Mapping[str, list[Tensor]]) -> None:
+        """Take over what `asleep` returned, after `load_state_dict`."""
+        for key, values in state.items():
+            for part, value in zip(self._parts[key], values, strict=True):
+                if len(part.index):
+                    part.aside = value.clone().to(part.parameter.device)
+        self._rest()
