@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from sj_prune.masks.structure import Layer
+from sj_prune.coupling import Coupling, Group
+from sj_prune.masks.structure import Channels, Layer
 from sj_prune.methods.base import Method, check_fraction
 from sj_prune.topology import prunable_layers
 
@@ -17,6 +18,7 @@ __all__ = [
     "check_seed",
     "check_sparsity",
     "check_world_size",
+    "select_groups",
     "select_layers",
 ]
 
@@ -93,19 +95,56 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
     return chosen
 
 
-def check_sparsity(method: Method, layers: Mapping[str, Layer], sparsity: float) -> None:
+def check_sparsity(
+    method: Method, sizes: Sequence[int], floors: Sequence[int], sparsity: float
+) -> None:
     """Refuse a sparsity that is no fraction or would empty a layer.
+
+    Args:
+        method: whose allocation it is.
+        sizes: units of every layer, or group of channels.
+        floors: how many of them are kept at least.
+        sparsity: to reach.
 
     Raises:
         TypeError: if it is not a number.
         ValueError: if it is out of reach; the message states the reachable maximum.
     """
     check_fraction("sparsity", sparsity)
-    sizes = [layer.weight.numel() for layer in layers.values()]
-    total, least = sum(sizes), method.allocation.least(sizes, [1] * len(sizes))
+    total, least = sum(sizes), method.allocation.least(sizes, floors)
     if not method.emergent and round((1.0 - sparsity) * total) < least:
+        channels = isinstance(method.structure, Channels)
+        unit, layer = ("channels", "groups") if channels else ("weights", "layers")
         raise ValueError(
             f"Expected a sparsity of at most {1 - least / total:.6g}, which leaves the {least} "
-            f"weights that {method.allocation} needs (none of the {len(sizes)} layers is emptied), "
+            f"{unit} that {method.allocation} needs (none of the {len(sizes)} {layer} is emptied), "
             f"but got {sparsity}"
         )
+
+
+def select_groups(
+    method: Method, coupling: Coupling, net: nn.Module
+) -> tuple[list[Group], dict[str, str]]:
+    """Return the groups of channels that a method prunes, and layer -> why others stay.
+
+    Raises:
+        ValueError: if none is left.
+    """
+    assert isinstance(method.structure, Channels)  # noqa: S101 (for the type checker)
+    groups, dense = [], dict(coupling.frozen)
+    for group in coupling.groups:
+        reason = None
+        if not method.structure.linear and any(
+            isinstance(net.get_submodule(name), nn.Linear) for name in group.producers
+        ):
+            reason = "features of linear layers stay: structure=Channels(linear=False)"
+        elif method.needs_norm and not any(name in coupling.norms for name in group.producers):
+            reason = f"{type(method).__name__} scores gamma, and no norm follows"
+        if reason is None:
+            groups.append(group)
+        else:
+            dense.update(dict.fromkeys(group.producers, reason))
+    if not groups:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in dense.items())
+        raise ValueError(f"Expected channels to prune but all layers stay dense: {listed}")
+    return groups, dense

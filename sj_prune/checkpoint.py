@@ -19,7 +19,7 @@ __all__ = ["EXTRA_STATE", "check", "extra_state", "load_extra_state", "load_stat
 
 #: the one key that a wrapper's state_dict has beside ``net.*``
 EXTRA_STATE = "_extra_state"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def extra_state(wrapper: PruningWrapper) -> dict[str, Any]:
@@ -30,7 +30,9 @@ def extra_state(wrapper: PruningWrapper) -> dict[str, Any]:
         "format": _FORMAT,
         "method": wrapper.method.describe(),
         "step": wrapper.step,
+        "inputs": wrapper.inputs,
         "masks": wrapper.masks.state_dict(),
+        "asleep": wrapper.masks.asleep(),
         "statistics": {name: node.activity.state_dict() for name, node in nodes.items()},
         "generator": {"seed": wrapper.seed, "draws": updater.draws},
         "method_state": {
@@ -88,9 +90,10 @@ def _check_extra(wrapper: PruningWrapper, state: Any) -> None:  # noqa: ANN401
         raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
     check_same_method(wrapper.method, state["method"])
     _check_parts(state)
+    wrapper.restore_outline(state["inputs"])
     wrapper.masks.check_state(state["masks"])
     for kind in ("method_state", "previous"):
-        if unknown := [name for name in state[kind] if name not in wrapper.masks]:
+        if unknown := [name for name in state[kind] if name not in wrapper.layers]:
             raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
     for name in state["statistics"]:
         if name not in recording_nodes(wrapper.net):
@@ -110,6 +113,7 @@ def _check_parts(state: Mapping[str, Any]) -> None:
             Activity(activity["names"]).load_state_dict(activity)
         tensors = [*state["masks"].values(), *state["previous"].values()]
         tensors += [t for kept in state["method_state"].values() for t in kept.values()]
+        tensors += [t for kept in state["asleep"].values() for t in kept]
         damaged = not all(isinstance(t, Tensor) for t in tensors)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"Expected a whole {EXTRA_STATE!r} but it is damaged: {error}") from error
@@ -122,13 +126,14 @@ def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
     _check_extra(wrapper, state)
     updater = wrapper.updater
     wrapper.masks.load_state_dict(state["masks"])
+    wrapper.masks.load_asleep(state["asleep"])
     wrapper.step = int(state["step"])
     wrapper.seed = int(state["generator"]["seed"])
     updater.draws = int(state["generator"]["draws"])
     updater.previous = {name: mask.clone() for name, mask in state["previous"].items()}
     updater.state.clear()
     for name, tensors in state["method_state"].items():
-        device = wrapper.masks.weight(name).device
+        device = wrapper.layers[name].weight.device
         updater.state[name] = {key: value.clone().to(device) for key, value in tensors.items()}
     wrapper.history = [UpdateRecord(**record) for record in state["history"]]
 
@@ -136,6 +141,6 @@ def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
 def load_statistics(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
     """Take over the statistics of a checked extra state."""
     nodes = recording_nodes(wrapper.net)
-    device = wrapper.masks.weight(next(iter(wrapper.masks))).device
+    device = next(iter(wrapper.layers.values())).weight.device
     for name, activity in state["statistics"].items():
         nodes[name].activity.load_state_dict(activity, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["UpdateRecord", "totals"]
@@ -11,7 +11,7 @@ __all__ = ["UpdateRecord", "totals"]
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """One mask update, in numbers of weights by layer name.
+    """One mask update, in numbers of weights by layer name, or of units by group of channels.
 
     Attributes:
         step: optimizer step it happened in.
@@ -20,6 +20,7 @@ class UpdateRecord:
         kept: alive afterwards.
         dropped: alive before and not a survivor.
         grown: not a survivor and alive afterwards.
+        pruned: which units are pruned afterwards, by group of channels; empty for single weights.
     """
 
     step: int
@@ -28,6 +29,7 @@ class UpdateRecord:
     kept: dict[str, int]
     dropped: dict[str, int]
     grown: dict[str, int]
+    pruned: dict[str, list[int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""

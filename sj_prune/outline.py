@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["as_args", "materialize", "outline"]
+__all__ = ["as_args", "from_plain", "materialize", "outline", "to_plain"]
 
 
 class _Outline(NamedTuple):
@@ -41,3 +41,26 @@ def materialize(inputs: Any) -> Any:  # noqa: ANN401
     if isinstance(inputs, tuple):
         return tuple([materialize(value) for value in inputs])
     return inputs
+
+
+def to_plain(inputs: Any) -> Any:  # noqa: ANN401
+    """Return an outline as plain values for a checkpoint."""
+    if isinstance(inputs, dict):
+        return {"dict": {key: to_plain(value) for key, value in inputs.items()}}
+    if isinstance(inputs, _Outline):
+        return {"shape": list(inputs.shape), "dtype": str(inputs.dtype).removeprefix("torch.")}
+    if isinstance(inputs, tuple):
+        return {"tuple": [to_plain(value) for value in inputs]}
+    # What else a forward takes is kept if it is plain; a network cannot be traced without it.
+    return {"value": inputs if isinstance(inputs, (bool, int, float, str)) else None}
+
+
+def from_plain(plain: Any, device: torch.device) -> Any:  # noqa: ANN401
+    """Return the outline that `to_plain` was given, on a device."""
+    if "dict" in plain:
+        return {key: from_plain(value, device) for key, value in plain["dict"].items()}
+    if "tuple" in plain:
+        return tuple([from_plain(value, device) for value in plain["tuple"]])
+    if "shape" in plain:
+        return _Outline(tuple(plain["shape"]), getattr(torch, plain["dtype"]), device)
+    return plain["value"]

@@ -60,17 +60,16 @@ class Stepping:
         """Hide the gradients of pruned entries from here on, before anybody clips them."""
         for handle in self._leaf_hooks:
             handle.remove()
-        masks = self.wrapper.masks
         self._leaf_hooks = [
-            masks.weight(name).register_hook(partial(self._gate, name))
-            for name in masks
-            if masks.weight(name).requires_grad
+            parameter.register_hook(partial(self._gate, name))
+            for name, parameter in self.wrapper.masks.gated().items()
+            if parameter.requires_grad
         ]
 
     def _gate(self, name: str, grad: Tensor) -> Tensor:
         dense = self._wants_dense_gradient()
         self.wrapper.updater.gradient_is_dense[name] = dense
-        return grad if dense else grad.masked_fill(self.wrapper.masks.pruned(name), 0)
+        return grad if dense else self.wrapper.masks.zero_pruned(name, grad)
 
     def _wants_dense_gradient(self) -> bool:
         method = self.wrapper.method
@@ -83,9 +82,15 @@ class Stepping:
     # ---- around a step -------------------------------------------------------------------------
 
     def _owned(self, optimizer: Optimizer) -> list[str]:
+        """Return the masked parameters that an optimizer moves."""
+        owned = {id(p) for p in owned_parameters(optimizer)}
+        return [key for key, p in self.wrapper.masks.parameters().items() if id(p) in owned]
+
+    def _layers(self, optimizer: Optimizer) -> list[str]:
+        """Return the layers whose weights it moves, which are what a method sees."""
         owned = {id(p) for p in owned_parameters(optimizer)}
         masks = self.wrapper.masks
-        return [name for name in masks if id(masks.weight(name)) in owned]
+        return [name for name in masks.layers if id(masks.weight(name)) in owned]
 
     def _counts(self, optimizer: Optimizer) -> bool:
         """Tell whether this is the first optimizer with a masked weight, whose steps count."""
@@ -99,21 +104,35 @@ class Stepping:
 
     def _before(self, optimizer: Optimizer, first: bool) -> None:
         wrapper, method = self.wrapper, self.wrapper.method
-        names = self._owned(optimizer)
-        due = first and method.schedule.due(wrapper.step + 1) and self._counts(optimizer)
+        wrapper.ensure_masks(optional=True)
+        layers, step = self._layers(optimizer), wrapper.step + 1
+        counts = first and self._counts(optimizer)
+        due = counts and method.schedule.due(step)
         penalizes = _overrides(method, "on_gradient")
-        if penalizes or (due and method.gradient != "never"):
+        observes = first and _overrides(method, "observe") and wrapper.in_scheduled_window()
+        if penalizes or observes or (due and method.gradient != "never"):
             unscale_(optimizer)
-        if due:
-            wrapper.updater.scheduled(wrapper.step + 1)
-            if method.skips_step:
-                for parameter in chain.from_iterable(map(owned_parameters, self.optimizers)):
-                    parameter.grad = None
+        if observes:
+            for name in layers:
+                method.observe(wrapper.updater.view(name))
+        if counts:
+            self._decide(step, due)
         if penalizes:
-            for name in names:
+            for name in layers:
                 method.on_gradient(wrapper.updater.view(name))
         if not (method.emergent or self._awaits_update(optimizer)):
-            wrapper.masks.mask_gradients(names)
+            wrapper.masks.mask_gradients(self._owned(optimizer))
+
+    def _decide(self, step: int, due: bool) -> None:
+        """Choose or update, if it is time."""
+        method = self.wrapper.method
+        if method.chooses(step):
+            self.wrapper.updater.choose()
+        if due:
+            self.wrapper.updater.scheduled(step)
+        if due and method.skips_step:
+            for parameter in chain.from_iterable(map(owned_parameters, self.optimizers)):
+                parameter.grad = None
 
     def _evaluate(self, optimizer: Optimizer) -> None:
         """Mask the weights for an evaluation inside a step: LBFGS moves all along its history."""
@@ -124,7 +143,7 @@ class Stepping:
         wrapper, method = self.wrapper, self.wrapper.method
         names = self._owned(optimizer)
         if _overrides(method, "on_step"):
-            for name in names:
+            for name in self._layers(optimizer):
                 method.on_step(wrapper.updater.view(name))
         if method.emergent:
             wrapper.masks.adopt_zeros(names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from sj_prune.masks.ranking import LayerScores
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.select import count
 from sj_prune.methods.base import LayerActivity, LayerView
+from sj_prune.scoring import Scorer
 
 if TYPE_CHECKING:
     from sj_prune.wrapper import PruningWrapper
@@ -37,6 +39,7 @@ class Updater:
         self.gradient_is_dense: dict[str, bool] = {}
         self.state: dict[str, dict[str, Tensor]] = {}
         self.previous = wrapper.masks.masks if wrapper.method.emergent else {}
+        self.scorer = Scorer(wrapper, self.view)
 
     # ---- what a method sees --------------------------------------------------------------------
 
@@ -53,25 +56,33 @@ class Updater:
         wrapper = self.wrapper
         weight = wrapper.masks.weight(name)
         nodes = self._nodes(name)
-        norm = None if wrapper.topology is None else wrapper.topology.norms.get(name)
+        norm, norm_channels = self._norm(name)
         first = name not in self.state
         state = self.state.setdefault(name, {})
         for key, value in state.items():
             state[key] = value.to(weight.device)
         view = LayerView(
             name=name,
-            weight=weight.detach(),
+            weight=wrapper.masks.scored_weight(name),
             grad=weight.grad,
-            mask=wrapper.masks[name],
+            mask=wrapper.masks.layer_mask(name),
             activity=LayerActivity(list(nodes.values())) if nodes else None,
             norm=None if norm is None else wrapper.net.get_submodule(norm),
             step=wrapper.step + 1,
             seed=self._seed(name),
+            norm_channels=norm_channels,
             state=state,
         )
         if first:  # not before: weights may be loaded into a network that is wrapped already
             state.update(wrapper.method.initial_state(view))
         return view
+
+    def _norm(self, name: str) -> tuple[str | None, Tensor | None]:
+        """Return the norm that scores a layer's channels, and which channels of it they are."""
+        wrapper = self.wrapper
+        if wrapper.coupling is not None:
+            return wrapper.coupling.norms.get(name, (None, None))
+        return (None if wrapper.topology is None else wrapper.topology.norms.get(name)), None
 
     def _nodes(self, name: str) -> dict[str, Any]:
         topology = self.wrapper.topology
@@ -84,7 +95,8 @@ class Updater:
         if not wrapper.method.needs:
             return
         wrapper.ensure_topology()
-        nodes = {k: v for name in wrapper.masks for k, v in self._nodes(name).items()}
+        layers = [layer for scope in wrapper.masks.scopes for layer in wrapper.masks.members(scope)]
+        nodes = {k: v for name in layers for k, v in self._nodes(name).items()}
         method = type(wrapper.method).__name__
         if not nodes:
             raise RuntimeError(
@@ -103,9 +115,9 @@ class Updater:
         wrapper = self.wrapper
         if wrapper.method.gradient != "update":
             return
-        for name in wrapper.masks:
+        for name in wrapper.masks.parameters():
             dense = self.gradient_is_dense.get(name, True)
-            if not dense and bool(wrapper.masks.pruned(name).any()):
+            if not dense and wrapper.masks.holds(name):
                 raise RuntimeError(
                     f"Expected the dense gradient of layer {name!r}, for "
                     f"{type(wrapper.method).__name__}, but pruned entries were masked in the last "
@@ -143,57 +155,59 @@ class Updater:
     def install_random(self) -> None:
         """Install random masks of the final sparsity, with the method's own allocation."""
         method = self.wrapper.method
+        masks = self.wrapper.masks
         layers = []
-        for name in self.wrapper.masks:
-            view = self.view(name)
-            noise = torch.rand(
-                view.weight.shape, device=view.weight.device, generator=view.generator
-            )
-            layers.append(LayerScores(name, view.mask, method.structure.units(noise, view.weight)))
+        for scope in masks.scopes:
+            view = self.view(masks.members(scope)[0])
+            alive = masks.alive(scope)
+            noise = torch.rand(alive.shape, device=view.weight.device, generator=view.generator)
+            layers.append(LayerScores(scope, alive, noise.to(alive.device)))
         found = prune_and_regrow(
             layers, self._keep(method.sparsity), method.allocation, generator=self._generator()
         )
-        self._install(dict(zip(self.wrapper.masks, found, strict=True)), 0, method.sparsity)
+        self._install(dict(zip(masks.scopes, found, strict=True)), 0, method.sparsity)
 
     def _keep(self, sparsity: float) -> int:
-        total = sum(self.wrapper.masks.weight(name).numel() for name in self.wrapper.masks)
-        return round((1.0 - sparsity) * total)
+        return round((1.0 - sparsity) * sum(self.wrapper.masks.units().values()))
 
     def _update(self, step: int, target: float) -> None:
-        method = self.wrapper.method
+        method, masks = self.wrapper.method, self.wrapper.masks
+        self.wrapper.ensure_masks()
         self._check_statistics()
         self._check_gradients()
         regrow = method.regrow_schedule
+        scores = self.scorer.scores()
         found = prune_and_regrow(
-            [self._scores(self.view(name)) for name in self.wrapper.masks],
+            scores,
             self._keep(target),
             method.allocation,
             regrow=0.0 if regrow is None else regrow.at(step),
+            regrow_of_all=method.regrow_of_all,
             across_layers=method.grow_across_layers,
             exact_ties=method.exact_ties,
             generator=self._generator(),
         )
-        self._install(dict(zip(self.wrapper.masks, found, strict=True)), step, target)
+        self._install(dict(zip(masks.scopes, found, strict=True)), step, target)
 
-    def _scores(self, view: LayerView) -> LayerScores:
-        method = self.wrapper.method
-
-        def units(score: Tensor | None) -> Tensor | None:
-            return None if score is None else method.structure.units(score, view.weight)
-
-        drop = units(method.drop_score(view))
-        assert drop is not None  # noqa: S101 (for the type checker)
-        grow = units(method.grow_score(view))
-        tie = None if grow is None else units(method.tie_score(view))
-        return LayerScores(view.name, view.mask, drop, grow, tie)
+    def choose(self) -> None:
+        """Tell the method what an update to its final sparsity would drop now, without regrowth."""
+        method, masks = self.wrapper.method, self.wrapper.masks
+        self.wrapper.ensure_masks()
+        self._check_statistics()
+        scores = [replace(s, grow=None, tie=None) for s in self.scorer.scores()]
+        keep = self._keep(method.sparsity)
+        found = prune_and_regrow(scores, keep, method.allocation, generator=self._generator())
+        dropped = {s: ~u.survivors for s, u in zip(masks.scopes, found, strict=True)}
+        for name in {m: None for scope in masks.scopes for m in masks.members(scope)}:
+            method.on_choice(self.view(name), masks.layer_units(name, dropped))
 
     def _install(self, found: Mapping[str, LayerUpdate], step: int, target: float) -> None:
-        wrapper = self.wrapper
-        dropped = count([wrapper.masks[n] & ~u.survivors for n, u in found.items()])
+        wrapper, alive = self.wrapper, self.wrapper.masks.alive
+        dropped = count([alive(n) & ~u.survivors for n, u in found.items()])
         grown = count([update.grown for update in found.values()])
         # What is new starts at 0 with fresh slots, whatever was loaded or written there meanwhile.
         keeps = wrapper.method.keeps_value
-        cleared = {n: u.grown & ~wrapper.masks[n] if keeps else u.grown for n, u in found.items()}
+        cleared = {n: u.grown & ~alive(n) if keeps else u.grown for n, u in found.items()}
         masks = {name: update.mask for name, update in found.items()}
         wrapper.masks.install(masks, wrapper.optimizers, cleared=cleared)
         self.draws += 1
@@ -222,9 +236,9 @@ class Updater:
     def _record(
         self, step: int, target: float, dropped: dict[str, int], grown: dict[str, int]
     ) -> None:
-        kept = self.wrapper.masks.kept()
-        sparsity = self.wrapper.masks.sparsity()["total"]
-        record = UpdateRecord(step, target, sparsity, kept, dropped, grown)
+        masks = self.wrapper.masks
+        kept, sparsity = masks.kept_units(), masks.sparsity()["total"]
+        record = UpdateRecord(step, target, sparsity, kept, dropped, grown, masks.pruned_units())
         self.wrapper.history.append(record)
         logger.info(
             "step %d: %s, sparsity %.4f (target %.4f), kept %d, dropped %d, grown %d",

@@ -8,20 +8,23 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sj_prune import _host, arguments, checkpoint
 from sj_prune.attach import owned_parameters
+from sj_prune.coupling import Coupling, couple
 from sj_prune.history import UpdateRecord
+from sj_prune.masks.channels import ChannelMasks
 from sj_prune.masks.manager import MaskManager
-from sj_prune.masks.structure import Layer
+from sj_prune.masks.structure import Channels, Layer
 from sj_prune.methods.base import Method
 from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
 from sj_prune.neurons.nodes import RecordingNode
-from sj_prune.outline import as_args, materialize, outline
+from sj_prune.neurons.state import rest_channels
+from sj_prune.outline import as_args, from_plain, materialize, outline, to_plain
 from sj_prune.stepping import Stepping
-from sj_prune.topology import Topology, trace
+from sj_prune.topology import Topology, prunable_layers, trace
 from sj_prune.update import Updater
 
 if TYPE_CHECKING:
@@ -77,7 +80,9 @@ class PruningWrapper(nn.Module):
         arguments.check_method(method)
         arguments.check_seed(seed)
         self._layers = arguments.select_layers(net, skip)
-        arguments.check_sparsity(method, self._layers, method.sparsity)
+        if not isinstance(method.structure, Channels):
+            sizes = [layer.weight.numel() for layer in self._layers.values()]
+            arguments.check_sparsity(method, sizes, [1] * len(sizes), method.sparsity)
         stock = [node for node in net.modules() if not isinstance(node, RecordingNode)]
         self.net = to_recording(net)
         self.nodes = recording_nodes(net)
@@ -86,10 +91,12 @@ class PruningWrapper(nn.Module):
                 node.statistics = method.needs
         self.method = method
         self.seed = seed
-        self.masks = MaskManager(self._layers)
+        self.masks = _new_masks(method, self._layers)
         self.step = 0
         self.history: list[UpdateRecord] = []
         self.topology: Topology | None = None
+        self.coupling: Coupling | None = None
+        self.dense: dict[str, str] = {}
         self._outline: tuple[Any, Any] | None = None
         self._finalized = False
         self._record_now = False
@@ -100,7 +107,7 @@ class PruningWrapper(nn.Module):
         try:
             if example_input is not None:
                 self._trace_example(example_input)
-            if not method.dense_start:
+            if not method.dense_start and len(self.masks):
                 self.updater.install_random()
         except Exception:
             self._undo(stock)
@@ -148,6 +155,9 @@ class PruningWrapper(nn.Module):
         self._trace(materialize(args), materialize(kwargs))
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._outline = (outline(args), outline(kwargs))
+        if isinstance(self.masks, ChannelMasks) and self.coupling is None:
+            self._couple(args, kwargs)
         self.topology = trace(self.net, self._layers, args, kwargs)
         if self.method.needs and not any(self.topology.neurons.values()):
             logger.warning(
@@ -156,6 +166,52 @@ class PruningWrapper(nn.Module):
                 type(self.method).__name__,
             )
         self._switch_recording()
+
+    def _couple(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Learn which channels live and die together."""
+        method, masks = self.method, self.masks
+        assert isinstance(masks, ChannelMasks)  # noqa: S101 (for the type checker)
+        skip = [name for name in prunable_layers(self.net) if name not in self._layers]
+        coupling = couple(self.net, args, kwargs, skip=skip)
+        groups, self.dense = arguments.select_groups(method, coupling, self.net)
+        sizes = [group.units for group in groups]
+        floors = [min(masks.min_keep, size) for size in sizes]
+        arguments.check_sparsity(method, sizes, floors, method.sparsity)
+        self.coupling = coupling
+        masks.build(self.net, groups, self._silence)
+        self._stepping.hook_leaves()
+        if not method.dense_start:
+            self.updater.install_random()
+
+    def _silence(self, neuron: str, channels: Tensor) -> None:
+        assert self.coupling is not None  # noqa: S101 (for the type checker)
+        dim = self.coupling.neuron_dims[neuron]
+        rest_channels(self.net.get_submodule(neuron), channels, dim)
+
+    def ensure_masks(self, *, optional: bool = False) -> None:
+        """Learn the groups of channels, if no eager forward has told them yet.
+
+        Args:
+            optional: do nothing where no forward has run at all.
+
+        Raises:
+            RuntimeError: if none has run.
+        """
+        built = not isinstance(self.masks, ChannelMasks) or self.coupling is not None
+        if not built and not (optional and self._outline is None):
+            self.ensure_topology()
+
+    def restore_outline(self, plain: Any) -> None:  # noqa: ANN401
+        """Take the shapes of the inputs from a checkpoint, and learn what they tell."""
+        if plain is not None and self.topology is None:
+            device = next(self.net.parameters()).device
+            self._outline = from_plain(plain, device)
+            self.ensure_masks()
+
+    @property
+    def inputs(self) -> Any:  # noqa: ANN401
+        """Shapes of the inputs seen, as plain values; None before any forward."""
+        return None if self._outline is None else to_plain(self._outline)
 
     def _trace_example(self, example_input: Any) -> None:  # noqa: ANN401
         try:
@@ -206,7 +262,7 @@ class PruningWrapper(nn.Module):
         if all(known is not optimizer for known in self.optimizers):
             self._stepping.attach(optimizer)
             if not self.method.emergent:
-                self.masks.enforce(self._layers, [optimizer])
+                self.masks.enforce(self.masks.parameters(), [optimizer])
             self._switch_recording()
         return self
 
@@ -275,12 +331,18 @@ class PruningWrapper(nn.Module):
                 f"from its prior, but got {sparsity}"
             )
         target = self.method.sparsity if sparsity is None else sparsity
-        arguments.check_sparsity(self.method, self._layers, target)
+        self.ensure_masks()
+        units = self.masks.units()
+        floors = [self.masks.floor(name) for name in units]
+        arguments.check_sparsity(self.method, list(units.values()), floors, target)
         with torch.no_grad():
             self.updater.manual(target)
 
     def sparsity(self) -> dict[str, float]:
-        """Return the pruned fraction of each prunable layer, and of all under ``"total"``."""
+        """Return the pruned fraction of each prunable layer, and of all under ``"total"``.
+
+        For `Channels` of each norm's channels; ``"total"`` counts coupled channels once.
+        """
         return self.masks.sparsity()
 
     @property
@@ -376,7 +438,7 @@ class PruningWrapper(nn.Module):
         if assign:  # other parameters now
             self._stepping.hook_leaves()
         if not self.method.emergent:
-            self.masks.enforce(self._layers, self.optimizers)
+            self.masks.enforce(self.masks.parameters(), self.optimizers)
         return result
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -392,9 +454,17 @@ class PruningWrapper(nn.Module):
         """
         self._check_usable()
         if not self.method.emergent:
-            self.masks.enforce(self._layers, self.optimizers)
+            self.masks.enforce(self.masks.parameters(), self.optimizers)
+            self.masks.burn()
         self._stepping.remove()
         to_stock(self.net)
         _host.invalidate_reset_cache(self.net)
         self._finalized = True
         return self.net
+
+
+def _new_masks(method: Method, layers: Mapping[str, Layer]) -> MaskManager:
+    if isinstance(method.structure, Channels):
+        keep = method.structure.min_keep
+        return ChannelMasks(min_keep=keep, wake=method.wakes, binds=method.binds)
+    return MaskManager(layers)

@@ -32,7 +32,7 @@ def assemble(net: nn.Module, tracer: _Tracer) -> Coupling:
             groups[signature].append(unit)
     names: set[str] = set()
     built = tuple(_group(members, tracer, names) for members in groups.values())
-    return Coupling(built, _frozen(net, tracer))
+    return Coupling(built, _frozen(net, tracer), _scoring_norms(tracer), tracer.neuron_dims)
 
 
 def _freeze_shared_weights(net: nn.Module, tracer: _Tracer) -> None:
@@ -42,7 +42,7 @@ def _freeze_shared_weights(net: nn.Module, tracer: _Tracer) -> None:
             others = ", ".join(other for other in names if other != name)
             tracer.frozen_layers.setdefault(name, f"it shares a parameter with {others}")
     for name, reason in tracer.frozen_layers.items():
-        for table in (tracer.outputs, tracer.inputs):
+        for table in (tracer.outputs, tracer.inputs, tracer.norms):
             if name in table:
                 tracer.partition.freeze(table[name], reason)
 
@@ -93,8 +93,25 @@ def _frozen(net: nn.Module, tracer: _Tracer) -> dict[str, str]:
         reasons = [tracer.partition.reason(root) for root in tracer.partition.roots(ids)]
         known = next((reason for reason in reasons if reason is not None), None)
         if known is not None:
-            frozen[name] = known
+            frozen[name] = tracer.frozen_layers.get(name, known)
     for name in tracer.layers:
         if name not in tracer.outputs:
             frozen[name] = "it did not run as a module, or it is not a plain layer"
     return frozen
+
+
+def _scoring_norms(tracer: _Tracer) -> dict[str, tuple[str, Tensor]]:
+    """Return layer -> the norm behind it and its channels there, each norm channel once."""
+    found: dict[str, tuple[str, Tensor]] = {}
+    taken: dict[str, set[int]] = defaultdict(set)
+    for layer, norm in tracer.norm_of.items():
+        places: dict[int, list[int]] = defaultdict(list)
+        for channel, root in enumerate(tracer.partition.roots(tracer.norms[norm])):
+            if channel not in taken[norm]:
+                places[root].append(channel)
+        roots = tracer.partition.roots(tracer.outputs[layer])
+        channels = [places[root].pop(0) if places[root] else -1 for root in roots]
+        if -1 not in channels:  # else another layer has taken them, or some never get there
+            taken[norm].update(channels)
+            found[layer] = (norm, torch.tensor(channels))
+    return found

@@ -44,10 +44,15 @@ class Coupling:
     Attributes:
         groups: in the order of the forward.
         frozen: layer name -> why its output channels (or some of them) cannot be pruned.
+        norms: layer name -> the norm that scores its channels, and which channels of it they are,
+            ``[C_out]``. A norm scores one layer alone, the first.
+        neuron_dims: neuron layer name -> the dimension of its channels, counted from the end.
     """
 
     groups: tuple[Group, ...]
     frozen: Mapping[str, str]
+    norms: Mapping[str, tuple[str, Tensor]] = field(default_factory=dict)
+    neuron_dims: Mapping[str, int] = field(default_factory=dict)
 
     def group_of(self, layer: str) -> Group | None:
         """Return the first group that a layer produces for, or None."""

@@ -72,6 +72,7 @@ class _Tracer(TorchDispatchMode):
         inputs: layer name -> labels of its input channels.
         norms: norm name -> labels of its channels.
         neurons: neuron layer name -> labels of its channels.
+        neuron_dims: neuron layer name -> dimension of its channels, from the end.
         bare: layers whose output something else than a norm reads.
         norm_of: layer name -> the first norm behind it.
         layers: names of all weighted layers.
@@ -85,6 +86,7 @@ class _Tracer(TorchDispatchMode):
         self.inputs: dict[str, Tensor] = {}
         self.norms: dict[str, Tensor] = {}
         self.neurons: dict[str, Tensor] = {}
+        self.neuron_dims: dict[str, int] = {}
         self.bare: set[str] = set()
         self.norm_of: dict[str, str] = {}
         self.frozen_layers: dict[str, str] = {}
@@ -124,6 +126,8 @@ class _Tracer(TorchDispatchMode):
                     func, args, kwargs, out, lambda x: before.get(id(x)), self.partition
                 )
                 self._attach(out, found)
+                if func._schema.is_mutable:
+                    self._written(args[0])
             except NotSeparateError as problem:
                 for x in known:
                     self.freeze(x, str(problem))
@@ -142,6 +146,17 @@ class _Tracer(TorchDispatchMode):
         for x, labels in pairs:
             if isinstance(x, Tensor):
                 self._set(x, labels)
+
+    def _written(self, x: Any) -> None:  # noqa: ANN401
+        """Something was written in place: what it is a part of holds the result too."""
+        labels, base = self.labels_of(x), getattr(x, "_base", None)
+        if labels is None or base is None or base.numel() == x.numel():
+            return  # all of it: a view that a module has returned, added to in place
+        if self.labels_of(base) is None:
+            self.freeze(x, "it is written into a part of another tensor")
+        elif not labels.zero:
+            self.freeze(x, "something else is written into a part of it")
+            self.freeze(base, "something else is written into a part of it")
 
     def _set(self, x: Tensor, labels: Labels | None) -> None:
         if labels is None:
@@ -273,6 +288,7 @@ class _Tracer(TorchDispatchMode):
         if problem or not labels.zero:
             self.freeze(x, problem or f"{name} is not given 0 by a silent channel")
         self._meet(self.neurons, name, labels.ids)
+        self.neuron_dims[name] = labels.dim - x.ndim
         if out.shape == x.shape:
             self._set(out, Labels(labels.dim, labels.ids))
         else:
@@ -280,10 +296,10 @@ class _Tracer(TorchDispatchMode):
 
 
 def _owners(net: nn.Module) -> dict[int, list[str]]:
-    """Return parameter id -> names of the weighted layers that hold it."""
+    """Return parameter id -> names of the weighted layers and norms that hold it."""
     owners: dict[int, list[str]] = {}
     for name, module in net.named_modules():
-        if isinstance(module, _LAYERS):
+        if isinstance(module, (*_LAYERS, _NORMS)):
             for parameter in module._parameters.values():
                 if parameter is not None:
                     owners.setdefault(id(parameter), []).append(name)

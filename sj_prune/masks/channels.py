@@ -8,7 +8,7 @@ do to it. So the gradient of gamma stays alive, and a method can tell which chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,13 +25,40 @@ __all__ = ["ChannelGroup", "ChannelMasks"]
 class ChannelGroup(Protocol):
     """What is read of a group of coupled channels; index tensors are ``[units, k]``."""
 
-    name: str
-    units: int
-    producers: dict[str, Tensor]
-    norms: dict[str, Tensor]
-    bare: frozenset[str]
-    consumers: dict[str, Tensor]
-    neurons: dict[str, Tensor]
+    @property
+    def name(self) -> str:
+        """Of the group."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """How many channels can be pruned one by one."""
+        ...
+
+    @property
+    def producers(self) -> Mapping[str, Tensor]:
+        """Layer name -> its output channels."""
+        ...
+
+    @property
+    def norms(self) -> Mapping[str, Tensor]:
+        """Norm name -> its channels."""
+        ...
+
+    @property
+    def bare(self) -> Collection[str]:
+        """Producers that are silenced themselves."""
+        ...
+
+    @property
+    def consumers(self) -> Mapping[str, Tensor]:
+        """Layer name -> its input channels."""
+        ...
+
+    @property
+    def neurons(self) -> Mapping[str, Tensor]:
+        """Neuron layer name -> its channels."""
+        ...
 
 
 @dataclass
@@ -185,11 +212,8 @@ class ChannelMasks(MaskManager):
 
     def pruned(self, name: str) -> Tensor:
         """Return the inverted mask ``[C]``, on the parameter's device."""
-        return self._dead_rows(name, self._rows[name])
-
-    def _dead_rows(self, name: str, where: Iterable[tuple[str, Tensor]]) -> Tensor:
         dead = torch.zeros(self.weight(name).shape[0], dtype=torch.bool)
-        for group, rows in where:
+        for group, rows in self._rows[name]:
             dead[rows[self._dead[group]].flatten()] = True
         return dead.to(self.weight(name).device)
 
@@ -240,13 +264,31 @@ class ChannelMasks(MaskManager):
         kept = count([~dead for dead in self._dead.values()])
         return dict(zip(self._dead, kept, strict=True))
 
+    def pruned_units(self) -> dict[str, list[int]]:
+        """Return which units of each group are pruned."""
+        return {name: dead.nonzero().flatten().tolist() for name, dead in self._dead.items()}
+
+    def remember(self, layer: str, scores: Tensor, state: dict[str, Tensor]) -> None:
+        """Keep the scores of a layer's awake channels in ``state["awake"]``."""
+        before = state.get("awake", torch.zeros_like(scores))
+        mask = self.layer_mask(layer).to(scores.device)
+        state["awake"] = torch.where(mask, scores, before.to(scores))
+
     def members(self, scope: str) -> tuple[str, ...]:
         """Return the layers that make a group's channels."""
         return tuple(self.groups[scope].producers)
 
     def layer_mask(self, layer: str) -> Tensor:
         """Return which output channels of a layer are kept, ``[C_out]``."""
-        return ~self._dead_rows(layer, self._producing(layer))
+        return ~self.layer_units(layer, self._dead)
+
+    def layer_units(self, layer: str, units: Mapping[str, Tensor]) -> Tensor:
+        """Return what is true of groups' units, for the output channels of a layer, ``[C_out]``."""
+        weight = self.weight(layer)
+        found = torch.zeros(weight.shape[0], dtype=torch.bool)
+        for group, rows in self._producing(layer):
+            found[rows[units[group].cpu()].flatten()] = True
+        return found.to(weight.device)
 
     def _producing(self, layer: str) -> list[tuple[str, Tensor]]:
         found = ((name, group.producers.get(layer)) for name, group in self.groups.items())
@@ -278,10 +320,19 @@ class ChannelMasks(MaskManager):
         """Return the held parameters by name."""
         return {key: parts[0].parameter for key, parts in self._parts.items()}
 
-    def awake(self, key: str) -> Tensor:
-        """Return a parameter as if all of its channels were awake; read-only."""
-        value = self._parts[key][0].parameter.detach()
-        for part in self._parts[key]:
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that make channels, each once."""
+        return list({m: None for scope in self.groups for m in self.members(scope)})
+
+    def gated(self) -> dict[str, Tensor]:
+        """Return the silenced parameters: behind them no gradient reaches a sleeping filter."""
+        return {key: parts[0].parameter for key, parts in self._silent().items()}
+
+    def scored_weight(self, layer: str) -> Tensor:
+        """Return a layer's weight as if all of its channels were awake; read-only where not."""
+        value = self.weight(layer).detach()
+        for part in self._parts.get(f"{layer}.weight", ()):
             value = part.awake(value)
         return value
 
@@ -340,9 +391,10 @@ class ChannelMasks(MaskManager):
 
     def zero_pruned(self, key: str, values: Tensor) -> Tensor:
         """Return a tensor of a parameter's shape with 0 in the rows of sleeping channels."""
-        return self.zero_pruned_(key, values.clone()) if self._sleeps(key) else values
+        return self.zero_pruned_(key, values.clone()) if self.holds(key) else values
 
-    def _sleeps(self, key: str) -> bool:
+    def holds(self, key: str) -> bool:
+        """Tell whether a row of a parameter sleeps."""
         return any(len(part.index) for part in self._parts[key])
 
     @torch.no_grad()
@@ -361,7 +413,7 @@ class ChannelMasks(MaskManager):
     def _whole(self, masks: dict[str, Tensor], layer: str) -> Tensor:
         """Return the mask of a layer's weights, all kept if it is new."""
         if layer not in masks:
-            weight = self._modules[layer].weight
+            weight = self.weight(layer)
             masks[layer] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
         return masks[layer]
 

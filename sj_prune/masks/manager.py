@@ -55,6 +55,13 @@ class MaskManager(Mapping[str, Tensor]):
         """Return the number of kept units of each scope."""
         return self.kept()
 
+    def pruned_units(self) -> dict[str, list[int]]:
+        """Return which units are pruned, where few enough to be listed: not single weights."""
+        return {}
+
+    def remember(self, layer: str, scores: Tensor, state: dict[str, Tensor]) -> None:
+        """Keep what a layer's channels scored while awake; single weights have nothing to keep."""
+
     def members(self, scope: str) -> tuple[str, ...]:
         """Return the layers whose scores make those of a scope."""
         return (scope,)
@@ -63,19 +70,36 @@ class MaskManager(Mapping[str, Tensor]):
         """Return what a method sees as the mask of a layer."""
         return self[layer]
 
+    def layer_units(self, layer: str, units: Mapping[str, Tensor]) -> Tensor:
+        """Return what is true of a scope's units, for a layer, in the shape of its mask."""
+        return units[layer]
+
     def combine(self, scope: str, scores: Mapping[str, Tensor], how: str) -> Tensor:
         """Return the scores of a scope's units from those of its members."""
         return scores[scope]
 
     # ---- what is held --------------------------------------------------------------------------
 
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that a method sees."""
+        return list(self)
+
     def parameters(self) -> dict[str, Tensor]:
         """Return the masked parameters by key."""
         return {name: self.weight(name) for name in self}
 
-    def awake(self, key: str) -> Tensor:
-        """Return a parameter as a method scores it; read-only but in its phases."""
-        return self.weight(key).detach()
+    def gated(self) -> dict[str, Tensor]:
+        """Return those whose gradient may be alive where they are pruned."""
+        return self.parameters()
+
+    def scored_weight(self, layer: str) -> Tensor:
+        """Return a layer's weight as a method scores it."""
+        return self.weight(layer).detach()
+
+    def holds(self, key: str) -> bool:
+        """Tell whether anything of a parameter is pruned."""
+        return bool(self.pruned(key).any())
 
     def zero_pruned_(self, key: str, values: Tensor) -> Tensor:
         """Set pruned entries of a tensor of a parameter's shape to 0, in place."""
