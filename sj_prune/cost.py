@@ -9,6 +9,8 @@ position, zero padding included. On a network without zero weights both are what
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,14 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.masks.structure import Layer
 
-__all__ = ["PICOJOULES_PER_AC", "PICOJOULES_PER_MAC", "LayerCost", "measure", "weighted_layers"]
+__all__ = [
+    "PICOJOULES_PER_AC",
+    "PICOJOULES_PER_MAC",
+    "LayerCost",
+    "latency",
+    "measure",
+    "weighted_layers",
+]
 
 #: energy of a 32-bit floating-point multiply-accumulate and accumulate in 45 nm CMOS
 #: (Horowitz, ISSCC 2014): the figures of most SNN papers. Memory traffic is not in them.
@@ -93,6 +102,7 @@ def measure(
     example_input: Any,  # noqa: ANN401
     layers: Mapping[str, Layer] | None = None,
     samples: int | None = None,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> dict[str, LayerCost]:
     """Count the operations of every layer in one forward in eval mode, without gradients.
 
@@ -108,6 +118,8 @@ def measure(
             multi-step mode receives, ``[T, N, *]``, or dimension 0 in single-step mode; without
             neurons dimension 1 of `example_input`. So a network that takes ``[N, C, H, W]`` and
             repeats it over time inside is counted right too.
+        masks: element masks by layer name, True = kept: weights that are to count as 0 although
+            they are not, such as the sleeping filters of silenced channels.
 
     Returns:
         Layer name -> cost, in the order of `layers`.
@@ -120,7 +132,8 @@ def measure(
         raise ValueError(f"Expected samples to be at least 1 but got {samples}")
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     layers = weighted_layers(net) if layers is None else layers
-    counters = {name: _Counter(layer) for name, layer in layers.items()}
+    kept = masks or {}
+    counters = {name: _Counter(layer, kept.get(name)) for name, layer in layers.items()}
     batches: list[int] = []
     with _host.preserved_state(net), _hooked(net, counters, batches), torch.no_grad():
         _host.reset_net(net.eval())
@@ -139,6 +152,42 @@ def _samples(args: tuple[Any, ...]) -> int:
             "holds: pass samples="
         )
     return args[0].shape[1]
+
+
+def latency(
+    net: nn.Module,
+    example_input: Any,  # noqa: ANN401
+    *,
+    repeats: int = 9,
+    warm_up: int = 2,
+) -> float:
+    """Return the median seconds of one forward in eval mode, from reset neurons.
+
+    The network comes back as it was. On CUDA the device is waited for.
+
+    Args:
+        net: any network.
+        example_input: a batch as it takes it.
+        repeats: forwards that are timed.
+        warm_up: forwards before, not timed.
+    """
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    times = []
+    with _host.preserved_state(net), torch.no_grad():
+        net.eval()
+        for _ in range(warm_up + repeats):
+            _host.reset_net(net)
+            _wait(args)
+            start = time.perf_counter()
+            net(*args)
+            _wait(args)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_up:])
+
+
+def _wait(args: tuple[Any, ...]) -> None:
+    if any(isinstance(x, Tensor) and x.is_cuda for x in args):
+        torch.cuda.synchronize()
 
 
 @contextmanager
@@ -168,9 +217,11 @@ def _note_batch(batches: list[int], node: nn.Module, inputs: tuple[Any, ...]) ->
 class _Counter:
     """Adds up the operations of one layer, as integers."""
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, mask: Tensor | None = None) -> None:
         self.layer = layer
         nonzero = layer.weight.detach() != 0
+        if mask is not None:
+            nonzero &= mask.to(nonzero.device)
         self.size = nonzero.numel()
         self.nonzero = int(nonzero.count_nonzero())
         self.fan_out = _sum_over_outputs(nonzero, getattr(layer, "groups", 1)).cpu()

@@ -6,19 +6,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from sj_prune import _host, cost
 from sj_prune.masks.schedule import Schedule
+from sj_prune.masks.structure import Channels
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.surrogates import autograd_derivative
 from sj_prune.tables import shape_text, table
 from sj_prune.topology import NeuronFacts, Topology, prunable_layers
 
 if TYPE_CHECKING:
     from sj_prune.wrapper import PruningWrapper
 
-__all__ = ["Explanation", "ExplanationRow", "explain"]
+__all__ = ["Explanation", "ExplanationRow", "explain", "why_dense"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,8 @@ def explain(wrapper: PruningWrapper) -> Explanation:
             tuple(layer.weight.shape),
             known.norms.get(name),
             known.neurons.get(name, ()),
-            None,  # single weights are coupled with nothing
-            name in wrapper.masks,
+            _group(name, wrapper),
+            name in _pruned_layers(wrapper),
             _status(name, wrapper),
         )
         for name, layer in cost.weighted_layers(wrapper.net).items()
@@ -109,18 +112,45 @@ def explain(wrapper: PruningWrapper) -> Explanation:
     return Explanation(rows, tuple(_warnings(wrapper)), schedule, topology is not None)
 
 
+def _pruned_layers(wrapper: PruningWrapper) -> list[str]:
+    """Return the layers that are masked; before channels are traced, all that may be."""
+    unknown = isinstance(wrapper.method.structure, Channels) and wrapper.coupling is None
+    return list(wrapper.layers) if unknown else wrapper.masks.layers
+
+
+def why_dense(name: str, wrapper: PruningWrapper) -> str:
+    """Return why a layer is not masked."""
+    if name not in prunable_layers(wrapper.net):
+        return "its weight is parametrized, so there is no parameter to mask"
+    if name not in wrapper.layers:
+        return "skipped by name"
+    return wrapper.dense.get(name, "its channels are not traced yet")
+
+
+def _group(name: str, wrapper: PruningWrapper) -> str | None:
+    """Return what a layer's channels are pruned together with; None for single weights."""
+    masks = wrapper.masks
+    scopes = [s for s in masks.scopes if name in masks.members(s)] if masks.widths() else []
+    texts = []
+    for scope in scopes:
+        others = len(masks.members(scope)) - 1
+        coupled = f", with {others} other layer{'s' * (others > 1)}" if others else ""
+        texts.append(f"{scope} ({masks.units()[scope]}{coupled})")
+    return "; ".join(texts) or None
+
+
 def _grows_by_activity(wrapper: PruningWrapper) -> bool:
     return bool(wrapper.method.needs) and wrapper.method.regrow_schedule is not None
 
 
 def _status(name: str, wrapper: PruningWrapper) -> str:
     """Return "yes" or why a layer is not pruned, or not regrown."""
-    if name not in wrapper.masks:
-        if name in prunable_layers(wrapper.net):
-            return "no: skipped by name"
-        return "no: its weight is parametrized, so there is no parameter to mask"
+    if name not in _pruned_layers(wrapper):
+        return f"no: {why_dense(name, wrapper)}"
+    if name in wrapper.dense:
+        return f"in part: {wrapper.dense[name]}"
     first_dense = getattr(wrapper.method.allocation, "first_dense", False)
-    if first_dense and name == next(iter(wrapper.masks)):
+    if first_dense and name == next(iter(_pruned_layers(wrapper)), None):
         return "yes, but kept whole: first layer (first_dense=True)"
     if wrapper.topology is None:
         return "yes"
@@ -135,6 +165,8 @@ def _schedule_line(wrapper: PruningWrapper) -> str:
     """Return method, sparsity and update steps: what `Schedule.due` says, in words."""
     method = wrapper.method
     name, kind = type(method).__name__, "record" if method.emergent else "update"
+    if not method.schedule.updates:
+        return f"{name}: sparsity reaches {method.sparsity:g}; no update is scheduled (end=None)."
     goal = "emerges towards" if method.emergent else "reaches"
     start = "" if method.dense_start else ", masks from the start"
     when = _when(method.schedule, kind)
@@ -183,6 +215,13 @@ def _warn_of_activity(wrapper: PruningWrapper, facts: Mapping[str, NeuronFacts])
             "came to where the surrogate has a derivative, so weights there are regrown last; a "
             "surrogate with wider support (ATan, Sigmoid) would tell them apart."
         )
+    dead_ends = _without_growth_signal(wrapper)
+    if dead_ends:
+        yield (
+            f"the growth signal of a sleeping channel is zero at {', '.join(dead_ends)}: at rest "
+            "the surrogate has no derivative, so no gradient reaches gamma; such channels are "
+            "ranked by the score they had while awake. ATan or Sigmoid would let it through."
+        )
     idle = [name for name in recording_nodes(wrapper.net) if name not in facts]
     if idle:
         yield f"these neurons did not run in the traced forward: {', '.join(idle)}."
@@ -195,6 +234,21 @@ def _warn_of_activity(wrapper: PruningWrapper, facts: Mapping[str, NeuronFacts])
     ]
     if broken:
         yield f"these neurons keep no statistics: {', '.join(broken)}."
+
+
+def _without_growth_signal(wrapper: PruningWrapper) -> list[str]:
+    """Return the neuron layers whose surrogate is flat at rest, where growth needs its gradient."""
+    channels = isinstance(wrapper.method.structure, Channels)
+    if not channels or wrapper.method.gradient != "update":
+        return []
+    nodes = recording_nodes(wrapper.net)
+    return [name for name, node in nodes.items() if not any(_slope_at_rest(node))]
+
+
+def _slope_at_rest(node: RecordingNode) -> list[float]:
+    rest = 0.0 if node.v_reset is None else node.v_reset
+    u = torch.tensor([rest - node.v_threshold])
+    return autograd_derivative(node.surrogate_function, u).tolist()
 
 
 def _warn_of_neurons(net: nn.Module) -> Iterator[str]:

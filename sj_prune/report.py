@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from sj_prune import cost, history
+from sj_prune.explanation import why_dense
+from sj_prune.masks.select import count
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.outline import as_args
 from sj_prune.tables import before_after, optional, shape_text, table, write
-from sj_prune.topology import NeuronFacts, Topology, prunable_layers, temporary_activity, trace
+from sj_prune.topology import NeuronFacts, Topology, temporary_activity, trace
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -29,6 +31,10 @@ __all__ = ["Report", "ReportRow", "channel_criticality", "report"]
 _SLOW = (
     "A masked dense network is not faster on a CPU or GPU: hardware that skips zeros turns these "
     "counts into time."
+)
+_COMPACT = (
+    " Whole channels can be cut out: sj_prune.compact(model.finalize(), example_input) returns a "
+    "smaller network with the same outputs."
 )
 _BEFORE = (
     "Before => after: all weights counted against the nonzero ones, on the same measured spikes; "
@@ -57,6 +63,8 @@ class ReportRow:
         macs_dense: multiply-accumulates per sample with every weight.
         macs: with the nonzero ones.
         note: why it is not pruned, or not measured; else empty.
+        channels: number of output channels, where whole channels are pruned; else None.
+        channels_kept: number of them that are kept.
     """
 
     name: str
@@ -74,6 +82,8 @@ class ReportRow:
     macs_dense: float
     macs: float
     note: str = ""
+    channels: int | None = None
+    channels_kept: int | None = None
 
     def cells(self) -> list[str]:
         """Return the texts of the table."""
@@ -82,6 +92,7 @@ class ReportRow:
         return [
             self.name,
             shape_text(self.shape),
+            "" if self.channels is None else f"{self.channels} => {self.channels_kept}",
             f"{self.density:.4f}",
             f"{self.kept:,} / {self.total:,}",
             f"{self.dropped:,}",
@@ -96,6 +107,7 @@ class ReportRow:
 _REPORT_HEADERS = (
     "layer",
     "shape",
+    "channels",
     "density",
     "weights kept",
     "dropped",
@@ -127,7 +139,9 @@ class Report:
 
     def _closing(self) -> str:
         t = self.totals
+        channels = f"{int(t['channels'])} => {int(t['channels_kept'])}" if "channels" in t else ""
         parts = (
+            *([f"channels: {channels}"] if channels else []),
             f"parameters: {before_after(t['parameters'], t['parameters_kept'])}",
             f"SynOps: {before_after(t['synops_dense'], t['synops'])}",
             f"MACs: {before_after(t['macs_dense'], t['macs'])}",
@@ -139,12 +153,15 @@ class Report:
         """Return the table, the totals and what they mean, as plain text."""
         text = table(_REPORT_HEADERS, (row.cells() for row in self.rows), markdown=False)
         sparsity = f"sparsity of the pruned layers: {self.totals['sparsity']:.4f}"
-        return "\n".join([text, "", f"{self._closing()}; {sparsity}", _BEFORE, _SLOW])
+        return "\n".join([text, "", f"{self._closing()}; {sparsity}", _BEFORE, self._slow()])
 
     def to_markdown(self) -> str:
         """Return the same in GitHub's Markdown."""
         text = table(_REPORT_HEADERS, (row.cells() for row in self.rows), markdown=True)
-        return "\n\n".join([text, f"**{self._closing()}**", _BEFORE, _SLOW])
+        return "\n\n".join([text, f"**{self._closing()}**", _BEFORE, self._slow()])
+
+    def _slow(self) -> str:
+        return _SLOW + (_COMPACT if "channels" in self.totals else "")
 
     def to_csv(self, path: str | PathLike[str] | None = None) -> str:
         """Return the rows as CSV, and write it to `path`, if given.
@@ -232,9 +249,8 @@ def _recorded(nodes: Mapping[str, RecordingNode]) -> dict[str, Tensor]:
 
 def _note(name: str, wrapper: PruningWrapper, found: cost.LayerCost) -> str:
     notes = []
-    if name not in wrapper.masks:
-        parametrized = name not in prunable_layers(wrapper.net)
-        notes.append("parametrized weight, not pruned" if parametrized else "skipped")
+    if name not in wrapper.masks.layers:
+        notes.append(why_dense(name, wrapper))
     if found.calls == 0:
         notes.append("its operations were not seen: it was not called as a module")
     return "; ".join(notes)
@@ -248,7 +264,8 @@ def report(wrapper: PruningWrapper, example_input: Any) -> Report:  # noqa: ANN4
         example_input: a batch as the network takes it, or a tuple of positional inputs.
     """
     with _measuring(wrapper, example_input) as (topology, nodes):
-        costs = cost.measure(wrapper.net, example_input)
+        masks = wrapper.masks.element_masks()
+        costs = cost.measure(wrapper.net, example_input, masks=masks)
         activity = {
             name: [
                 _mean(topology.neurons.get(name, ()), nodes, kind)
@@ -256,8 +273,10 @@ def report(wrapper: PruningWrapper, example_input: Any) -> Report:  # noqa: ANN4
             ]
             for name in costs
         }
-    kept = {name: found.parameters for name, found in costs.items()} | wrapper.masks.kept()
-    dropped, regrown = (history.totals(wrapper.history, kind) for kind in ("dropped", "grown"))
+    kept = {name: found.parameters for name, found in costs.items()}
+    kept |= dict(zip(masks, count(list(masks.values())), strict=True))
+    dropped, regrown = (_by_layer(wrapper, kind) for kind in ("dropped", "grown"))
+    widths = wrapper.masks.widths()
     layers = cost.weighted_layers(wrapper.net)
     rows = [
         ReportRow(
@@ -276,10 +295,19 @@ def report(wrapper: PruningWrapper, example_input: Any) -> Report:  # noqa: ANN4
             macs_dense=found.macs_dense,
             macs=found.macs,
             note=_note(name, wrapper, found),
+            channels=widths[name][0] if name in widths else None,
+            channels_kept=widths[name][1] if name in widths else None,
         )
         for name, found in costs.items()
     ]
     return Report(tuple(rows), _totals(wrapper, rows, costs.values()))
+
+
+def _by_layer(wrapper: PruningWrapper, kind: str) -> dict[str, int]:
+    """Return how much was dropped or grown over the run, by layer; coupled ones alike."""
+    masks = wrapper.masks
+    totals = history.totals(wrapper.history, kind)
+    return {layer: n for scope, n in totals.items() for layer in masks.members(scope)}
 
 
 def _totals(
@@ -287,16 +315,21 @@ def _totals(
 ) -> dict[str, float]:
     costs = list(costs)
     parameters = sum(p.numel() for p in wrapper.net.parameters())
-    pruned = [row for row in rows if row.name in wrapper.masks]
+    masks = wrapper.masks
+    touched = masks.element_masks()
+    pruned = [row for row in rows if row.name in touched]
     weights, kept = sum(row.total for row in pruned), sum(row.kept for row in pruned)
+    units, kept_units = masks.units(), masks.kept_units()
+    channels = {"channels": sum(units.values()), "channels_kept": sum(kept_units.values())}
     return {
+        **(channels if masks.widths() else {}),
         "parameters": parameters,
-        "parameters_kept": parameters - (weights - kept),
+        "parameters_kept": parameters - masks.removed_parameters(),
         "weights": weights,
         "weights_kept": kept,
-        "sparsity": 1.0 - kept / weights,
-        "dropped": sum(row.dropped for row in rows),
-        "regrown": sum(row.regrown for row in rows),
+        "sparsity": 1.0 - kept / weights if weights else 0.0,
+        "dropped": sum(history.totals(wrapper.history, "dropped").values()),
+        "regrown": sum(history.totals(wrapper.history, "grown").values()),
         "synops_dense": sum(c.synops_dense for c in costs),
         "synops": sum(c.synops for c in costs),
         "macs_dense": sum(c.macs_dense for c in costs),

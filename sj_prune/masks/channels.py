@@ -435,6 +435,19 @@ class ChannelMasks(MaskManager):
                     mask[:, columns[dead].flatten() % width] = False
         return masks
 
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Return output channels and how many of them are kept, by layer."""
+        masks = {layer: self.layer_mask(layer) for layer in self.layers}
+        kept = count(list(masks.values()))
+        return {name: (len(m), n) for (name, m), n in zip(masks.items(), kept, strict=True)}
+
+    def removed_parameters(self) -> int:
+        """Return how many parameters `compact` will take away: weights, biases, norms."""
+        weights = sum(int((~mask).sum()) for mask in self.element_masks().values())
+        vectors = [part for parts in self._parts.values() for part in parts]
+        vectors = [part for part in vectors if part.parameter.ndim == 1]
+        return weights + sum(part.rows[self._dead[part.group]].numel() for part in vectors)
+
     # ---- checkpoints ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -113,6 +113,14 @@ class MaskManager(Mapping[str, Tensor]):
         """Return which weights of each layer remain, by layer name, in the weight's shape."""
         return self.masks
 
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Return output channels and how many of them are kept, by layer; none for weights."""
+        return {}
+
+    def removed_parameters(self) -> int:
+        """Return how many parameters of the network are pruned."""
+        return sum(self.units().values()) - sum(self.kept_units().values())
+
     def burn(self) -> None:
         """Write zeros where weights are pruned."""
         self.enforce(self, ())
