@@ -25,6 +25,9 @@ def assemble(net: nn.Module, tracer: _Tracer) -> Coupling:
     """Return the groups of a traced network, and why layers are not in any."""
     _freeze_shared_weights(net, tracer)
     units = _units(tracer)
+    for root, unit in units.items():
+        if not any(kind == "consumers" for kind, _ in unit):  # an output by some other way?
+            tracer.partition.freeze(torch.tensor([root]), "no layer reads its channels")
     groups: dict[tuple[tuple[str, str, int], ...], list[_Unit]] = defaultdict(list)
     for root, unit in units.items():
         if tracer.partition.reason(root) is None and any(kind == "producers" for kind, _ in unit):

@@ -156,7 +156,9 @@ _VIEWS: dict[str, Callable[..., Result]] = {
     ),
 }
 _POOLS = re.compile(r"(?:.*pool|upsample_[a-z]+?|.*_pad)(\d)d(?:_with_indices)?$")
-#: makes a new tensor of the same shape, whatever the values
+#: makes a tensor of the same shape with one value throughout
+_CONSTANTS = ("zeros_like", "ones_like", "full_like")
+#: makes a new tensor, whatever the values
 _FACTORIES = re.compile(r"(?:(?:zeros|ones|empty|full|rand|randn)_like|new_\w+)$")
 
 
@@ -183,6 +185,8 @@ def relabel(
     """
     name = func.overloadpacket.__name__
     pool = _POOLS.match(name)
+    if name in _CONSTANTS and (labels := labels_of(args[0])) is not None:
+        return Labels(labels.dim, labels.ids, zero=name == "zeros_like")
     if _FACTORIES.match(name):
         return None
     if name in ("cat", "stack"):

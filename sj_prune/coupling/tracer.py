@@ -320,7 +320,10 @@ def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
             handles.append(module.register_forward_pre_hook(tracer.enter))
             handles.append(
                 module.register_forward_hook(
-                    lambda m, args, out, name=name: tracer.leave(name, m, args[0], out)
+                    lambda m, args, kwargs, out, name=name: tracer.leave(
+                        name, m, next(iter((*args, *kwargs.values())), None), out
+                    ),
+                    with_kwargs=True,
                 )
             )
     try:

@@ -1,0 +1,6 @@
+"""The networks are those of tests/compaction."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "compaction"))
