@@ -52,6 +52,9 @@ class LayerCost:
         parameters: number of weights.
         parameters_nonzero: number of weights that are not 0.
         calls: how often it ran in the forward; with 0 nothing above was measured.
+        total_macs_dense: multiply-accumulates where spikes are multiplied like any number, as on a
+            CPU or GPU, with every weight.
+        total_macs: likewise, nonzero weights only.
     """
 
     name: str
@@ -63,6 +66,8 @@ class LayerCost:
     parameters: int
     parameters_nonzero: int
     calls: int = 1
+    total_macs_dense: float = 0.0
+    total_macs: float = 0.0
 
     @property
     def energy(self) -> float:
@@ -118,8 +123,9 @@ def measure(
             multi-step mode receives, ``[T, N, *]``, or dimension 0 in single-step mode; without
             neurons dimension 1 of `example_input`. So a network that takes ``[N, C, H, W]`` and
             repeats it over time inside is counted right too.
-        masks: element masks by layer name, True = kept: weights that are to count as 0 although
-            they are not, such as the sleeping filters of silenced channels.
+        masks: element masks by layer name, True = kept: which weights count in these layers,
+            instead of those that are not 0. (The filters of silenced channels sleep: they are not 0
+            but do nothing; a weight that has just been regrown is 0 but will not stay so.)
 
     Returns:
         Layer name -> cost, in the order of `layers`.
@@ -219,14 +225,13 @@ class _Counter:
 
     def __init__(self, layer: Layer, mask: Tensor | None = None) -> None:
         self.layer = layer
-        nonzero = layer.weight.detach() != 0
-        if mask is not None:
-            nonzero &= mask.to(nonzero.device)
+        weight = layer.weight.detach()
+        nonzero = weight != 0 if mask is None else mask.to(weight.device)
         self.size = nonzero.numel()
         self.nonzero = int(nonzero.count_nonzero())
         self.fan_out = _sum_over_outputs(nonzero, getattr(layer, "groups", 1)).cpu()
         self.calls = self.analog_calls = 0
-        self.synops = self.synops_dense = self.positions = 0
+        self.synops = self.synops_dense = self.positions = self.all_positions = 0
 
     def hook(
         self,
@@ -239,6 +244,7 @@ class _Counter:
         assert isinstance(layer, Layer)  # noqa: S101 (for the type checker)
         x = args[0] if args else next(iter(kwargs.values()))
         self.calls += 1
+        self.all_positions += output.numel() // layer.weight.shape[0]
         if _is_binary(x):
             self._add_spikes(layer, x)
         else:
@@ -265,6 +271,8 @@ class _Counter:
             parameters=self.size,
             parameters_nonzero=self.nonzero,
             calls=self.calls,
+            total_macs_dense=self.size * self.all_positions / samples,
+            total_macs=self.nonzero * self.all_positions / samples,
         )
 
 

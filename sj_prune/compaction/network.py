@@ -1,0 +1,131 @@
+"""From a masked network to a smaller one that computes the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from sj_prune.compaction.build import Index, copied, shrink
+from sj_prune.compaction.errors import CompactionError
+from sj_prune.compaction.forward import doubled
+from sj_prune.compaction.proof import listed, prove
+from sj_prune.compaction.slices import Cut, silent_units
+from sj_prune.compaction.trial import couple_checked
+from sj_prune.coupling import Coupling, Group
+from sj_prune.outline import as_args
+
+__all__ = ["Compacted", "build_compact", "compact"]
+
+logger = logging.getLogger("sj_prune")
+
+Units = list[tuple[Group, Tensor]]
+
+
+class Compacted(NamedTuple):
+    """A smaller network, and the indices of its parameters and buffers in the masked one."""
+
+    net: nn.Module
+    kept: dict[str, Index]
+
+
+def compact(net: nn.Module, example_input: Any, *, skip: Collection[str] = ()) -> nn.Module:  # noqa: ANN401
+    """Return a smaller network that computes what the masked one does.
+
+    A unit of coupled channels is removed if it is silent: gamma and beta are 0 at its channels in
+    every norm (whatever the filters behind them are), or filter and bias in every layer that
+    something else than a norm reads. At least one unit of a group stays. What the network does not
+    keep apart stays too; `sj_prune.coupling.couple` says why.
+
+    Before it returns, equality with the masked network is proved in float64 on `example_input`:
+    outputs, input gradients where the host differentiates in eval mode, and once more with a dense
+    signal in place of spikes, so that silent neurons hide nothing.
+
+    Args:
+        net: a network with its masks burnt in (`PruningWrapper.finalize`), multi- or single-step.
+            It comes back exactly as it was.
+        example_input: one input, such as ``x_seq [T, N, C, H, W]``; a tuple holds several
+            positional ones. Real data makes the proof stronger.
+        skip: names of layers whose output channels are to stay.
+
+    Returns:
+        A copy with stock classes and smaller layers, which trains on: same mode, hooks,
+        ``requires_grad``, type, device and memory format; neuron memories reset.
+
+    Raises:
+        TypeError: if `net` is no module, or is still wrapped.
+        CompactionError: if the smaller network does not compute the same; names the layer.
+    """
+    return build_compact(net, example_input, skip=skip).net
+
+
+def build_compact(net: nn.Module, example_input: Any, *, skip: Collection[str] = ()) -> Compacted:  # noqa: ANN401
+    """As `compact`; says too what stayed of every parameter and buffer."""
+    _check(net, skip)
+    args = as_args(example_input)
+    units = _leaving(net, couple_checked(net, args, skip=skip))
+    cut = Cut.of(units)
+    small = _copy(net)
+    kept = shrink(small, cut)
+    masked, smaller = (copied(each).double().eval() for each in (net, small))
+    prove(masked, smaller, cut, doubled(args), lambda name: _about(units, name))
+    _log(units)
+    return Compacted(small, kept)
+
+
+def _check(net: nn.Module, skip: Collection[str]) -> None:
+    from sj_prune.wrapper import PruningWrapper  # it may import this module
+
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
+    if isinstance(net, PruningWrapper):
+        raise TypeError(
+            "Expected a network with its masks burnt in but got a PruningWrapper: call "
+            "net = model.finalize() first, then compact(net, example_input)"
+        )
+    names = dict(net.named_modules())
+    unknown = sorted(set(skip) - set(names))
+    if unknown:
+        raise ValueError(f"Expected skip to name modules of the network but got {unknown}")
+
+
+def _copy(net: nn.Module) -> nn.Module:
+    try:
+        return copied(net)
+    except Exception as error:  # whatever a user's attribute raises
+        raise CompactionError(
+            f"Expected a network that copy.deepcopy can copy but got {type(error).__name__}: "
+            f"{error}; clear what a forward has kept in attributes of modules, such as tensors "
+            "that are part of a graph"
+        ) from error
+
+
+def _leaving(net: nn.Module, coupling: Coupling) -> Units:
+    """Return the units of every group that leave, at least one stays."""
+    units: Units = []
+    for group in coupling.groups:
+        gone = silent_units(net, group)
+        if gone.all():
+            gone[0] = False
+        if gone.any():
+            units.append((group, gone))
+    return units
+
+
+def _about(units: Units, name: str) -> str:
+    """Return the groups that a module has to do with, or all of them."""
+
+    def near(group: Group) -> bool:
+        tables = (group.producers, group.norms, group.consumers, group.neurons)
+        return any(other == name or other.startswith(f"{name}.") for t in tables for other in t)
+
+    found = [group.name for group, _ in units if name and near(group)]
+    return listed(found or [group.name for group, _ in units])
+
+
+def _log(units: Units) -> None:
+    gone = sum(int(u.sum()) for _, u in units)
+    total = sum(group.units for group, _ in units)
+    logger.info("compact: %d of %d units in %d groups removed", gone, total, len(units))

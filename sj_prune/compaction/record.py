@@ -1,0 +1,157 @@
+"""A record of a network's widths, from which the smaller network is built again without pickles."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sj_prune import _host
+from sj_prune.compaction.build import Index, copied, resize
+from sj_prune.compaction.slices import is_norm, is_weighted
+
+__all__ = ["architecture", "load_compact", "rebuild", "save_compact"]
+
+_FORMAT = 1
+Record = dict[str, dict[str, int]]
+
+
+def architecture(net: nn.Module) -> Record:
+    """Return the widths of all convolutions, linear layers and norms of a network.
+
+    Returns:
+        Layer name -> ``{"in_channels", "out_channels", "groups"}``,
+        ``{"in_features", "out_features"}`` or ``{"num_features"}``: plain values, fit for JSON.
+    """
+    layers = {name: module for name, module in net.named_modules() if _keys(module)}
+    return {name: {key: int(getattr(m, key)) for key in _keys(m)} for name, m in layers.items()}
+
+
+def _keys(module: nn.Module) -> tuple[str, ...]:
+    if isinstance(module, nn.Linear):
+        return ("in_features", "out_features")
+    if is_weighted(module):
+        return ("in_channels", "out_channels", "groups")
+    return ("num_features",) if is_norm(module) else ()
+
+
+def rebuild(dense_net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> nn.Module:
+    """Return a copy of a full-width network with the widths of a record.
+
+    Its weights are pieces of the full ones, to be replaced:
+    ``rebuild(build_network(), record).load_state_dict(state_dict)``.
+
+    Args:
+        dense_net: a network built as the one before compaction was.
+        record: what `architecture` returned for the smaller one.
+
+    Raises:
+        ValueError: naming the layer that does not fit.
+    """
+    _check(dense_net, record)
+    net = copied(dense_net)
+    for name, widths in record.items():
+        _resize_to(net.get_submodule(name), dict(widths))
+    _host.invalidate_reset_cache(net)
+    return net
+
+
+def _check(net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
+    full = architecture(net)
+    advice = "build the network as it was before compaction"
+    for name in record:
+        if name not in full:
+            raise ValueError(f"Expected a layer {name!r} in the network but it has none: {advice}")
+    for name, widths in full.items():
+        if name not in record:
+            raise ValueError(f"Expected the record to hold {name!r} but it does not: {advice}")
+        if set(record[name]) != set(widths):
+            raise ValueError(
+                f"Expected {sorted(widths)} of {name!r} but the record has {sorted(record[name])}: "
+                f"{advice}"
+            )
+        for key, value in record[name].items():
+            _check_width(name, key, value, widths[key], advice)
+        _check_groups(name, record[name])
+
+
+def _check_width(name: str, key: str, value: Any, full: int, advice: str) -> None:  # noqa: ANN401
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected {key} of {name!r} to be a positive integer but got {value!r}")
+    if value > full:
+        raise ValueError(
+            f"Expected {key} of {name!r} to be at most the network's {full} but the record has "
+            f"{value}: {advice}, with its full width"
+        )
+
+
+def _check_groups(name: str, widths: Mapping[str, int]) -> None:
+    groups = widths.get("groups", 1)
+    for key in ("in_channels", "out_channels"):
+        if widths.get(key, groups) % groups:
+            raise ValueError(
+                f"Expected {key} of {name!r} to be a multiple of its {groups} groups but got "
+                f"{widths[key]}"
+            )
+
+
+def _resize_to(module: nn.Module, widths: Mapping[str, int]) -> None:
+    vectors: tuple[str, ...]
+    if is_norm(module):
+        vectors, rows = ("weight", "bias", "running_mean", "running_var"), widths["num_features"]
+    elif isinstance(module, nn.Linear):
+        vectors, rows = ("bias",), widths["out_features"]
+        _keep_first(module, "weight", rows, widths["in_features"])
+    else:
+        vectors, rows = ("bias",), widths["out_channels"]
+        _keep_first(module, "weight", rows, widths["in_channels"] // widths["groups"])
+    for key in vectors:
+        _keep_first(module, key, rows)
+    for key, value in widths.items():
+        setattr(module, key, value)
+
+
+def _keep_first(module: nn.Module, key: str, *sizes: int) -> None:
+    tensor = getattr(module, key, None)
+    if isinstance(tensor, Tensor):
+        pairs = zip(sizes, tensor.shape, strict=False)
+        index: Index = tuple([None if new == old else torch.arange(new) for new, old in pairs])
+        resize(module, key, index)
+
+
+def save_compact(path: str | os.PathLike[str], small: nn.Module) -> None:
+    """Save a smaller network: widths and state_dict, no pickled classes.
+
+    Args:
+        path: of the file; ``torch.load(path, weights_only=True)`` reads it.
+        small: what `compact` returned, trained on or not.
+    """
+    content = {"format": _FORMAT, "architecture": architecture(small)}
+    torch.save({**content, "state_dict": small.state_dict()}, path)
+
+
+def load_compact(path: str | os.PathLike[str], dense_net: nn.Module) -> nn.Module:
+    """Return the smaller network that `save_compact` saved.
+
+    Args:
+        path: of the file.
+        dense_net: a network built as the one before compaction was; it stays as it is. The result
+            has its type, device and step mode.
+
+    Raises:
+        ValueError: if the file is another one, or the networks do not fit; names the layer.
+        RuntimeError: if a parameter beside the layers' does not fit (from ``load_state_dict``).
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if found != _FORMAT:
+        raise ValueError(
+            f"Expected a file of save_compact, format {_FORMAT}, but {os.fspath(path)!r} has "
+            f"format {found!r}: save the network with save_compact, or update sj_prune"
+        )
+    net = rebuild(dense_net, content["architecture"])
+    net.load_state_dict(content["state_dict"], strict=True)
+    return net

@@ -1,0 +1,157 @@
+"""Two networks side by side: layer widths, size, operations and latency, before => after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sj_prune import cost
+from sj_prune.masks.structure import Layer
+from sj_prune.tables import before_after, shape_text, table
+
+__all__ = ["Comparison", "ComparisonRow", "compare"]
+
+_HEADERS = ("layer", "shape", "weights", "MACs of dense hardware", "SynOps")
+_MEANING = (
+    "Operations per sample, over all time steps: MACs as a CPU or GPU does them, spikes multiplied "
+    f"like any number; SynOps on the spikes of each network; energy at {cost.PICOJOULES_PER_MAC} "
+    f"pJ a MAC on analog input and {cost.PICOJOULES_PER_AC} pJ a SynOp, memory traffic left out."
+)
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One layer in both networks."""
+
+    name: str
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    weights: tuple[int, int]
+    macs: tuple[float, float]
+    synops: tuple[float, float]
+
+    def cells(self) -> list[str]:
+        """Return the texts of the table."""
+        first, second = (shape_text(shape) for shape in self.shapes)
+        return [
+            self.name,
+            first if first == second else f"{first} => {second}",
+            before_after(*self.weights),
+            before_after(*self.macs),
+            before_after(*self.synops),
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows and totals of two networks; `str` gives the table.
+
+    Attributes:
+        rows: one a layer.
+        totals: name -> (before, after): ``parameters`` (nonzero ones in ``nonzero``), ``macs``,
+            ``synops`` and ``energy`` (pJ) per sample, and ``latency`` in seconds for the whole
+            batch, where it was measured.
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    totals: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        lines = table(_HEADERS, (row.cells() for row in self.rows), markdown=False)
+        return "\n".join([lines, "", self._closing(), _MEANING])
+
+    def to_markdown(self) -> str:
+        """Return the same in GitHub's Markdown."""
+        lines = table(_HEADERS, (row.cells() for row in self.rows), markdown=True)
+        return "\n\n".join([lines, f"**{self._closing()}**", _MEANING])
+
+    def _milliseconds(self) -> dict[str, tuple[float, float]]:
+        pair = self.totals.get("latency")
+        return {} if pair is None else {"latency": (1e3 * pair[0], 1e3 * pair[1])}
+
+    def _closing(self) -> str:
+        units: Mapping[str, tuple[str, int]] = {"energy": ("J", -12), "latency": ("s", -3)}
+        titles = {"macs": "MACs", "synops": "SynOps"}
+        return ", ".join(
+            f"{titles.get(name, name)}: {before_after(*pair, *units.get(name, ('', 0)))}"
+            for name, pair in (self.totals | self._milliseconds()).items()
+        )
+
+
+def compare(
+    before: nn.Module,
+    after: nn.Module,
+    example_input: Any,  # noqa: ANN401
+    *,
+    latency: bool = True,
+) -> Comparison:
+    """Measure two networks on one batch, in eval mode; both come back as they were.
+
+    Args:
+        before: the dense or masked network.
+        after: the pruned one, such as `sj_prune.compact` returns; layers of the same names.
+        example_input: a batch as both take it, or a tuple of positional inputs.
+        latency: time forwards of both too.
+
+    Raises:
+        ValueError: if they have no layer in common.
+    """
+    first, second = (cost.measure(net, example_input) for net in (before, after))
+    layers = [cost.weighted_layers(net) for net in (before, after)]
+    names = [name for name in first if name in second]
+    if not names:
+        raise ValueError(
+            f"Expected two forms of one network but their layers {list(first)[:3]} and "
+            f"{list(second)[:3]} have no name in common"
+        )
+    rows = tuple(_row(name, first[name], second[name], layers) for name in names)
+    totals = {
+        "parameters": (_parameters(before), _parameters(after)),
+        "nonzero": (_nonzero(before), _nonzero(after)),
+        "macs": (_sum(first, "total_macs_dense"), _sum(second, "total_macs_dense")),
+        "synops": (_sum(first, "synops"), _sum(second, "synops")),
+        "energy": (_sum(first, "energy"), _sum(second, "energy")),
+    }
+    if latency:
+        totals["latency"] = _latencies(before, after, example_input)
+    return Comparison(rows, totals)
+
+
+def _latencies(before: nn.Module, after: nn.Module, example_input: Any) -> tuple[float, float]:  # noqa: ANN401
+    """Return the latencies of both, in turns: a machine's mood changes."""
+    pairs = [
+        [cost.latency(net, example_input, repeats=3, warm_up=1) for net in (before, after)]
+        for _ in range(3)
+    ]
+    first, second = zip(*pairs, strict=True)
+    return sorted(first)[1], sorted(second)[1]
+
+
+def _row(
+    name: str,
+    first: cost.LayerCost,
+    second: cost.LayerCost,
+    layers: list[dict[str, Layer]],
+) -> ComparisonRow:
+    before, after = (tuple(each[name].weight.shape) for each in layers)
+    return ComparisonRow(
+        name=name,
+        shapes=(before, after),
+        weights=(first.parameters_nonzero, second.parameters_nonzero),
+        macs=(first.total_macs_dense, second.total_macs_dense),
+        synops=(first.synops, second.synops),
+    )
+
+
+def _sum(costs: Mapping[str, cost.LayerCost], attribute: str) -> float:
+    return sum(getattr(each, attribute) for each in costs.values())
+
+
+def _parameters(net: nn.Module) -> float:
+    return float(sum(p.numel() for p in net.parameters()))
+
+
+def _nonzero(net: nn.Module) -> float:
+    return float(sum(int(p.count_nonzero()) for p in net.parameters()))

@@ -1,0 +1,182 @@
+"""Training goes on in the smaller network as it would have in the masked one."""
+
+import copy
+
+import pytest
+import torch
+from compaction_cases import as_tuple, assert_equal, awake, mask_at_random
+from spikingjelly.activation_based import functional
+from torch import nn
+from user_cases import build
+from user_networks import Concatenation, Depthwise, Grouped, NoNorm, SharedNeuron
+
+import sj_prune
+from sj_prune.compaction import CompactionError, compact_with_optimizer
+from sj_prune.compaction.slices import silence, silent_units
+from sj_prune.coupling import couple
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "amsgrad": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True, foreach=False),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.003, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+}
+
+
+def loss_of(net, x):
+    functional.reset_net(net)
+    return net(*as_tuple(x)).square().mean()
+
+
+def step(net, optimizer, x, groups):
+    """A step under strict masks: silent units stay silent, nothing else of them matters."""
+    optimizer.zero_grad()
+    loss_of(net, x).backward()
+    optimizer.step()
+    for group, silent in groups:
+        silence(net, group, silent)
+
+
+def trained(kind, make, seed=0):
+    net, x = build(kind, seed)
+    awake(net, x, seed)
+    net, x = net.double().train(), x.double()
+    groups = couple(net, (x,)).groups
+    mask_at_random(net, x, seed, 0.5)
+    masks = [(group, silent_units(net, group)) for group in groups]
+    optimizer = make(net.parameters())
+    for _ in range(3):
+        step(net, optimizer, x, masks)
+    return net, optimizer, x, masks
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("kind", [Concatenation, Depthwise, Grouped, NoNorm])
+def test_training_goes_on_alike(kind, make):
+    net, optimizer, x, masks = trained(kind, make)
+    small, other = compact_with_optimizer(net, optimizer, x)
+    assert type(other) is type(optimizer)
+    for _ in range(4):
+        step(net, optimizer, x, masks)
+        step(small, other, x, [])
+    assert small.training
+    # The masked network cut now is the small one.
+    again, state = compact_with_optimizer(net, optimizer, x)
+    expected, actual = again.state_dict(), small.state_dict()
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, rtol=1e-9, atol=1e-12)
+    for p, q in zip(state.state.values(), other.state.values(), strict=True):
+        assert p.keys() == q.keys()
+        for key, value in p.items():
+            torch.testing.assert_close(q[key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_after_training_with_the_wrapper():
+    """Masks of a channel method, trained under, finalized: what was silent leaves."""
+    net, x = build(Concatenation)
+    awake(net, x)
+    method = sj_prune.methods.RandomChannels(sparsity=0.5, interval=1, end=3)
+    model = sj_prune.PruningWrapper(net.train(), method, example_input=x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.attach(optimizer)
+    for _ in range(4):
+        functional.reset_net(model)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    net = model.finalize()
+    functional.reset_net(net)
+    small, _ = compact_with_optimizer(net, optimizer, x)
+    units = [sum(g.units for g in couple(each, (x,)).groups) for each in (net, small)]
+    assert units[1] == units[0] / 2
+    assert_equal(net, small, x)
+
+
+def test_the_old_optimizer_is_untouched():
+    net, optimizer, x, _ = trained(SharedNeuron, OPTIMIZERS["adam"])
+    before = copy.deepcopy(optimizer.state_dict())
+    small, other = compact_with_optimizer(net, optimizer, x)
+    step(small, other, x, [])
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for key, slots in before["state"].items():
+        for name, value in slots.items():
+            assert torch.equal(after["state"][key][name], value)
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert mine == {id(p) for p in net.parameters()}
+
+
+def test_groups_settings_and_order_are_kept():
+    net, x = build(Concatenation)
+    awake(net, x)
+    mask_at_random(net, x, 0, 0.5)
+    outside = nn.Parameter(torch.ones(3))
+    norms = [p for n, p in net.named_parameters() if n.startswith("bn")]
+    rest = [p for n, p in net.named_parameters() if not n.startswith("bn")]
+    optimizer = torch.optim.SGD(
+        [{"params": rest, "lr": 0.3}, {"params": norms, "weight_decay": 0.0, "name": "norms"},
+         {"params": [outside], "lr": 0.7}],
+        lr=0.1, momentum=0.9, weight_decay=1e-2,
+    )  # fmt: skip
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
+    (loss_of(net, x) + outside.sum()).backward()
+    optimizer.step()
+    scheduler.step()
+    small, other = compact_with_optimizer(net, optimizer, x)
+    for a, b in zip(optimizer.param_groups, other.param_groups, strict=True):
+        assert {k: v for k, v in a.items() if k != "params"} == {
+            k: v for k, v in b.items() if k != "params"
+        }
+        assert len(a["params"]) == len(b["params"])
+    assert other.param_groups[0]["initial_lr"] == 0.3
+    assert other.param_groups[0]["lr"] == pytest.approx(0.03)
+    names = {id(p): n for n, p in small.named_parameters()}
+    expected = [n for n, _ in net.named_parameters() if not n.startswith("bn")]
+    assert [names[id(p)] for p in other.param_groups[0]["params"]] == expected
+    assert other.param_groups[2]["params"][0] is outside
+    assert torch.equal(
+        other.state[outside]["momentum_buffer"], optimizer.state[outside]["momentum_buffer"]
+    )
+    following = torch.optim.lr_scheduler.StepLR(other, 1, 0.1, last_epoch=scheduler.last_epoch)
+    assert following.base_lrs == scheduler.base_lrs
+
+
+def test_slots_are_cut_where_the_parameter_is():
+    net, optimizer, x, _ = trained(SharedNeuron, OPTIMIZERS["sgd"])
+    small, other = compact_with_optimizer(net, optimizer, x)
+    kept = net.bn_a.weight != 0
+    buffer = optimizer.state[net.b.weight]["momentum_buffer"]
+    assert torch.equal(other.state[small.b.weight]["momentum_buffer"], buffer[kept][:, kept])
+    assert all(slot.shape == p.shape for p, slots in other.state.items() for slot in slots.values())
+
+
+class Plain(torch.optim.SGD):
+    """A user's optimizer with something beside its state."""
+
+    def __init__(self, params, **kwargs):
+        super().__init__(params, **kwargs)
+        self.rounds = 7
+
+
+def test_a_subclass_keeps_what_it_has():
+    net, optimizer, x, _ = trained(SharedNeuron, lambda p: Plain(p, lr=0.1, momentum=0.9))
+    _, other = compact_with_optimizer(net, optimizer, x)
+    assert type(other) is Plain
+    assert other.rounds == 7
+
+
+def test_slots_of_another_shape_are_refused():
+    net, optimizer, x, _ = trained(SharedNeuron, lambda p: torch.optim.Adafactor(p))
+    with pytest.raises(CompactionError, match="of a.weight to have the parameter's shape"):
+        compact_with_optimizer(net, optimizer, x)
+
+
+def test_an_optimizer_of_something_else_is_refused():
+    net, x = build(SharedNeuron)
+    awake(net, x)
+    with pytest.raises(ValueError, match="holds none"):
+        compact_with_optimizer(net, torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), x)
+    with pytest.raises(TypeError, match="Optimizer"):
+        compact_with_optimizer(net, None, x)
