@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 from torch import nn
 
@@ -37,7 +38,8 @@ def check_method(method: object) -> None:
             f"Expected method to be {hint} of a class in sj_prune.methods but got {method!r}"
         )
     grows = type(method).grow_score is not Method.grow_score
-    if grows and method.regrow_schedule is None and not method.emergent:
+    asked = "regrow" in {setting.name for setting in fields(method)}  # 0 means none there
+    if grows and not asked and method.regrow_schedule is None and not method.emergent:
         raise ValueError(
             f"Expected {type(method).__name__} with a grow_score to say how much it regrows but "
             "regrow_schedule is None: return a schedule of the fraction, such as "

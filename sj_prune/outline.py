@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_args", "from_plain", "materialize", "outline", "to_plain"]
+__all__ = ["as_args", "few_samples", "from_plain", "materialize", "outline", "to_plain"]
 
 
 class _Outline(NamedTuple):
@@ -64,3 +65,18 @@ def from_plain(plain: Any, device: torch.device) -> Any:  # noqa: ANN401
     if "shape" in plain:
         return _Outline(tuple(plain["shape"]), getattr(torch, plain["dtype"]), device)
     return plain["value"]
+
+
+def few_samples(args: tuple[Any, ...], number: int = 2) -> Iterator[tuple[Any, ...]]:
+    """Yield inputs with fewer samples, the likeliest form first, and the inputs themselves last.
+
+    Whether samples are counted by dimension 1, ``[T, N, *]``, or 0 only the network knows: where
+    its forward fails, the next form has to be tried.
+    """
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    for dim in (1, 0):
+        sizes = {x.shape[dim] if x.ndim > dim else None for x in tensors}
+        if len(sizes) == 1 and None not in sizes and sizes != {0}:
+            keep = min(number, sizes.pop() or 0)
+            yield tuple(x.narrow(dim, 0, keep) if isinstance(x, Tensor) else x for x in args)
+    yield args

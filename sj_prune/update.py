@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -171,23 +171,45 @@ class Updater:
         return round((1.0 - sparsity) * sum(self.wrapper.masks.units().values()))
 
     def _update(self, step: int, target: float) -> None:
-        method, masks = self.wrapper.method, self.wrapper.masks
         self.wrapper.ensure_masks()
+        self.check_ready()
+        found = self.propose(self.scorer.scores(), self._keep(target), step)
+        self._install(found, step, target)
+
+    def check_ready(self) -> None:
+        """Refuse to score without the statistics or gradients that the method needs.
+
+        Raises:
+            RuntimeError: naming where they are missing.
+        """
         self._check_statistics()
         self._check_gradients()
+
+    def propose(
+        self, scores: Sequence[LayerScores], keep: int, step: int | None = None
+    ) -> dict[str, LayerUpdate]:
+        """Return the update that keeps so many units; nothing is changed.
+
+        Args:
+            scores: of all scopes of the masks, in their order.
+            keep: number of units.
+            step: that the method's regrowth depends on; the present one by default.
+        """
+        method, masks = self.wrapper.method, self.wrapper.masks
         regrow = method.regrow_schedule
-        scores = self.scorer.scores()
         found = prune_and_regrow(
             scores,
-            self._keep(target),
+            keep,
             method.allocation,
-            regrow=0.0 if regrow is None else regrow.at(step),
+            regrow=0.0
+            if regrow is None
+            else regrow.at(self.wrapper.step if step is None else step),
             regrow_of_all=method.regrow_of_all,
             across_layers=method.grow_across_layers,
             exact_ties=method.exact_ties,
             generator=self._generator(),
         )
-        self._install(dict(zip(masks.scopes, found, strict=True)), step, target)
+        return dict(zip(masks.scopes, found, strict=True))
 
     def choose(self) -> None:
         """Tell the method what an update to its final sparsity would drop now, without regrowth."""
@@ -201,15 +223,20 @@ class Updater:
         for name in {m: None for scope in masks.scopes for m in masks.members(scope)}:
             method.on_choice(self.view(name), masks.layer_units(name, dropped))
 
-    def _install(self, found: Mapping[str, LayerUpdate], step: int, target: float) -> None:
+    def apply(self, found: Mapping[str, LayerUpdate]) -> None:
+        """Install the masks of an update; no record is kept."""
         wrapper, alive = self.wrapper, self.wrapper.masks.alive
-        dropped = count([alive(n) & ~u.survivors for n, u in found.items()])
-        grown = count([update.grown for update in found.values()])
         # What is new starts at 0 with fresh slots, whatever was loaded or written there meanwhile.
         keeps = wrapper.method.keeps_value
         cleared = {n: u.grown & ~alive(n) if keeps else u.grown for n, u in found.items()}
         masks = {name: update.mask for name, update in found.items()}
         wrapper.masks.install(masks, wrapper.optimizers, cleared=cleared)
+
+    def _install(self, found: Mapping[str, LayerUpdate], step: int, target: float) -> None:
+        alive = self.wrapper.masks.alive
+        dropped = count([alive(n) & ~u.survivors for n, u in found.items()])
+        grown = count([update.grown for update in found.values()])
+        self.apply(found)
         self.draws += 1
         self._record(
             step,

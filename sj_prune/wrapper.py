@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from sj_prune import _host, arguments, checkpoint
 from sj_prune.attach import owned_parameters
-from sj_prune.coupling import Coupling, couple
+from sj_prune.compaction import couple_checked
+from sj_prune.coupling import Coupling
 from sj_prune.history import UpdateRecord
 from sj_prune.masks.channels import ChannelMasks
 from sj_prune.masks.manager import MaskManager
@@ -22,7 +23,7 @@ from sj_prune.methods.base import Method
 from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.state import rest_channels
-from sj_prune.outline import as_args, from_plain, materialize, outline, to_plain
+from sj_prune.outline import as_args, few_samples, from_plain, materialize, outline, to_plain
 from sj_prune.stepping import Stepping
 from sj_prune.topology import Topology, prunable_layers, trace
 from sj_prune.update import Updater
@@ -83,8 +84,9 @@ class PruningWrapper(nn.Module):
         if not isinstance(method.structure, Channels):
             sizes = [layer.weight.numel() for layer in self._layers.values()]
             arguments.check_sparsity(method, sizes, [1] * len(sizes), method.sparsity)
-        stock = [node for node in net.modules() if not isinstance(node, RecordingNode)]
+        found = [node for node in net.modules() if not isinstance(node, RecordingNode)]
         self.net = to_recording(net)
+        self._swapped = [node for node in found if isinstance(node, RecordingNode)]
         self.nodes = recording_nodes(net)
         for node in self.nodes.values():
             if method.needs:
@@ -110,16 +112,20 @@ class PruningWrapper(nn.Module):
             if not method.dense_start and len(self.masks):
                 self.updater.install_random()
         except Exception:
-            self._undo(stock)
+            self.discard()
             raise
         self._switch_recording()
 
-    def _undo(self, stock: Iterable[nn.Module]) -> None:
-        """Leave the network as it was found."""
+    def discard(self) -> None:
+        """Take hooks and recording nodes off the network and leave its weights as they are now.
+
+        The wrapper refuses further use.
+        """
         self._stepping.remove()
-        for node in stock:
-            if isinstance(node, RecordingNode):
-                to_stock(node)
+        for node in self._swapped:
+            to_stock(node)
+        _host.invalidate_reset_cache(self.net)
+        self._finalized = True
 
     # ---- forward -------------------------------------------------------------------------------
 
@@ -172,7 +178,7 @@ class PruningWrapper(nn.Module):
         method, masks = self.method, self.masks
         assert isinstance(masks, ChannelMasks)  # noqa: S101 (for the type checker)
         skip = [name for name in prunable_layers(self.net) if name not in self._layers]
-        coupling = couple(self.net, args, kwargs, skip=skip)
+        coupling = _coupling(self.net, args, kwargs, skip)
         groups, self.dense = arguments.select_groups(method, coupling, self.net)
         sizes = [group.units for group in groups]
         floors = [min(masks.min_keep, size) for size in sizes]
@@ -468,3 +474,14 @@ def _new_masks(method: Method, layers: Mapping[str, Layer]) -> MaskManager:
         keep = method.structure.min_keep
         return ChannelMasks(min_keep=keep, wake=method.wakes, binds=method.binds)
     return MaskManager(layers)
+
+
+def _coupling(
+    net: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], skip: Iterable[str]
+) -> Coupling:
+    """Return the groups of channels; a few samples tell as much as the whole batch."""
+    *fewer, whole = few_samples(args)
+    for some in fewer:
+        with suppress(Exception):  # where samples lie along another dimension
+            return couple_checked(net, some, kwargs, skip=tuple(skip))
+    return couple_checked(net, whole, kwargs, skip=tuple(skip))

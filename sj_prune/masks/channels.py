@@ -399,10 +399,12 @@ class ChannelMasks(MaskManager):
 
     @torch.no_grad()
     def burn(self) -> None:
-        """Write zeros where channels are pruned, sleeping filters too: what a stock net keeps."""
+        """Write zeros where channels are pruned: norms, sleeping filters, and what reads them."""
         for parts in self._parts.values():
             for part in parts:
                 part.clear(self._dead[part.group])
+        for layer, mask in self.element_masks().items():
+            self.weight(layer).masked_fill_(~mask, 0)
 
     def _silent(self) -> dict[str, list[_Part]]:
         return {k: parts for k, parts in self._parts.items() if parts[0].silent}

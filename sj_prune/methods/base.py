@@ -30,13 +30,19 @@ class LayerActivity:
 
     Args:
         nodes: the recording neuron layers that follow the weight, at least one.
+        channels: for each node, which of its channels belong to each output channel of the weight,
+            ``[C_out, k]`` (behind a flatten k are more than one: their mean counts); None: they
+            correspond one to one.
     """
 
-    def __init__(self, nodes: Sequence[_Recorder]) -> None:
+    def __init__(
+        self, nodes: Sequence[_Recorder], channels: Sequence[Tensor | None] | None = None
+    ) -> None:
         self._nodes = tuple(nodes)
+        self._channels = tuple(channels) if channels is not None else (None,) * len(self._nodes)
 
     def mean(self, name: str, *, relative: bool = False) -> Tensor:
-        """Return one statistic per output channel, ``[C]`` in float64.
+        """Return one statistic per output channel, ``[C_out]`` in float64.
 
         Args:
             name: a statistic, such as ``"criticality_max"``.
@@ -44,8 +50,10 @@ class LayerActivity:
                 surrogates compare.
         """
         values = []
-        for node in self._nodes:
+        for node, channels in zip(self._nodes, self._channels, strict=True):
             value = node.activity.mean(name)
+            if channels is not None:
+                value = value[channels.to(value.device)].mean(1)
             values.append(value / node.peak if relative and node.peak else value)
         return torch.stack(values).mean(0)
 
@@ -68,6 +76,8 @@ class LayerView:
         norm_channels: which channels of the norm are this layer's, ``[C_out]``; None = all of them.
         state: the method's own tensors for this layer; they enter the checkpoint. Beside them
             ``"awake"`` with `Channels`: every channel's last drop score while awake, ``[C_out]``.
+        bias: of the layer, detached, as `weight`; None without one.
+        bias_grad: its pure loss gradient, or None.
     """
 
     name: str
@@ -80,6 +90,8 @@ class LayerView:
     seed: int
     norm_channels: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
+    bias: Tensor | None = None
+    bias_grad: Tensor | None = None
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -246,8 +258,11 @@ class Method:
         """Fraction of the kept that is regrown, as a function of the step; None = nothing."""
         return None
 
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return the score by which alive units are kept; the lowest are dropped first."""
+    def drop_score(self, view: LayerView) -> Tensor | None:
+        """Return the score by which alive units are kept; the lowest are dropped first.
+
+        None: this layer has nothing to be scored by; the others coupled with it decide.
+        """
         raise NotImplementedError
 
     def grow_score(self, view: LayerView) -> Tensor | None:
@@ -267,6 +282,9 @@ class Method:
 
         Called at every step of the `window` before an update, before the update and any penalty.
         """
+
+    def forget(self, view: LayerView) -> None:
+        """Drop what `observe` kept: the recorded statistics of the neurons are cleared now."""
 
     def chooses(self, step: int) -> bool:
         """Tell whether units are chosen in this step that a later update is going to drop."""

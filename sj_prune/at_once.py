@@ -1,0 +1,159 @@
+"""prune(): a trained network, a loader, a method; one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sj_prune.budget import check_budget, sparsity_for
+from sj_prune.calibration import Loss, calibrate, few_batches, inputs_of, mean_cross_entropy
+from sj_prune.calibration import renormalize as estimate_norms
+from sj_prune.methods.base import Method, ScheduledMethod
+from sj_prune.wrapper import PruningWrapper
+
+if TYPE_CHECKING:
+    from sj_prune.report import Report
+
+__all__ = ["Pruned", "prune"]
+
+Batches = list[tuple[tuple[Any, ...], Any]]
+
+
+class Pruned(NamedTuple):
+    """What `prune` returns."""
+
+    net: nn.Module
+    report: Report
+
+
+def prune(
+    net: nn.Module,
+    loader: Iterable[Any],
+    method: Method,
+    *,
+    batches: int = 16,
+    budget: Mapping[str, float] | None = None,
+    loss: Loss = mean_cross_entropy,
+    fine_tune: Callable[[PruningWrapper], object] | None = None,
+    renormalize: bool = True,
+    skip: Iterable[str] = (),
+    seed: int = 0,
+) -> Pruned:
+    """Prune a trained network at once.
+
+    ::
+
+        net, report = sj_prune.prune(net, loader, sj_prune.methods.FilterNorm(sparsity=0.5))
+        small = sj_prune.compact(net, x_seq)     # channel methods: a smaller network
+
+    Statistics and gradients that the method scores are calibrated on some batches in eval mode,
+    masks are installed, the running statistics of batch norms are estimated anew, and, if asked
+    for, the network is fine-tuned with the masks on. Schedules do not count: there is one update.
+
+    Args:
+        net: a trained SpikingJelly network, in multi-step mode. Pruned in place.
+        loader: yields ``(x, y)`` as the network and the loss take them; the first `batches` of it
+            are held in memory.
+        method: any scoring method, single weights or channels.
+        batches: how many batches to calibrate on.
+        budget: instead of the method's sparsity, what is to remain of the dense network:
+            ``{"synops": 0.3}``, ``{"macs": 0.5}`` (of dense hardware, spikes or not) or
+            ``{"parameters": 0.1}``, met within 1 % on the first batch unless single channels are
+            larger than that (then a warning says so); or ``{"sparsity": 0.9}``.
+        loss: of methods that score gradients, called as ``loss(output, y)``; by default the cross
+            entropy of the output's mean over time.
+        fine_tune: called with the wrapped network, to train it: attach an optimizer and run any
+            loop; masks stay as they are.
+        renormalize: estimate the batch norms anew after pruning.
+        skip: names of layers that stay dense.
+        seed: of every random choice.
+
+    Returns:
+        The network, stock SpikingJelly classes with zeros burnt in, and the report of what was
+        done to it, measured on the first batch.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: for a method that cannot prune at once, an empty loader, a budget out of reach.
+            The network is as it was then, and likewise if a callback raises.
+    """
+    method = _without_schedule(method)
+    kind, value = ("sparsity", method.sparsity) if budget is None else check_budget(budget)
+    _check_batches(batches)
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    found = few_batches(loader, batches, device)
+    with _restored_on_error(net):
+        model = PruningWrapper(net, method, example_input=found[0][0], skip=skip, seed=seed)
+        try:
+            _update(model, found, kind, value, loss, renormalize)
+            if fine_tune is not None:
+                fine_tune(model)
+            report = model.report(found[0][0])
+        except BaseException:
+            model.discard()
+            raise
+    return Pruned(model.finalize(), report)
+
+
+def _update(
+    model: PruningWrapper, found: Batches, kind: str, value: float, loss: Loss, renormalize: bool
+) -> None:
+    def prepare() -> None:
+        if renormalize:
+            estimate_norms(model.net, inputs_of(found))
+
+    gradients = {p: p.grad for p in model.parameters()}
+    calibrate(model, found, loss)
+    if kind != "sparsity":
+        model.updater.check_ready()
+        value = sparsity_for(model, kind, value, found[0][0], prepare)
+    model.update_masks(value)
+    for parameter in model.parameters():
+        parameter.grad = gradients.get(parameter)
+    prepare()
+
+
+def _without_schedule(method: Method) -> Method:
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"Expected method to be an instance of a class in sj_prune.methods but got {method!r}"
+        )
+    name = type(method).__name__
+    if method.emergent or not method.dense_start:
+        raise ValueError(
+            f"Expected a method that can prune a trained network at once but {name} "
+            f"{'lets sparsity emerge in training' if method.emergent else 'trains sparse networks'}"
+            ": use sj_prune.PruningWrapper"
+        )
+    return replace(method, end=None) if isinstance(method, ScheduledMethod) else method
+
+
+def _check_batches(batches: object) -> None:
+    if isinstance(batches, bool) or not isinstance(batches, int):
+        raise TypeError(f"Expected batches to be an integer but got {batches!r}")
+    if batches < 1:
+        raise ValueError(f"Expected batches of at least 1 but got {batches}")
+
+
+@contextmanager
+def _restored_on_error(net: nn.Module) -> Iterator[None]:
+    """Put everything back as it was if what happens inside fails."""
+    tensors: list[Tensor] = [*net.parameters(), *net.buffers()]
+    saved = [t.detach().clone() for t in tensors]
+    training = {m: m.training for m in net.modules()}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+        for module, flag in training.items():
+            module.training = flag
+        raise

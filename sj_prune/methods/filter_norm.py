@@ -1,0 +1,45 @@
+"""Filter pruning by the L1 or L2 norm (Li et al., 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sj_prune.methods.base import LayerView
+from sj_prune.methods.channels import ChannelMethod
+
+__all__ = ["FilterNorm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterNorm(ChannelMethod):
+    """Channel pruning by the norm of the filters, smallest first (arXiv 1608.08710).
+
+    ``||W_c||_p`` over all weights of filter `c`, which grows with the size of a filter: layers do
+    not compare, so the same fraction of each goes by default.
+
+    Args:
+        sparsity: fraction of the channels that ends up pruned, in [0, 1).
+        regrow: fraction of the **kept** channels that is grown anew at an update, in [0, 1).
+        growth: score of regrowth: "gradient", "criticality", "random" or "score".
+        interval: optimizer steps between updates (cubic sparsity); None: one shot, at `end`.
+        begin: updates start after this step.
+        end: step of the last update; None: masks change by `update_masks` and `sj_prune.prune`.
+        structure: `Channels(linear=..., min_keep=...)`.
+        allocation: `Uniform()`, `Global()` or `ERK()`.
+        wake: "restore" or "zero": gamma and beta of a waking channel.
+        batches: optimizer steps before an update that growth by criticality looks at; None: all.
+        p: 1 or 2.
+    """
+
+    p: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.p, bool) or self.p not in (1, 2):
+            raise ValueError(f"Expected p to be 1 or 2 but got {self.p!r}")
+        super().__post_init__()
+
+    def drop_score(self, view: LayerView) -> Tensor:
+        """Return ``||W_c||_p``, ``[C_out]``."""
+        return view.weight.flatten(1).norm(p=self.p, dim=1)

@@ -1,0 +1,143 @@
+"""GReg (Wang et al., 2021): a growing penalty drives the chosen filters to 0 before they go."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sj_prune.methods.base import LayerView
+from sj_prune.methods.channels import ChannelMethod, check_factor, check_steps
+
+__all__ = ["GReg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GReg(ChannelMethod):
+    """Neural pruning via growing regularization (arXiv 2012.09243), GReg-1 and GReg-2.
+
+    GReg-1 chooses the filters with the smallest L1 norm at the first step. Their L2 factor is then
+    raised by `delta` every `every` steps up to `ceiling`, and stays there until they are removed,
+    at `end`: the gradient of a filter gets ``factor * W_c``. GReg-2 first raises the factor of
+    **all** filters by `pick_delta` up to `pick_ceiling`, so that their magnitudes move apart as the
+    curvature of the loss lets them, and ranks then; the chosen go on as in GReg-1 from where they
+    are, and the others are set free.
+
+    With the published values the ceiling is reached after 50,000 steps. `regrow` and `interval` are
+    for experiments; the method has one update and no regrowth.
+
+    Args:
+        sparsity: fraction of the channels that ends up pruned, in [0, 1).
+        regrow: fraction of the **kept** channels that is grown anew at an update, in [0, 1).
+        growth: score of regrowth: "gradient", "criticality", "random" or "score".
+        interval: optimizer steps between updates (cubic sparsity); None: one shot, at `end`.
+        begin: the penalty starts after this step.
+        end: step of the last update; the penalty ends there. None: masks change by `update_masks`
+            and `sj_prune.prune`, the penalty stays on, and what is chosen by then goes first.
+        structure: `Channels(linear=..., min_keep=...)`.
+        allocation: `Uniform()`, `Global()` or `ERK()`.
+        wake: "restore" or "zero": gamma and beta of a waking channel.
+        batches: optimizer steps before an update that growth by criticality looks at; None: all.
+        variant: 1 or 2.
+        every: optimizer steps between two raises of the factor.
+        delta: raise of the chosen filters' factor.
+        ceiling: the highest factor.
+        pick_delta: raise of all factors before the choice (variant 2).
+        pick_ceiling: factor at which the choice is made (variant 2).
+    """
+
+    variant: int = 1
+    every: int = 5
+    delta: float = 1e-4
+    ceiling: float = 1.0
+    pick_delta: float = 1e-5
+    pick_ceiling: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.variant, bool) or self.variant not in (1, 2):
+            raise ValueError(f"Expected variant to be 1 or 2 but got {self.variant!r}")
+        check_steps("every", self.every)
+        for name in ("delta", "ceiling", "pick_delta", "pick_ceiling"):
+            check_factor(name, getattr(self, name), positive=True)
+        if self.variant == 2 and self.pick_ceiling > self.ceiling:
+            raise ValueError(
+                f"Expected pick_ceiling <= ceiling = {self.ceiling} but got {self.pick_ceiling}"
+            )
+        super().__post_init__()
+        needed = self.every * (self._pick_raises + self._raises) + 1
+        if self.end is not None and self.end - self.begin < needed:
+            raise ValueError(
+                f"Expected end - begin of at least {needed} steps, to raise the factor to "
+                f"ceiling={self.ceiling} by {self.delta} every {self.every} steps, but got "
+                f"begin={self.begin}, end={self.end}: raise end or delta, or lower ceiling"
+            )
+
+    # ---- the factor, a function of the step ----------------------------------------------------
+
+    @property
+    def _start(self) -> float:
+        """Factor of the chosen before their own raises."""
+        return self.pick_ceiling if self.variant == 2 else 0.0
+
+    @property
+    def _pick_raises(self) -> int:
+        return _steps_to(self.pick_ceiling, self.pick_delta) if self.variant == 2 else 0
+
+    @property
+    def _raises(self) -> int:
+        return _steps_to(self.ceiling - self._start, self.delta)
+
+    @property
+    def _choice(self) -> int:
+        """Step in which filters are chosen; from it on their own raises count."""
+        return self.begin + 1 + self.every * self._pick_raises
+
+    def _raised(self, step: int, since: int) -> int:
+        """Return the number of raises up to `step`, the first in step `since`."""
+        return (step - since) // self.every + 1
+
+    def factor(self, view: LayerView) -> Tensor:
+        """Return the L2 factor of every filter in this step, ``[C_out]``."""
+        none = view.weight.new_zeros(len(view.weight))
+        over = self.end is not None and view.step >= self.end
+        if view.step <= self.begin or over:
+            return none
+        if view.step < self._choice:
+            raised = self.pick_delta * self._raised(view.step, self.begin + 1)
+            return none + min(self.pick_ceiling, raised)
+        if "chosen" not in view.state:
+            return none
+        raised = self._start + self.delta * self._raised(view.step, self._choice)
+        return none.masked_fill(view.state["chosen"], min(self.ceiling, raised))
+
+    # ---- the phases ----------------------------------------------------------------------------
+
+    def chooses(self, step: int) -> bool:
+        """Tell whether filters are chosen in this step."""
+        return step == self._choice
+
+    def on_choice(self, view: LayerView, chosen: Tensor) -> None:
+        """Keep which filters are to be driven to 0."""
+        view.state["chosen"] = chosen.clone()
+
+    def drop_score(self, view: LayerView) -> Tensor:
+        """Return the mean `|w|` of every filter, ``[C_out]``; the chosen lie below all others."""
+        score = view.weight.abs().flatten(1).mean(1)
+        if "chosen" not in view.state:
+            return score
+        # Into [0, 1/2] and up from 1: coupled layers agree on who is chosen, whatever their scale.
+        order = 0.5 * score / score.max().clamp_min(torch.finfo(score.dtype).tiny)
+        return order + (~view.state["chosen"]).to(order)
+
+    def on_gradient(self, view: LayerView) -> None:
+        """Add ``factor * W_c``."""
+        if view.grad is not None:
+            factor = self.factor(view).view(-1, *[1] * (view.weight.ndim - 1))
+            view.grad.add_((factor * view.weight).to(view.grad))
+
+
+def _steps_to(height: float, delta: float) -> int:
+    """Return how many raises by `delta` reach `height`, forgiving the rounding of the division."""
+    return max(0, math.ceil(height / delta - 1e-6))

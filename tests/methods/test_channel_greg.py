@@ -1,0 +1,183 @@
+"""GReg step by step: when filters are chosen, how the factor grows, what is removed."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from channel_cases import greg, view
+
+from sj_prune import methods
+
+
+def factors_by_hand(method, chosen, last):
+    """Return the factor of every filter in steps 1..last, by counting raises."""
+    factor, found, rounds = [0.0] * len(chosen), [], 0
+    picked = method.variant == 1
+    for step in range(1, last + 1):
+        if method.begin < step and (step - method.begin - 1) % method.every == 0:
+            if not picked and factor[0] >= method.pick_ceiling - 1e-12:
+                picked = True
+                factor = [f if c else 0.0 for f, c in zip(factor, chosen, strict=True)]
+            rounds += 1
+            for c, mine in enumerate(chosen):
+                if not picked:
+                    factor[c] = min(method.pick_ceiling, factor[c] + method.pick_delta)
+                elif mine:
+                    factor[c] = min(method.ceiling, factor[c] + method.delta)
+        found.append(list(factor) if step < method.end else [0.0] * len(chosen))
+    return found
+
+
+CASES = {
+    "every step": greg(),
+    "every third": greg(every=3, end=20),
+    "begin": greg(begin=5, every=2, end=20),
+    "uneven": greg(delta=0.07, ceiling=0.4, end=12),
+    "variant 2": greg(variant=2),
+    "variant 2, every third": greg(variant=2, every=3, begin=2, end=40),
+    "variant 2, uneven": greg(variant=2, pick_delta=0.03, pick_ceiling=0.1, end=30),
+    "variant 2, at once": greg(variant=2, pick_delta=0.4, pick_ceiling=0.4, end=9),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_factor_follows_the_steps(case):
+    method = CASES[case]
+    chosen = torch.tensor([True, False, False, True, False, True])
+    state = {}
+    expected = factors_by_hand(method, chosen.tolist(), method.end + 2)
+    steps = [step for step in range(1, method.end + 3) if method.chooses(step)]
+    assert len(steps) == 1
+    for step, factors in enumerate(expected, start=1):
+        seen = view(step=step)
+        seen = dataclasses.replace(seen, state=state)
+        if method.chooses(step):
+            method.on_choice(seen, chosen)
+        before = seen.grad.clone()
+        method.on_gradient(seen)
+        for c, factor in enumerate(factors):
+            torch.testing.assert_close(
+                seen.grad[c], before[c] + factor * seen.weight[c], rtol=1e-12, atol=1e-12
+            )
+    assert expected[method.end - 2][0] == pytest.approx(method.ceiling)
+
+
+def test_published_schedule():
+    """10,000 raises of 1e-4 every 5 steps; GReg-2 raises all 1000 times by 1e-5 before."""
+    first, second = methods.GReg(end=50_001), methods.GReg(variant=2, end=54_501)
+    assert (first.every, first.delta, first.ceiling) == (5, 1e-4, 1.0)
+    assert (second.pick_delta, second.pick_ceiling) == (1e-5, 1e-2)
+    assert first.chooses(1)
+    assert not second.chooses(1)
+    assert second.chooses(5001)
+    chosen = torch.tensor([True] + [False] * 5)
+
+    def factor(method, step):
+        seen = view(step=step)
+        if not method.begin < step or step >= 5001 or method.variant == 1:
+            method.on_choice(seen, chosen)
+        return method.factor(seen)[:2].tolist()
+
+    assert factor(first, 5) == pytest.approx([1e-4, 0])
+    assert factor(first, 6) == pytest.approx([2e-4, 0])
+    assert factor(first, 50_000) == pytest.approx([1.0, 0])
+    assert factor(second, 1) == pytest.approx([1e-5, 1e-5])
+    assert factor(second, 5000) == pytest.approx([1e-2, 1e-2])
+    assert factor(second, 5001) == pytest.approx([1.01e-2, 0])
+    assert factor(second, 54_500) == pytest.approx([1.0, 0])
+
+
+def test_applying_twice_in_one_step_raises_once():
+    """The factor is a function of the step: a closure that runs again adds the same."""
+    method, seen = greg(), view(step=3)
+    method.on_choice(seen, torch.ones(6, dtype=torch.bool))
+    first = method.factor(seen).clone()
+    method.on_gradient(seen)
+    assert method.factor(seen).equal(first)
+    assert seen.state["chosen"].dtype == torch.bool  # what a checkpoint holds
+
+
+def test_chosen_filters_are_dropped_first():
+    """Whatever has become of their norms; the order by norm stays among both."""
+    method = greg()
+    seen = view()
+    chosen = torch.tensor([False, True, False, True, False, False])
+    method.on_choice(seen, chosen)
+    seen.weight[1] *= 100.0
+    seen.weight[4] = 0.0
+    score = method.drop_score(seen)
+    assert score[chosen].max() < score[~chosen].min()
+    kept = [c for c in range(6) if not chosen[c]]
+    by_norm = sorted(kept, key=lambda c: float(seen.weight[c].abs().mean()))
+    assert sorted(kept, key=lambda c: float(score[c])) == by_norm
+    seen.weight.zero_()
+    assert method.drop_score(seen).tolist() == [1, 0, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_coupled_layers_drop_what_was_chosen(seed):
+    """A group ranks by the mean over its layers of the score over the layer's mean."""
+    method, combined = greg(), 0.0
+    chosen = torch.rand(6, generator=torch.Generator().manual_seed(seed)) < 0.5
+    for scale in (1e-6, 1.0, 1e6):
+        seen = view(seed=seed)
+        seen.weight.mul_(scale)
+        method.on_choice(seen, chosen)
+        seen.weight[chosen] *= 50.0
+        score = method.drop_score(seen)
+        combined = combined + score / score.mean()
+    if chosen.any() and not chosen.all():
+        assert combined[chosen].max() < combined[~chosen].min()
+
+
+def test_choice_is_copied():
+    method, seen = greg(), view()
+    chosen = torch.zeros(6, dtype=torch.bool)
+    method.on_choice(seen, chosen)
+    chosen.fill_(True)
+    assert not seen.state["chosen"].any()
+
+
+def test_nothing_is_penalized_before_the_choice():
+    """A layer that joined late, or a checkpoint from before, has none chosen."""
+    seen = view(step=4)
+    before = seen.grad.clone()
+    greg().on_gradient(seen)
+    assert seen.grad.equal(before)
+    greg().on_gradient(dataclasses.replace(seen, grad=None))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"variant": 3}, ValueError, "Expected variant to be 1 or 2 but got 3"),
+        ({"variant": True}, ValueError, "Expected variant to be 1 or 2 but got True"),
+        ({"every": 0}, ValueError, "Expected every of at least 1 but got 0"),
+        ({"every": 1.5}, TypeError, r"Expected every to be an integer but got 1\.5"),
+        ({"delta": 0}, ValueError, "Expected delta to be finite and above 0 but got 0"),
+        ({"ceiling": math.inf}, ValueError, "Expected ceiling to be finite and above 0"),
+        ({"ceiling": math.nan}, ValueError, "Expected ceiling to be finite and above 0"),
+        ({"pick_delta": -1e-5}, ValueError, "Expected pick_delta to be finite and above 0"),
+        ({"pick_ceiling": "1"}, TypeError, "Expected pick_ceiling to be a number but got '1'"),
+        (
+            {"variant": 2, "pick_ceiling": 0.5},
+            ValueError,
+            r"Expected pick_ceiling <= ceiling = 0\.4 but got 0\.5",
+        ),
+        ({"end": 4}, ValueError, r"end - begin of at least 5 steps.*begin=0, end=4: raise end"),
+        ({"begin": 4}, ValueError, "end - begin of at least 5 steps"),
+        ({"every": 2}, ValueError, "end - begin of at least 9 steps"),
+        ({"variant": 2, "end": 5}, ValueError, "end - begin of at least 6 steps"),
+    ],
+)
+def test_wrong_settings(settings, error, message):
+    with pytest.raises(error, match=message):
+        greg(**settings)
+
+
+def test_fewest_steps_that_are_enough():
+    assert greg(end=5).end == 5
+    assert greg(variant=2, end=6).end == 6
+    assert greg(every=2, end=9).end == 9
+    assert greg(end=None).end is None
