@@ -1,0 +1,7 @@
+import pytest
+from model_cases import NETWORKS
+
+
+@pytest.fixture(params=NETWORKS)
+def name(request):
+    return request.param
