@@ -1,0 +1,1 @@
+"""What the training scripts share: options, one loop, checkpoints, guards, logs."""
