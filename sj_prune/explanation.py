@@ -101,7 +101,7 @@ def explain(wrapper: PruningWrapper) -> Explanation:
             name,
             tuple(layer.weight.shape),
             known.norms.get(name),
-            known.neurons.get(name, ()),
+            tuple(wrapper.updater.neurons(name)),
             _group(name, wrapper),
             name in _pruned_layers(wrapper),
             _status(name, wrapper),
@@ -154,8 +154,10 @@ def _status(name: str, wrapper: PruningWrapper) -> str:
         return "yes, but kept whole: first layer (first_dense=True)"
     if wrapper.topology is None:
         return "yes"
-    problem = wrapper.topology.problems.get(name)
-    if _grows_by_activity(wrapper) and not wrapper.topology.neurons.get(name):
+    neurons, spread = wrapper.updater.neurons(name), wrapper.topology.spread.get(name, ())
+    counted = spread and all(node in neurons for node in spread)
+    problem = None if counted else wrapper.topology.problems.get(name)
+    if _grows_by_activity(wrapper) and not neurons:
         reason = problem or "no recording neuron follows"
         return f"yes: pruned, never regrown ({reason})"
     return f"yes (not counted: {problem})" if problem else "yes"

@@ -37,7 +37,7 @@ _COMPACT = (
     "smaller network with the same outputs."
 )
 _BEFORE = (
-    "Before => after: all weights counted against the nonzero ones, on the same measured spikes; "
+    "Before => after: all weights counted against the kept ones, on the same measured spikes; "
     f"operations and energy per sample, over all time steps ({cost.PICOJOULES_PER_MAC} pJ a MAC, "
     f"{cost.PICOJOULES_PER_AC} pJ a SynOp, memory traffic left out)."
 )
@@ -59,9 +59,9 @@ class ReportRow:
         criticality: mean over channels of their ``criticality_max``; None without any.
         binary_input: it received spikes only.
         synops_dense: synaptic operations per sample with every weight.
-        synops: with the nonzero ones.
+        synops: with the kept ones, those that have just been regrown and are 0 still too.
         macs_dense: multiply-accumulates per sample with every weight.
-        macs: with the nonzero ones.
+        macs: with the kept ones.
         note: why it is not pruned, or not measured; else empty.
         channels: number of output channels, where whole channels are pruned; else None.
         channels_kept: number of them that are kept.

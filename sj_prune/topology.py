@@ -69,6 +69,7 @@ class NeuronFacts:
     Attributes:
         channels: size of the channel dimension of its input.
         channel_dim: which dimension of ``x_seq`` that is.
+        ndim: number of dimensions of ``x_seq``.
         calls: how often the layer ran.
         firing_rate: mean spike rate in the traced forward, None if it does not record.
         criticality: mean of ``criticality_max``, None likewise.
@@ -77,6 +78,7 @@ class NeuronFacts:
 
     channels: int = 0
     channel_dim: int = 2
+    ndim: int = 0
     calls: int = 0
     firing_rate: float | None = None
     criticality: float | None = None
@@ -92,12 +94,15 @@ class Topology:
         norms: layer name -> name of the norm directly behind it, or None.
         facts: neuron layer name -> what was seen of it.
         problems: layer name -> why a neuron that follows is not counted.
+        spread: layer name -> names of the neuron layers that its output feeds whose channels are
+            not its own one by one: behind a flatten or a concatenation.
     """
 
     neurons: dict[str, tuple[str, ...]] = field(default_factory=dict)
     norms: dict[str, str | None] = field(default_factory=dict)
     facts: dict[str, NeuronFacts] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def _leaf(fn: Any) -> Tensor | None:  # noqa: ANN401
@@ -191,10 +196,10 @@ class _Tracer:
             self._count_channels(facts, name, x_seq, found)
         if facts.problem is not None:
             # Layers of an earlier call too: two widths show at the second.
-            neurons = self.topology.neurons
-            for layer in {*found, *(layer for layer, known in neurons.items() if name in known)}:
-                neurons[layer] = tuple(known for known in neurons[layer] if known != name)
-                self.topology.problems[layer] = f"{name}: {facts.problem}"
+            for table in (self.topology.neurons, self.topology.spread):
+                for layer in {*found, *(layer for layer, known in table.items() if name in known)}:
+                    table[layer] = tuple(n for n in table.get(layer, ()) if n != name)
+                    self.topology.problems[layer] = f"{name}: {facts.problem}"
         if isinstance(node, RecordingNode):
             node.recording = facts.problem is None
             node.channel_dim = facts.channel_dim
@@ -209,12 +214,12 @@ class _Tracer:
         if facts.calls > 1 and (facts.channels, facts.channel_dim) != (channels, dim):
             facts.problem = "shared by layers of different width; give each layer its own"
             return
-        facts.channels, facts.channel_dim = channels, dim
+        facts.channels, facts.channel_dim, facts.ndim = channels, dim, x_seq.ndim
         for layer, layer_dim in dims.items():
-            if layer_dim == dim:
-                known = self.topology.neurons[layer]
-                self.topology.neurons[layer] = known if name in known else (*known, name)
-            else:
+            table = self.topology.neurons if layer_dim == dim else self.topology.spread
+            known = table.get(layer, ())
+            table[layer] = known if name in known else (*known, name)
+            if layer_dim != dim:
                 self.topology.problems[layer] = f"{name}: its channels are not this layer's"
 
     def after(self, output: Any) -> None:  # noqa: ANN401

@@ -15,7 +15,7 @@ from sj_prune.history import UpdateRecord
 from sj_prune.masks.ranking import LayerScores
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.select import count
-from sj_prune.methods.base import LayerActivity, LayerView
+from sj_prune.methods.base import LayerActivity, LayerView, Method
 from sj_prune.scoring import Scorer
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ class Updater:
         """Return what the method sees of one layer now."""
         wrapper = self.wrapper
         weight = wrapper.masks.weight(name)
-        nodes = self._nodes(name)
+        nodes = self.neurons(name)
         norm, norm_channels = self._norm(name)
+        bias = wrapper.layers[name]._parameters.get("bias")
         first = name not in self.state
         state = self.state.setdefault(name, {})
         for key, value in state.items():
@@ -66,12 +67,14 @@ class Updater:
             weight=wrapper.masks.scored_weight(name),
             grad=weight.grad,
             mask=wrapper.masks.layer_mask(name),
-            activity=LayerActivity(list(nodes.values())) if nodes else None,
+            activity=self._activity(nodes),
             norm=None if norm is None else wrapper.net.get_submodule(norm),
             step=wrapper.step + 1,
             seed=self._seed(name),
             norm_channels=norm_channels,
             state=state,
+            bias=None if bias is None else wrapper.masks.scored_bias(name),
+            bias_grad=None if bias is None else bias.grad,
         )
         if first:  # not before: weights may be loaded into a network that is wrapped already
             state.update(wrapper.method.initial_state(view))
@@ -84,10 +87,31 @@ class Updater:
             return wrapper.coupling.norms.get(name, (None, None))
         return (None if wrapper.topology is None else wrapper.topology.norms.get(name)), None
 
-    def _nodes(self, name: str) -> dict[str, Any]:
-        topology = self.wrapper.topology
-        wanted = () if topology is None else topology.neurons.get(name, ())
-        return {node: self.wrapper.net.get_submodule(node) for node in wanted}
+    def neurons(self, name: str) -> dict[str, Tensor | None]:
+        """Return the neuron layers that score a layer, and which of their channels are whose.
+
+        Returns:
+            Neuron layer name -> ``[C_out, k]``, or None where channels correspond one to one.
+        """
+        topology, coupling = self.wrapper.topology, self.wrapper.coupling
+        if topology is None:
+            return {}
+        found: dict[str, Tensor | None] = dict.fromkeys(topology.neurons.get(name, ()))
+        if coupling is None:
+            return found
+        for node in topology.spread.get(name, ()):
+            facts = topology.facts[node]
+            channels = coupling.channels_behind(name, node)
+            same = coupling.neuron_dims.get(node) == facts.channel_dim - facts.ndim
+            if channels is not None and same:
+                found[node] = channels
+        return found
+
+    def _activity(self, neurons: Mapping[str, Tensor | None]) -> LayerActivity | None:
+        if not neurons:
+            return None
+        nodes: list[Any] = [self.wrapper.nodes[node] for node in neurons]
+        return LayerActivity(nodes, list(neurons.values()))
 
     def _check_statistics(self) -> None:
         """Refuse an update without the statistics that the method scores."""
@@ -96,7 +120,7 @@ class Updater:
             return
         wrapper.ensure_topology()
         layers = [layer for scope in wrapper.masks.scopes for layer in wrapper.masks.members(scope)]
-        nodes = {k: v for name in layers for k, v in self._nodes(name).items()}
+        nodes = {k: wrapper.nodes[k] for name in layers for k in self.neurons(name)}
         method = type(wrapper.method).__name__
         if not nodes:
             raise RuntimeError(
@@ -136,7 +160,7 @@ class Updater:
             # A manual update may be ahead of the schedule: what it dropped does not come back.
             target = max(target, self.wrapper.masks.sparsity()["total"])
         self._update(step, target)
-        self._clear_statistics()
+        self.clear_statistics()
 
     def manual(self, sparsity: float) -> None:
         """Update now, to `sparsity`."""
@@ -145,12 +169,17 @@ class Updater:
             self.record_emergent(self.wrapper.step)
         else:
             self._update(self.wrapper.step, sparsity)
+            self._enforce()
             if not self.wrapper.in_scheduled_window():  # the coming update needs its statistics
-                self._clear_statistics()
+                self.clear_statistics()
 
-    def _clear_statistics(self) -> None:
+    def clear_statistics(self) -> None:
+        """Forget what the neurons have recorded and what the method has observed."""
         for node in self.wrapper.nodes.values():
             node.activity.clear()
+        if type(self.wrapper.method).forget is not Method.forget:
+            for name in self.state:
+                self.wrapper.method.forget(self.view(name))
 
     def install_random(self) -> None:
         """Install random masks of the final sparsity, with the method's own allocation."""
@@ -224,7 +253,14 @@ class Updater:
             method.on_choice(self.view(name), masks.layer_units(name, dropped))
 
     def apply(self, found: Mapping[str, LayerUpdate]) -> None:
-        """Install the masks of an update; no record is kept."""
+        """Install the masks of an update, outside of a step; no record is kept."""
+        self._put(found)
+        self._enforce()
+
+    def _enforce(self) -> None:
+        self.wrapper.masks.enforce(self.wrapper.masks.parameters(), self.wrapper.optimizers)
+
+    def _put(self, found: Mapping[str, LayerUpdate]) -> None:
         wrapper, alive = self.wrapper, self.wrapper.masks.alive
         # What is new starts at 0 with fresh slots, whatever was loaded or written there meanwhile.
         keeps = wrapper.method.keeps_value
@@ -236,7 +272,7 @@ class Updater:
         alive = self.wrapper.masks.alive
         dropped = count([alive(n) & ~u.survivors for n, u in found.items()])
         grown = count([update.grown for update in found.values()])
-        self.apply(found)
+        self._put(found)
         self.draws += 1
         self._record(
             step,

@@ -105,6 +105,8 @@ class PruningWrapper(nn.Module):
         self._switched: tuple[bool, Topology | None] | None = None
         self.updater = Updater(self)
         self._stepping = Stepping(self)
+        # After the weights, wherever in a larger module this wrapper is loaded.
+        self.register_load_state_dict_post_hook(_settle)
         _host.invalidate_reset_cache(net)
         try:
             if example_input is not None:
@@ -165,7 +167,7 @@ class PruningWrapper(nn.Module):
         if isinstance(self.masks, ChannelMasks) and self.coupling is None:
             self._couple(args, kwargs)
         self.topology = trace(self.net, self._layers, args, kwargs)
-        if self.method.needs and not any(self.topology.neurons.values()):
+        if self.method.needs and not any(map(self.updater.neurons, self._layers)):
             logger.warning(
                 "%s reads neurons but none that records follows a prunable layer: "
                 "print(model.explain()) says why",
@@ -311,8 +313,7 @@ class PruningWrapper(nn.Module):
         """
         self._check_usable()
         self._record_now = True
-        for node in self.nodes.values():
-            node.activity.clear()
+        self.updater.clear_statistics()
         self._switch_recording()
         try:
             yield
@@ -443,8 +444,6 @@ class PruningWrapper(nn.Module):
         result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         if assign:  # other parameters now
             self._stepping.hook_leaves()
-        if not self.method.emergent:
-            self.masks.enforce(self.masks.parameters(), self.optimizers)
         return result
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -474,6 +473,13 @@ def _new_masks(method: Method, layers: Mapping[str, Layer]) -> MaskManager:
         keep = method.structure.min_keep
         return ChannelMasks(min_keep=keep, wake=method.wakes, binds=method.binds)
     return MaskManager(layers)
+
+
+def _settle(wrapper: PruningWrapper, _: Any) -> None:  # noqa: ANN401
+    """Make loaded weights true to the loaded masks."""
+    if not wrapper.method.emergent:
+        wrapper.masks.settle()
+        wrapper.masks.enforce(wrapper.masks.parameters(), wrapper.optimizers)
 
 
 def _coupling(

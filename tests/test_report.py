@@ -81,7 +81,7 @@ def rows_of(found):
 def test_report_agrees_with_its_sources():
     wrapper, x = trained(), images()
     found = wrapper.report(x)
-    costs = cost.measure(wrapper.net, x)
+    costs = cost.measure(wrapper.net, x, masks=wrapper.masks.masks)
     sparsity = wrapper.sparsity()
     assert [row.name for row in found.rows] == ["stem", "conv", "fc"]
     for row in found.rows:
@@ -162,7 +162,7 @@ def test_layer_seen_twice_is_no_pure_spike_layer():
     assert row.synops_dense > 0
     assert row.macs_dense > 0
     assert not row.binary_input
-    assert "SynOps + " in row.cells()[8]
+    assert "SynOps + " in row.cells()[9]
 
 
 def test_skipped_parametrized_and_uncalled_layers():
@@ -173,8 +173,8 @@ def test_skipped_parametrized_and_uncalled_layers():
     found = train(wrapper).report(images())
     rows = rows_of(found)
     assert rows["stem"].density == rows["fc"].density == 1
-    assert rows["stem"].note == "skipped"
-    assert rows["fc"].note == "parametrized weight, not pruned"
+    assert rows["stem"].note == "skipped by name"
+    assert rows["fc"].note.startswith("its weight is parametrized")
     assert "not seen" in rows["extra"].note
     assert rows["conv"].note == ""
     assert found.totals["weights"] == rows["conv"].total + rows["extra"].total

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 __all__ = ["Coupling", "Group"]
@@ -57,3 +58,23 @@ class Coupling:
     def group_of(self, layer: str) -> Group | None:
         """Return the first group that a layer produces for, or None."""
         return next((group for group in self.groups if layer in group.producers), None)
+
+    def channels_behind(self, layer: str, neuron: str) -> Tensor | None:
+        """Return which channels of a neuron layer belong to each output channel of a layer.
+
+        Args:
+            layer: a producer.
+            neuron: a neuron layer.
+
+        Returns:
+            ``[C_out, k]``, or None if that is not known for every output channel.
+        """
+        places: dict[int, list[int]] = {}
+        for group in self.groups:
+            if layer in group.producers and neuron in group.neurons:
+                pairs = zip(group.producers[layer], group.neurons[neuron], strict=True)
+                for rows, channels in pairs:
+                    places.update((row, channels.tolist()) for row in rows.tolist())
+        found = [places[row] for row in sorted(places)]
+        whole = sorted(places) == list(range(len(places))) and len(set(map(len, found))) == 1
+        return torch.tensor(found) if whole else None

@@ -73,6 +73,7 @@ class _Part:
         silent: 0 in the network where pruned, its value kept aside; else it sleeps there.
         index: rows that are pruned now.
         aside: their values, ``[len(index), *]``.
+        zeroed: rows that are going to be 0 once, after the step in hand.
     """
 
     module: nn.Module
@@ -82,6 +83,7 @@ class _Part:
     silent: bool
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
     aside: Tensor | None = None
+    zeroed: Tensor | None = None
 
     @property
     def parameter(self) -> Tensor:
@@ -123,9 +125,16 @@ class _Part:
         self.parameter.index_fill_(0, self._dead_rows(dead), 0)
         self.index, self.aside = self.index[:0], None
 
+    def zero_later(self, dead: Tensor) -> None:
+        """Write zeros into the rows of pruned units at the next `hold`."""
+        self.zeroed = self._dead_rows(dead)
+
     def hold(self) -> None:
         """Make the parameter true to the mask."""
         self.follow_device()
+        if self.zeroed is not None:
+            self.parameter.index_fill_(0, self.zeroed.to(self.parameter.device), 0)
+            self.zeroed = None
         if not len(self.index):
             return
         if self.silent:
@@ -331,8 +340,15 @@ class ChannelMasks(MaskManager):
 
     def scored_weight(self, layer: str) -> Tensor:
         """Return a layer's weight as if all of its channels were awake; read-only where not."""
-        value = self.weight(layer).detach()
-        for part in self._parts.get(f"{layer}.weight", ()):
+        return self._scored(layer, "weight")
+
+    def scored_bias(self, layer: str) -> Tensor:
+        """As `scored_weight`, for its bias."""
+        return self._scored(layer, "bias")
+
+    def _scored(self, layer: str, attribute: str) -> Tensor:
+        value = self._modules[layer]._parameters[attribute].detach()  # type: ignore[union-attr]
+        for part in self._parts.get(f"{layer}.{attribute}", ()):
             value = part.awake(value)
         return value
 
@@ -346,6 +362,8 @@ class ChannelMasks(MaskManager):
     ) -> None:
         """Put units to sleep and wake others.
 
+        Masks that bind at updates only are written by the next `enforce`: at the end of the step.
+
         Args:
             masks: new masks by group, ``[units]``, True = kept.
             optimizers: whose state for sleeping channels is zeroed.
@@ -358,8 +376,9 @@ class ChannelMasks(MaskManager):
                 if self.binds == "always":
                     part.turn(self._dead[part.group], self.wake)
                 else:
-                    part.clear(self._dead[part.group])
-        self.enforce(self._parts, optimizers)
+                    part.zero_later(self._dead[part.group])
+        if self.binds == "always":
+            self.enforce(self._parts, optimizers)
         self._rest()
 
     def _rest(self) -> None:
@@ -502,3 +521,11 @@ class ChannelMasks(MaskManager):
                 if len(part.index):
                     part.aside = value.clone().to(part.parameter.device)
         self._rest()
+
+    def settle(self) -> None:
+        """Let filters sleep as they have been loaded."""
+        for parts in self._parts.values():
+            for part in parts:
+                part.follow_device()
+                if not part.silent and len(part.index):
+                    part.aside = part.parameter.detach()[part.index].clone()

@@ -97,6 +97,10 @@ class MaskManager(Mapping[str, Tensor]):
         """Return a layer's weight as a method scores it."""
         return self.weight(layer).detach()
 
+    def scored_bias(self, layer: str) -> Tensor:
+        """Return a layer's bias as a method scores it."""
+        return self._layers[layer].bias.detach()  # type: ignore[union-attr]
+
     def holds(self, key: str) -> bool:
         """Tell whether anything of a parameter is pruned."""
         return bool(self.pruned(key).any())
@@ -263,6 +267,9 @@ class MaskManager(Mapping[str, Tensor]):
 
     def load_asleep(self, state: Mapping[str, list[Tensor]]) -> None:
         """Take over what `asleep` returned."""
+
+    def settle(self) -> None:
+        """Take over weights that have been loaded: nothing to do, for pruned weights are gone."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of the masks, True = kept."""
