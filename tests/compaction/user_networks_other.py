@@ -49,7 +49,8 @@ class OtherBatchNorms(Net):
         self.a, self.n_a = conv(IN, 8), lif()
         self.bn_a = layer.ThresholdDependentBatchNorm2d(1.0, 1.0, 8)
         self.b, self.n_b = conv(8, 8), lif()
-        self.bn_b = layer.TemporalEffectiveBatchNorm2d(2, 8)
+        temporal = getattr(layer, "TemporalEffectiveBatchNorm2d", None)  # not in 0.0.0.0.14
+        self.bn_b = layer.BatchNorm2d(8) if temporal is None else temporal(2, 8)
         self.c, self.n_c = conv(8, 8), lif()
         self.bn_c = layer.SeqToANNContainer(nn.InstanceNorm2d(8, affine=True))
         self.head(8)
