@@ -49,8 +49,7 @@ class OtherBatchNorms(Net):
         self.a, self.n_a = conv(IN, 8), lif()
         self.bn_a = layer.ThresholdDependentBatchNorm2d(1.0, 1.0, 8)
         self.b, self.n_b = conv(8, 8), lif()
-        temporal = getattr(layer, "TemporalEffectiveBatchNorm2d", None)  # not in 0.0.0.0.14
-        self.bn_b = layer.BatchNorm2d(8) if temporal is None else temporal(2, 8)
+        self.bn_b = layer.TemporalEffectiveBatchNorm2d(2, 8)
         self.c, self.n_c = conv(8, 8), lif()
         self.bn_c = layer.SeqToANNContainer(nn.InstanceNorm2d(8, affine=True))
         self.head(8)
@@ -168,7 +167,6 @@ class Keywords(Net):
 OTHER = [
     Repeat,
     SqueezeAndExcite,
-    OtherBatchNorms,
     OtherDimensions,
     Tokens,
     Recurrent,
@@ -176,3 +174,5 @@ OTHER = [
     Inputs,
     Keywords,
 ]
+if hasattr(layer, "TemporalEffectiveBatchNorm2d"):  # 0.0.0.0.14 lacks one, its other one is broken
+    OTHER.append(OtherBatchNorms)
