@@ -110,7 +110,7 @@ def sparsity_for(
             f"the sparsest masks ({least} of {total} units) spend, but got {fraction:g}: raise it, "
             "name fewer layers in skip, or lower min_keep"
         )
-    best = min((abs(lowest - target), low), (abs(dense - target), high))
+    best = min((abs(lowest - target), low), (abs(left_at(high) - target), high))
     while high - low > 1 and best[0] > _CLOSE * target:
         middle = (low + high) // 2
         left = left_at(middle)
@@ -123,10 +123,10 @@ def sparsity_for(
         best = min(best, (abs(left_at(keep) - target), keep))
     if best[0] > _PROMISED * target:
         logger.warning(
-            "the nearest masks found spend %.2f %% more or less than the budget of %s: a single "
-            "unit changes that much",
-            100 * best[0] / target,
+            "the masks nearest to the budget of %s miss it by %.2f %%: a single unit changes it by "
+            "more, or norm statistics estimated anew do",
             kind,
+            100 * best[0] / target,
         )
     return 1.0 - best[1] / total
 

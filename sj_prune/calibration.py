@@ -167,6 +167,8 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
         ValueError: without any input.
     """
     norms = [m for m in net.modules() if isinstance(m, _NORMS) and _tracks(m)]
+    if not norms:
+        return
     momenta = {norm: norm.momentum for norm in norms}
     number = 0
     put_back = _host.remembered(net)

@@ -19,11 +19,12 @@ class _Table:
     def __init__(self, net: nn.Module, attribute: str) -> None:
         self.tables = [(t := vars(m)[attribute], dict(t)) for m in net.modules()]
         found = {id(t): t for _, table in self.tables for t in table.values() if t is not None}
-        # The storage too: `.to` and `.double()` put another one behind a parameter.
-        self.values = [(t, t.data, t.detach().clone()) for t in found.values()]
         self.gradients: list[tuple[Tensor, Tensor | None]] = [
             (t, t.grad) for t in found.values() if t.is_leaf
         ]
+        tensors = [*found.values(), *(g for _, g in self.gradients if g is not None)]
+        # The storage too: `.to` and `.double()` put another one behind a parameter.
+        self.values = [(t, t.data, t.detach().clone()) for t in tensors]
 
     def put_back(self) -> None:
         for table, tensors in self.tables:
