@@ -151,7 +151,7 @@ def lif_by_hand(x_seq, tau=4 / 3):
 
 
 def statistics_by_hand(net, found):
-    """Return node name -> statistic -> ``[C]`` over all batches, from what a stock copy receives."""
+    """Return node name -> statistic -> ``[C]`` over all batches, of what a stock copy receives."""
     twin = copy.deepcopy(net).eval()
     received, handles = {}, []
     for name, module in twin.named_modules():

@@ -42,7 +42,7 @@ def silent_units(net):
     return int(norms.all(0).sum()) + int(inner.all(0).sum()) + int(hidden.sum())
 
 
-# ---- every method ------------------------------------------------------------------------------
+# ---- every method --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -226,7 +226,7 @@ def test_gradient_growth_reads_the_mean_gradient():
     assert set(kept_of(net.norm1).nonzero().flatten().tolist()) == survivors | set(by_mean)
 
 
-# ---- what is preserved -----------------------------------------------------------------------------
+# ---- what is preserved ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["FilterNorm-regrow", "TaylorChannels", "GraNet", "APoZ"])
@@ -348,7 +348,7 @@ def test_report_is_of_the_network_that_is_returned():
     assert isinstance(sj_prune.prune(trained_like(), batches(1), methods.APoZ()), sj_prune.Pruned)
 
 
-# ---- the hosts -------------------------------------------------------------------------------------
+# ---- the hosts -----------------------------------------------------------------------------------
 
 
 class Own(neuron.LIFNode):
@@ -382,7 +382,7 @@ def test_gradients_pass_through_other_neurons_in_eval_mode(name):
         assert gone(net.norm1) == lowest(torch.stack(gates).square().mean(0), 5)
 
 
-# ---- errors ----------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def bad_loss(output, target):
@@ -501,7 +501,7 @@ def test_a_pending_backward_pass_survives_a_failure():
     assert net.stem.weight.grad.any()
 
 
-# ---- fine-tuning -----------------------------------------------------------------------------------
+# ---- fine-tuning ---------------------------------------------------------------------------------
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),

@@ -51,7 +51,7 @@ def nonzero_multiplications(net, x):
     )
 
 
-# ---- met -------------------------------------------------------------------------------------------
+# ---- met -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
@@ -94,7 +94,9 @@ def test_channels_of_a_wide_network_within_a_percent(kind, fraction):
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("kind", MEASURES)
 @pytest.mark.parametrize(
-    "method", [methods.Magnitude(), methods.Criticality(), methods.Random()], ids=lambda m: type(m)
+    "method",
+    [methods.Magnitude(), methods.Criticality(), methods.Random()],
+    ids=lambda m: type(m).__name__,
 )
 def test_weights(method, kind, fraction, caplog):
     net, found = trained_like(), batches(2)
@@ -149,12 +151,12 @@ def test_synops_are_those_after_the_norms_are_estimated_anew():
     assert not torch.equal(net.norm1.weight, without.norm1.weight)
 
 
-# ---- the corners -------------------------------------------------------------------------------------
+# ---- the corners ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", MEASURES)
 @pytest.mark.parametrize(
-    "method", [methods.FilterNorm(), methods.Magnitude()], ids=lambda m: type(m)
+    "method", [methods.FilterNorm(), methods.Magnitude()], ids=lambda m: type(m).__name__
 )
 def test_all_of_the_budget_prunes_nothing(method, kind):
     net = wide()

@@ -32,7 +32,7 @@ def wrapper(method, net=None, dtype=torch.float64):
     return sj_prune.PruningWrapper(net, method, example_input=batches(1, dtype=dtype)[0][0])
 
 
-# ---- statistics and gradients ----------------------------------------------------------------------
+# ---- statistics and gradients --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -157,7 +157,7 @@ def test_neurons_that_cut_gradients_in_eval_mode(name):
     assert net[0].weight.grad.any()
 
 
-# ---- norms -------------------------------------------------------------------------------------------
+# ---- norms ---------------------------------------------------------------------------------------
 
 
 def norms_by_hand(net, found):
