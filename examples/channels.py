@@ -30,12 +30,12 @@ from matplotlib import pyplot
 from spikingjelly.activation_based import functional
 
 import sj_prune
-from sj_prune import data, plots
+from sj_prune import cost, data, plots
 
 # ---- settings ------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "epochs": 40,
+    "epochs": 30,
     "batch": 64,
     "optimizer": "sgd",
     "lr": 0.1,  # falls to 0 as a cosine
@@ -43,7 +43,7 @@ SETTINGS = {
     "weight_decay": 5e-4,
     "label_smoothing": 0.1,
     "method": "SCA",
-    "sparsity": 0.7,  # fraction of the channels that is pruned, from the first epoch on
+    "sparsity": 0.5,  # fraction of the channels that is pruned, from the first epoch on
     "regrow": 0.1,  # fraction of all channels that growth chooses, once an epoch
     "prune_until": 0.75,  # of the training; ours: after it the masks stay, the network fine-tunes
     "out": Path("runs/channels"),
@@ -112,6 +112,14 @@ def dense(args):
     """Return the same settings for a training without pruning."""
     no_pruning = {"method": "dense", "sparsity": None, "regrow": None, "set": [], "skip": []}
     return Namespace(**{**vars(args), **no_pruning, "out": args.out / "dense"})
+
+
+def operations(trainer):
+    """Return the operations per test image, over all time steps, of the network as trained."""
+    x, _ = next(iter(trainer.test_data))
+    layers = cost.measure(trainer.net, trainer.to_input(x)).values()
+    macs, synops = sum(c.total_macs_dense for c in layers), sum(c.synops for c in layers)
+    return {"macs_dense": macs, "synops_dense": synops}
 
 
 # ---- from the trained network to a smaller one ---------------------------------------------------
@@ -218,7 +226,8 @@ def main(arguments=None):
         print("Without pruning:")
         trainer, reached = train(dense(args))
         before = trainer.net
-        result["accuracy_dense"] = None if reached is None else reached["accuracy"]
+        if reached is not None:
+            result |= {"accuracy_dense": reached["accuracy"], **operations(trainer)}
     if args.method != "dense":
         print(f"\nWith {args.method}:")
         trainer, reached = train(args)

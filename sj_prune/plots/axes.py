@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -48,9 +48,20 @@ def legend_columns(names: Iterable[str], width: float) -> int:
     return math.ceil(len(lengths) / rows)
 
 
-def legend_above(fig: Figure, ax: Axes) -> None:
-    """Put a legend above axes whose content leaves no corner free."""
+def legend_above(fig: Figure, ax: Axes, patches: Mapping[str, str] | None = None) -> None:
+    """Put a legend above axes whose content leaves no corner free.
+
+    Args:
+        fig: the figure.
+        ax: the axes.
+        patches: name -> color, where no artist stands for a name.
+    """
     handles, names = ax.get_legend_handles_labels()
+    if patches is not None:
+        from matplotlib.patches import Patch
+
+        handles = [Patch(facecolor=color, edgecolor="#999999") for color in patches.values()]
+        names = list(patches)
     columns = legend_columns(names, ax.bbox.width / fig.dpi)
     ax.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
 

@@ -157,7 +157,8 @@ def survivors_per_layer(
 def _widths(source: Any) -> Widths:  # noqa: ANN401
     """Return dense and kept width of each layer, from any of the forms."""
     if isinstance(source, PruningWrapper):
-        return source.masks.widths()
+        found = source.masks.widths()
+        return {name: found[name] for name in source.layers if name in found}
     if isinstance(source, Report):
         return {
             row.name: (row.channels, row.channels_kept)

@@ -94,10 +94,10 @@ def _cut_first(ax: Axes, back: Sequence[int], gone: Sequence[int]) -> None:
     ax.set_ylim(-1.3 * max(later, 0.3 * top), top)
     ax.annotate(
         str(gone[0]),
-        xy=(1, ax.get_ylim()[0]),
+        xy=(0.6, ax.get_ylim()[0]),
         xytext=(0, 2),
         textcoords="offset points",
-        ha="center",
+        ha="left",
         va="bottom",
         fontsize="small",
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
@@ -146,10 +146,7 @@ def channel_raster(
     ax.set_yticks((edges[:-1] + edges[1:]) / 2, names)
     _update_axis(ax, updates)
     ax.set_ylabel("layer or group (channels)")
-    for name, color in zip(_STATES, _COLORS, strict=True):
-        ax.bar([], [], color=color, edgecolor="#999999", label=name)  # for the legend
-    ax.set_ylim(channels, 0)
-    legend_above(fig, ax)
+    legend_above(fig, ax, dict(zip(_STATES, _COLORS, strict=True)))
     return fig, ax
 
 
