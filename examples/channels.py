@@ -55,7 +55,8 @@ TIME_STEPS = 4  # every image is shown this often; the stem turns it into spikes
 REDUCE = {"digits": 1, "cifar10": 2}  # by how much the stem reduces height and width
 
 AUGMENT = {"digits": data.CropFlip(padding=1, flip=0.0), "cifar10": data.CropFlip()}
-QUICK = {"epochs": 4, "train_images": 256, "widths": (8, 12, 16)}  # everything runs, little learned
+# Everything runs, little is learned.
+QUICK = {"epochs": 4, "train_images": 640, "batch": 16, "lr": 0.05, "widths": (8, 12, 16)}
 
 # ---- data and network ----------------------------------------------------------------------------
 
