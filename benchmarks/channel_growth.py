@@ -37,15 +37,15 @@ SETTINGS = {
 REGROW = {0.5: 0.1, 0.7: 0.1, 0.85: 0.05}  # sparsity -> fraction of all channels that growth picks
 GROWTHS = {
     "gradient": [],  # as published: |dL/dgamma|
-    "random": ["--set", "growth=random"],
     "none": ["--regrow", "0"],
+    "random": ["--set", "growth=random"],
 }
 
 
-def cases(seeds: Sequence[int]) -> list[tuple[int, float, str]]:
+def cases(seeds: Sequence[int], growths: Sequence[str]) -> list[tuple[int, float, str]]:
     """Return (seed, sparsity, growth) of every run."""
-    pruned = [(s, growth) for s in REGROW for growth in GROWTHS]
-    return [(seed, *case) for seed in seeds for case in [(0.0, "dense"), *pruned]]
+    pruned = [(s, growth) for growth in growths for s in REGROW]
+    return [(seed, *case) for case in [(0.0, "dense"), *pruned] for seed in seeds]
 
 
 def command(case: tuple[int, float, str], args: argparse.Namespace, out: Path) -> list[str]:
@@ -103,12 +103,13 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/channel_growth"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--growths", choices=[*GROWTHS], nargs="+", default=[*GROWTHS])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each")
     args = parser.parse_args()
     torch.set_num_threads(1)  # of every run too, and said so in the rows
     where = {key: str(value) for key, value in SETTINGS.items()} | environment("cpu")
     with ThreadPoolExecutor(args.workers) as pool:
-        rows = list(pool.map(lambda case: run(case, args), cases(args.seeds)))
+        rows = list(pool.map(lambda case: run(case, args), cases(args.seeds, args.growths)))
     print(write_csv("channel_growth_cpu", [row | where for row in rows]))
 
 
