@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,10 +41,10 @@ GROWTHS = {
 }
 
 
-def cases(seeds: Sequence[int], growths: Sequence[str]) -> list[tuple[int, float, str]]:
+def cases(args: argparse.Namespace) -> list[tuple[int, float, str]]:
     """Return (seed, sparsity, growth) of every run."""
-    pruned = [(s, growth) for growth in growths for s in REGROW]
-    return [(seed, *case) for case in [(0.0, "dense"), *pruned] for seed in seeds]
+    pruned = [(sparsity, growth) for sparsity in args.sparsities for growth in args.growths]
+    return [(seed, *case) for case in [(0.0, "dense"), *pruned] for seed in args.seeds]
 
 
 def command(case: tuple[int, float, str], args: argparse.Namespace, out: Path) -> list[str]:
@@ -103,13 +102,14 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("runs/channel_growth"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sparsities", type=float, choices=[*REGROW], nargs="+", default=[*REGROW])
     parser.add_argument("--growths", choices=[*GROWTHS], nargs="+", default=[*GROWTHS])
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, a thread each")
     args = parser.parse_args()
     torch.set_num_threads(1)  # of every run too, and said so in the rows
     where = {key: str(value) for key, value in SETTINGS.items()} | environment("cpu")
     with ThreadPoolExecutor(args.workers) as pool:
-        rows = list(pool.map(lambda case: run(case, args), cases(args.seeds, args.growths)))
+        rows = list(pool.map(lambda case: run(case, args), cases(args)))
     print(write_csv("channel_growth_cpu", [row | where for row in rows]))
 
 
