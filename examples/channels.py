@@ -73,7 +73,8 @@ def read_digits(root=None, download=False):
     parts = train_test_split(
         torch.arange(len(y)), test_size=0.25, stratify=digits.target, random_state=0
     )
-    mean, std = x.float().mean().item() / 255, x.float().std().item() / 255
+    train = x[parts[0]].float() / 255
+    mean, std = train.mean().item(), train.std().item()
     return tuple(data.ImageSet(x[part], y[part], names, (mean,), (std,)) for part in parts)
 
 
@@ -154,8 +155,10 @@ def cut_out(trainer, args):
     return net, small, loaded
 
 
-def write_plots(model, out):
+def write_plots(trainer, out):
     """Draw what the channels are worth, which survive, and how they came and went."""
+    model = trainer.model
+    every_epoch = trainer.method.interval == len(trainer.train_data)
     figures = {
         "importance": plots.channel_importance(model),
         "survivors": plots.survivors_per_layer(model),
@@ -163,7 +166,7 @@ def write_plots(model, out):
         "raster": plots.channel_raster(model),
     }
     for name, (figure, ax) in figures.items():
-        if name in ("exchange", "raster"):
+        if name in ("exchange", "raster") and every_epoch:
             ax.set_xlabel("epoch (one mask update each)")
         figure.savefig(out / f"{name}.png", dpi=110)
         pyplot.close(figure)
@@ -172,7 +175,7 @@ def write_plots(model, out):
 def shrink(trainer, before, args):
     """Make the trained network smaller, show and write what that brings; return the numbers."""
     units = trainer.masks.units(), trainer.masks.kept_units()
-    write_plots(trainer.model, args.out)
+    write_plots(trainer, args.out)
     net, small, loaded = cut_out(trainer, args)
     x_seq = trainer.to_input(next(iter(trainer.test_data))[0])
     comparison = sj_prune.compare(net if before is None else before, small, x_seq)
