@@ -6,10 +6,10 @@
 //   backward  gradients of spikes, v and v_seq -> gradients of x, v0 and (PLIF) of q;
 //             H is recomputed from x and v0
 //
-// M is the size of the map. Channels-last tensors are [T, N, M, C] in memory. A tile of neighboring
-// elements stays in the L1 cache over all T steps, so the potentials never reach memory. Each
-// (sample, channel) belongs to one thread and is summed in a fixed order: results do not depend on
-// the number of threads.
+// M is the size of the map. Channels-last tensors are [T, N, M, C] in memory. As many neighboring
+// elements as fill a vector register (a block) go through all T steps at once: their potentials and
+// sums stay in registers. Each (sample, channel) belongs to one thread and is summed in a fixed
+// order: results do not depend on the number of threads.
 #include <algorithm>
 #include <vector>
 
@@ -27,26 +27,76 @@ using std::int64_t;
 
 namespace {
 
-constexpr int kTile = 256;
+using V = sj::Lanes<A>;
+constexpr int kLanes = V::kCount;
+constexpr int kTile = 256;  // elements summed in the type of the computation
 constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
 constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
 constexpr bool kDerivative = kMean || kMax;
 constexpr int kNames = kRate + kPotential + kCharge + kMean + kMax;
 
-// Sums over time for the elements of a tile, or over time and map for a tile of channels.
-struct Sums {
-  A rate[kTile], potential[kTile], charge[kTile], mean[kTile], max[kTile];
+// A block at `p`, or what is left of one: `count` elements and zeros.
+template <bool kWhole>
+SJ_FN V get(const A* p, int count) {
+  return kWhole ? V::load(p) : V::load(p, count);
+}
+
+template <bool kWhole>
+SJ_FN void put(A* p, int count, V value) {
+  if (kWhole)
+    value.store(p);
+  else
+    value.store(p, count);
+}
+
+// Sums over time of one block; `derivative` is that of g'.
+struct Block {
+  V rate = 0, potential = 0, charge = 0, derivative = 0;
 };
 
-inline void add(A* __restrict sums, const A* __restrict values, int count) {
-#pragma omp simd
-  for (int i = 0; i < count; ++i) sums[i] += values[i];
-}
+// Sums over time for the elements of a tile, or over time and map for a tile of channels.
+struct Sums {
+  A rate[kTile + kLanes], potential[kTile + kLanes], charge[kTile + kLanes];
+  A mean[kTile + kLanes], max[kTile + kLanes];  // a block may end beyond the tile: never read
 
-inline void add_magnitude(A* __restrict sums, const A* __restrict values, int count) {
-#pragma omp simd
-  for (int i = 0; i < count; ++i) sums[i] += sj::absolute(values[i]);
-}
+  void clear(int count) {
+    count += kLanes;
+    if (kRate) std::fill(rate, rate + count, A(0));
+    if (kPotential) std::fill(potential, potential + count, A(0));
+    if (kCharge) std::fill(charge, charge + count, A(0));
+    if (kDerivative) {
+      std::fill(mean, mean + count, A(0));
+      std::fill(max, max + count, A(0));  // g' >= 0 for every surrogate of the table
+    }
+  }
+
+  SJ_MEMBER void add(int at, const Block& block) {
+    if (kRate) (V::load(rate + at) + block.rate).store(rate + at);
+    if (kPotential) (V::load(potential + at) + block.potential).store(potential + at);
+    if (kCharge) (V::load(charge + at) + block.charge).store(charge + at);
+    if (kMean) (V::load(mean + at) + block.derivative).store(mean + at);
+    if (kMax) {
+      const V before = V::load(max + at);
+      sj::select(before > block.derivative, before, block.derivative).store(max + at);
+    }
+  }
+};
+
+// Sums over time and map of one channel.
+struct Channel {
+  double rate = 0, potential = 0, charge = 0, mean = 0, max = 0;
+
+  // Writes the means.
+  void write(A* out, int64_t steps, int64_t map) const {
+    const double elements = double(steps) * double(map);
+    int k = 0;
+    if (kRate) out[k++] = A(rate / elements);
+    if (kPotential) out[k++] = A(potential / elements);
+    if (kCharge) out[k++] = A(charge / elements);
+    if (kMean) out[k++] = A(mean / elements);
+    if (kMax) out[k++] = A(max / double(steps));
+  }
+};
 
 struct Forward {
   const A* x;
@@ -58,57 +108,80 @@ struct Forward {
   A* g_seq;
   int64_t steps, stride;
   int64_t v0_stride;  // 1, or 0 where all potentials start at v0[0]
-  sj::Neuron<A> neuron;
+  sj::Neuron<V> neuron;
 
-  // Runs all steps of `count` elements from `at`; adds their time sums to `sums` and raises
-  // sums.max to that of g'.
-  template <bool kSequences>
-  void tile(int64_t at, int count, Sums& sums) const {
-    // Copies that no store can alias, and loops that do one thing: then compilers vectorize.
-    const sj::Neuron<A> n = neuron;
-    A v_now[kTile], h[kTile], g_sum[kTile];
-    A* __restrict const rate = sums.rate;
-    A* __restrict const potential = sums.potential;
-    A* __restrict const charge = sums.charge;
-    for (int i = 0; i < count; ++i) v_now[i] = v0[v0_stride * (at + i)];
-    if (kDerivative) std::fill(g_sum, g_sum + count, A(0));
-    for (int64_t t = 0; t < steps; ++t) {
-      const int64_t from = t * stride + at;
-      const A* __restrict const xt = x + from;
-      A* __restrict const st = spikes + from;
-#pragma omp simd
-      for (int i = 0; i < count; ++i) {
-        const A charged = sj::charge(xt[i], v_now[i], n);
-        const A s = sj::fire(charged, n);
-        const A left = sj::settle(charged, s, n);
-        st[i] = s;
-        v_now[i] = left;
-        if (kRate) rate[i] += s;
-        if (kPotential) potential[i] += sj::absolute(left);
-        if (kCharge) charge[i] += sj::absolute(charged);
-        if (kDerivative) g_sum[i] += sj::derivative(charged - n.threshold, n);
-        if (kSequences) h[i] = charged;
-      }
+  // All steps of the block at `at`, or of its first `count` elements.
+  template <bool kSequences, bool kWhole>
+  SJ_MEMBER Block block(int64_t at, int count) const {
+    const sj::Neuron<V> n = neuron;
+    V now = v0_stride ? get<kWhole>(v0 + at, count) : V(v0[0]);
+    Block sums;
+    int64_t from = at;
+    for (int64_t t = 0; t < steps; ++t, from += stride) {
+      const V h = sj::charge(get<kWhole>(x + from, count), now, n);
+      const V s = sj::fire(h, n);
+      now = sj::settle(h, s, n);
+      put<kWhole>(spikes + from, count, s);
+      if (kRate) sums.rate += s;
+      if (kPotential) sums.potential += sj::absolute(now);
+      if (kCharge) sums.charge += sj::absolute(h);
+      if (kDerivative) sums.derivative += sj::derivative(h - n.threshold, n);
       if (kSequences) {
-        if (v_seq) std::copy(v_now, v_now + count, v_seq + from);
-        if (h_seq) std::copy(h, h + count, h_seq + from);
-        if (g_seq) {
-#pragma omp simd
-          for (int i = 0; i < count; ++i) g_seq[from + i] = sj::derivative(h[i] - n.threshold, n);
-        }
+        if (v_seq) put<kWhole>(v_seq + from, count, now);
+        if (h_seq) put<kWhole>(h_seq + from, count, h);
+        if (g_seq) put<kWhole>(g_seq + from, count, sj::derivative(h - n.threshold, n));
       }
     }
-    for (int i = 0; i < count; ++i) v[at + i] = v_now[i];
-    if (kDerivative) {
-#pragma omp simd
-      for (int i = 0; i < count; ++i) {
-        sums.mean[i] += g_sum[i];
-        sums.max[i] = sums.max[i] > g_sum[i] ? sums.max[i] : g_sum[i];
-      }
+    put<kWhole>(v + at, count, now);
+    return sums;
+  }
+
+  // `count` elements from `at`, element by element into `sums`.
+  template <bool kSequences>
+  void tile(int64_t at, int count, Sums& sums) const {
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) sums.add(i, block<kSequences, true>(at + i, kLanes));
+    if (i < count) sums.add(i, block<kSequences, false>(at + i, count - i));
+  }
+
+  // `count` elements from `at` of one channel.
+  template <bool kSequences>
+  void tile(int64_t at, int count, Channel& channel) const {
+    Block all;
+    V max = 0;
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const Block one = block<kSequences, true>(at + i, kLanes);
+      all.rate += one.rate;
+      all.potential += one.potential;
+      all.charge += one.charge;
+      all.derivative += one.derivative;
+      max = sj::select(max > one.derivative, max, one.derivative);
+    }
+    if (kRate) channel.rate += sj::total(all.rate);
+    if (kPotential) channel.potential += sj::total(all.potential);
+    if (kCharge) channel.charge += sj::total(all.charge);
+    if (kMean) channel.mean += sj::total(all.derivative);
+    if (kMax) channel.max = std::max(channel.max, double(sj::largest(max)));
+    if (i < count) rest<kSequences>(at + i, count - i, channel);
+  }
+
+  template <bool kSequences>
+  void rest(int64_t at, int count, Channel& channel) const {
+    Sums sums;
+    sums.clear(0);
+    sums.add(0, block<kSequences, false>(at, count));
+    for (int i = 0; i < count; ++i) {
+      if (kRate) channel.rate += sums.rate[i];
+      if (kPotential) channel.potential += sums.potential[i];
+      if (kCharge) channel.charge += sums.charge[i];
+      if (kMean) channel.mean += sums.mean[i];
+      if (kMax) channel.max = std::max(channel.max, double(sums.max[i]));
     }
   }
 
-  void run(int64_t at, int count, Sums& sums) const {
+  template <typename Into>
+  void run(int64_t at, int count, Into& sums) const {
     if (v_seq || h_seq)
       tile<true>(at, count, sums);
     else
@@ -116,64 +189,30 @@ struct Forward {
   }
 };
 
-void clear(Sums& sums, int count) {
-  if (kRate) std::fill(sums.rate, sums.rate + count, A(0));
-  if (kPotential) std::fill(sums.potential, sums.potential + count, A(0));
-  if (kCharge) std::fill(sums.charge, sums.charge + count, A(0));
-  if (kDerivative) {
-    std::fill(sums.mean, sums.mean + count, A(0));
-    std::fill(sums.max, sums.max + count, A(0));  // g' >= 0 for every surrogate of the table
-  }
-}
-
-A total(const A* values, int count) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int i = 0; i < count; ++i) sum += values[i];
-  return sum;
-}
-
-A largest(const A* values, int count) {
-  A best = values[0];
-#pragma omp simd reduction(max : best)
-  for (int i = 0; i < count; ++i) best = values[i] > best ? values[i] : best;
-  return best;
-}
-
-// Writes the means of one channel; `rate` ... are its sums over time and map.
-void write(A* out, A rate, A potential, A charge, A mean, A max, A steps, A elements) {
-  int k = 0;
-  if (kRate) out[k++] = rate / elements;
-  if (kPotential) out[k++] = potential / elements;
-  if (kCharge) out[k++] = charge / elements;
-  if (kMean) out[k++] = mean / elements;
-  if (kMax) out[k++] = max / steps;
-}
-
-// Channels first, a map of at least one tile: one channel, tile by tile.
-void channel(const Forward& f, int64_t row, int64_t map, A* partials) {
-  Sums sums;
-  clear(sums, kTile);
+// Channels first, a map that blocks divide or a large one: one channel, tile by tile.
+void one_channel(const Forward& f, int64_t row, int64_t map, A* partials) {
+  Channel channel;
   for (int64_t m = 0; m < map; m += kTile)
-    f.run(row * map + m, int(std::min<int64_t>(kTile, map - m)), sums);
-  if (!kNames) return;
-  write(partials + row * kNames, total(sums.rate, kTile), total(sums.potential, kTile),
-        total(sums.charge, kTile), total(sums.mean, kTile), largest(sums.max, kTile),
-        A(f.steps), A(f.steps * map));
+    f.run(row * map + m, int(std::min<int64_t>(kTile, map - m)), channel);
+  channel.write(partials + row * kNames, f.steps, map);
 }
 
 // Channels first, a small map: several whole channels in one tile.
-void channels(const Forward& f, int64_t row, int count, int64_t map, A* partials) {
+void some_channels(const Forward& f, int64_t row, int count, int64_t map, A* partials) {
   Sums sums;
   const int elements = int(count * map);
-  clear(sums, elements);
+  sums.clear(elements);
   f.run(row * map, elements, sums);
-  if (!kNames) return;
   for (int c = 0; c < count; ++c) {
-    const int at = int(c * map), n = int(map);
-    write(partials + (row + c) * kNames, total(sums.rate + at, n), total(sums.potential + at, n),
-          total(sums.charge + at, n), total(sums.mean + at, n),
-          largest(sums.max + at, n), A(f.steps), A(f.steps * map));
+    Channel channel;
+    for (int i = int(c * map); i < int((c + 1) * map); ++i) {
+      if (kRate) channel.rate += sums.rate[i];
+      if (kPotential) channel.potential += sums.potential[i];
+      if (kCharge) channel.charge += sums.charge[i];
+      if (kMean) channel.mean += sums.mean[i];
+      if (kMax) channel.max = std::max(channel.max, double(sums.max[i]));
+    }
+    channel.write(partials + (row + c) * kNames, f.steps, map);
   }
 }
 
@@ -181,16 +220,83 @@ void channels(const Forward& f, int64_t row, int count, int64_t map, A* partials
 void columns(const Forward& f, int64_t sample, int64_t first, int count, int64_t channels,
              int64_t map, A* partials) {
   Sums sums;
-  clear(sums, count);
+  sums.clear(count);
   for (int64_t m = 0; m < map; ++m)
     f.run((sample * map + m) * channels + first, count, sums);
   if (!kNames) return;
   for (int i = 0; i < count; ++i)
-    write(partials + (sample * channels + first + i) * kNames, sums.rate[i], sums.potential[i],
-          sums.charge[i], sums.mean[i], sums.max[i], A(f.steps), A(f.steps * map));
+    Channel{sums.rate[i], sums.potential[i], sums.charge[i], sums.mean[i], sums.max[i]}.write(
+        partials + (sample * channels + first + i) * kNames, f.steps, map);
 }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The backward pass over elements that all tensors have at the same place.
+struct Backward {
+  const A* grad_s;  // may be null, as the next two
+  const A* grad_v;
+  const A* grad_v_seq;
+  const A* x;
+  const A* v0;
+  A* grad_x;
+  A* grad_v0;  // null where nobody asks for it
+  int64_t steps, stride, v0_stride;
+  sj::Neuron<V> neuron;
+
+  // The block at `at`, or its first `count` elements; `charges` holds `steps` blocks, for PLIF
+  // twice as many. Returns its part of dL/dq.
+  template <bool kSpikes, bool kSequence, bool kWhole>
+  SJ_MEMBER V block(int64_t at, int count, V* charges) const {
+    const sj::Neuron<V> n = neuron;
+    V* const pulls = charges + steps;
+    V now = v0_stride ? get<kWhole>(v0 + at, count) : V(v0[0]);
+    int64_t from = at;
+    for (int64_t t = 0; t < steps; ++t, from += stride) {
+      const V input = get<kWhole>(x + from, count);
+      const V h = sj::charge(input, now, n);
+      charges[t] = h;
+      if (SJ_KIND == 2) pulls[t] = sj::pull(input, now, n);
+      now = sj::settle(h, sj::fire(h, n), n);
+    }
+    V carry = grad_v ? get<kWhole>(grad_v + at, count) : V(0);
+    V grad_q = 0;
+    for (int64_t t = steps - 1; t >= 0; --t) {
+      from -= stride;
+      if (kSequence) carry += get<kWhole>(grad_v_seq + from, count);
+      const V given = kSpikes ? get<kWhole>(grad_s + from, count) : V(0);
+      const auto g = sj::unwind(given, carry, charges[t], n);
+      put<kWhole>(grad_x + from, count, g.x);
+      carry = g.carry;
+      if (SJ_KIND == 2) grad_q += g.h * pulls[t];
+    }
+    if (grad_v0) put<kWhole>(grad_v0 + at, count, carry);
+    return grad_q;
+  }
+
+  // `count` elements from `at`; returns their part of dL/dq.
+  template <bool kSpikes, bool kSequence>
+  double tile(int64_t at, int count, V* charges) const {
+    double grad_q = 0;
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) {
+      const V part = block<kSpikes, kSequence, true>(at + i, kLanes, charges);
+      if (SJ_KIND == 2) grad_q += sj::total(part);
+    }
+    if (i < count) {
+      A part[kLanes];
+      block<kSpikes, kSequence, false>(at + i, count - i, charges).store(part);
+      if (SJ_KIND == 2)
+        for (int j = 0; i + j < count; ++j) grad_q += part[j];
+    }
+    return grad_q;
+  }
+
+  double run(int64_t at, int count, V* charges) const {
+    if (grad_v_seq)
+      return grad_s ? tile<true, true>(at, count, charges) : tile<false, true>(at, count, charges);
+    return grad_s ? tile<true, false>(at, count, charges) : tile<false, false>(at, count, charges);
+  }
+};
 
 }  // namespace
 
@@ -202,6 +308,7 @@ extern "C" void sj_forward(const A* x, const A* v0, A* spikes, A* v, A* partials
                   v,     v_seq, h_seq,
                   g_seq, steps, samples * count * map,
                   v0_stride, {A(threshold), A(reset), A(decay), A(alpha)}};
+  const int64_t rows = samples * count;
   if (channels_last || map == 1) {
     const int64_t tiles = divide_up(count, kTile);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -210,82 +317,35 @@ extern "C" void sj_forward(const A* x, const A* v0, A* spikes, A* v, A* partials
       columns(f, unit / tiles, first, int(std::min<int64_t>(kTile, count - first)), count, map,
               partials);
     }
-  } else if (map >= kTile) {
+  } else if (map >= kTile || map % kLanes == 0) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < samples * count; ++row) channel(f, row, map, partials);
+    for (int64_t row = 0; row < rows; ++row) one_channel(f, row, map, partials);
   } else {
-    const int64_t rows = samples * count, group = kTile / map;
+    const int64_t group = kTile / map;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t unit = 0; unit < divide_up(rows, group); ++unit)
-      channels(f, unit * group, int(std::min(group, rows - unit * group)), map, partials);
+      some_channels(f, unit * group, int(std::min(group, rows - unit * group)), map, partials);
   }
 }
 
-// Any dense layout that all tensors share; `grad_s`, `grad_v`, `grad_v_seq` may be null, `grad_v0`
-// is null where nobody asks for it. `grad_q`
-// has one entry a unit of kTile elements, to be summed by the caller in that order.
+// Any dense layout that all tensors share. `grad_q` has one entry a unit of kTile elements, to be
+// summed by the caller in that order.
 extern "C" void sj_backward(const A* grad_s, const A* grad_v, const A* grad_v_seq, const A* x,
                             const A* v0, A* grad_x, A* grad_v0, double* grad_q, int64_t steps,
                             int64_t elements, int64_t v0_stride, double threshold, double reset,
                             double decay, double alpha, int threads) {
-  const sj::Neuron<A> n{A(threshold), A(reset), A(decay), A(alpha)};
+  const Backward b{grad_s,  grad_v, grad_v_seq, x,         v0, grad_x,
+                   grad_v0, steps,  elements,   v0_stride, {A(threshold), A(reset), A(decay), A(alpha)}};
   const int64_t units = divide_up(elements, kTile);
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<A> scratch(size_t(steps) * kTile * (SJ_KIND == 2 ? 2 : 1));
-    A* const hs = scratch.data();
-    A* const vs = hs + (SJ_KIND == 2 ? steps * kTile : 0);
+    std::vector<V> charges(size_t(steps) * (SJ_KIND == 2 ? 2 : 1));
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < units; ++unit) {
       const int64_t at = unit * kTile;
       const int count = int(std::min<int64_t>(kTile, elements - at));
-      A v[kTile], carry[kTile], dq[kTile];
-      for (int i = 0; i < count; ++i) v[i] = v0[v0_stride * (at + i)];
-      for (int64_t t = 0; t < steps; ++t) {
-        const A* xt = x + t * elements + at;
-        A* ht = hs + t * kTile;
-#pragma omp simd
-        for (int i = 0; i < count; ++i) {
-          if (SJ_KIND == 2) vs[t * kTile + i] = v[i];
-          const A h = sj::charge(xt[i], v[i], n);
-          ht[i] = h;
-          v[i] = sj::settle(h, sj::fire(h, n), n);
-        }
-      }
-      for (int i = 0; i < count; ++i) carry[i] = grad_v ? grad_v[at + i] : A(0);
-      for (int i = 0; i < count; ++i) dq[i] = A(0);
-      for (int64_t t = steps - 1; t >= 0; --t) {
-        const int64_t from = t * elements + at;
-        const A* ht = hs + t * kTile;
-        if (grad_v_seq)
-          for (int i = 0; i < count; ++i) carry[i] += grad_v_seq[from + i];
-        const A* gs = grad_s + from;
-        A* gx = grad_x + from;
-        if (grad_s) {
-#pragma omp simd
-          for (int i = 0; i < count; ++i) {
-            const auto g = sj::unwind(gs[i], carry[i], ht[i], n);
-            gx[i] = g.x;
-            carry[i] = g.carry;
-            if (SJ_KIND == 2) dq[i] += g.h * sj::pull(x[from + i], vs[t * kTile + i], n);
-          }
-        } else {
-#pragma omp simd
-          for (int i = 0; i < count; ++i) {
-            const auto g = sj::unwind(A(0), carry[i], ht[i], n);
-            gx[i] = g.x;
-            carry[i] = g.carry;
-            if (SJ_KIND == 2) dq[i] += g.h * sj::pull(x[from + i], vs[t * kTile + i], n);
-          }
-        }
-      }
-      if (grad_v0)
-        for (int i = 0; i < count; ++i) grad_v0[at + i] = carry[i];
-      if (SJ_KIND == 2) {
-        double sum = 0;
-        for (int i = 0; i < count; ++i) sum += double(dq[i]);
-        grad_q[unit] = sum;
-      }
+      const double part = b.run(at, count, charges.data());
+      if (SJ_KIND == 2) grad_q[unit] = part;
     }
   }
 }
