@@ -98,6 +98,14 @@ SJ_FN Lanes<A> absolute(Lanes<A> x) {
       reinterpret_cast<typename Lanes<A>::Raw>(reinterpret_cast<Mask>(x.raw) & ~sign));
 }
 
+template <typename A>
+SJ_FN Lanes<A> minus_absolute(Lanes<A> x) {
+  using Int = typename Lanes<A>::Int;
+  using Mask = typename Lanes<A>::Mask;
+  constexpr Int sign = static_cast<Int>(std::uint64_t(1) << (8 * sizeof(A) - 1));
+  return Lanes<A>(reinterpret_cast<typename Lanes<A>::Raw>(reinterpret_cast<Mask>(x.raw) | sign));
+}
+
 // a b + c, rounded once where the processor can.
 #if defined(__AVX512F__)
 SJ_FN Lanes<float> fused(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
@@ -116,11 +124,12 @@ SJ_FN Lanes<float> fused(Lanes<float> a, Lanes<float> b, Lanes<float> c) { retur
 #endif
 SJ_FN Lanes<double> fused(Lanes<double> a, Lanes<double> b, Lanes<double> c) { return a * b + c; }
 
-// 2^n of whole n in -126 .. 127.
-SJ_FN Lanes<float> power_of_two(Lanes<float> n) {
+// p 2^n of a normal result, n a whole number that came as 1.5 * 2^23 + n: its last bits are n.
+SJ_FN Lanes<float> raise(Lanes<float> p, Lanes<float> n) {
+  using Raw = Lanes<float>::Raw;
   using Mask = Lanes<float>::Mask;
-  const Mask bits = (__builtin_convertvector(n.raw, Mask) + 127) << 23;
-  return Lanes<float>(reinterpret_cast<Lanes<float>::Raw>(bits));
+  const Mask exponent = reinterpret_cast<Mask>(n.raw) << 23;
+  return Lanes<float>(reinterpret_cast<Raw>(reinterpret_cast<Mask>(p.raw) + exponent));
 }
 
 SJ_FN Lanes<double> exponential(Lanes<double> x) {

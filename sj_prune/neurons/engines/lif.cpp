@@ -29,6 +29,7 @@ namespace {
 
 using V = sj::Lanes<A>;
 constexpr int kLanes = V::kCount;
+constexpr int kWidth = 4;   // blocks side by side
 constexpr int kTile = 256;  // elements summed in the type of the computation
 constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
 constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
@@ -86,15 +87,15 @@ struct Sums {
 struct Channel {
   double rate = 0, potential = 0, charge = 0, mean = 0, max = 0;
 
-  // Writes the means.
-  void write(A* out, int64_t steps, int64_t map) const {
-    const double elements = double(steps) * double(map);
+  // Writes the means: the sums divided by the number of steps and elements of the map.
+  void write(A* out, double steps, double map) const {
+    const double per_step = 1.0 / steps, per_element = 1.0 / (steps * map);
     int k = 0;
-    if (kRate) out[k++] = A(rate / elements);
-    if (kPotential) out[k++] = A(potential / elements);
-    if (kCharge) out[k++] = A(charge / elements);
-    if (kMean) out[k++] = A(mean / elements);
-    if (kMax) out[k++] = A(max / double(steps));
+    if (kRate) out[k++] = A(rate * per_element);
+    if (kPotential) out[k++] = A(potential * per_element);
+    if (kCharge) out[k++] = A(charge * per_element);
+    if (kMean) out[k++] = A(mean * per_element);
+    if (kMax) out[k++] = A(max * per_step);
   }
 };
 
@@ -110,36 +111,53 @@ struct Forward {
   int64_t v0_stride;  // 1, or 0 where all potentials start at v0[0]
   sj::Neuron<V> neuron;
 
-  // All steps of the block at `at`, or of its first `count` elements.
-  template <bool kSequences, bool kWhole>
-  SJ_MEMBER Block block(int64_t at, int count) const {
+  // All steps of kWide blocks from `at`, or of the first `count` elements of one. Blocks side by
+  // side keep the processor busy while each waits for its previous step.
+  template <bool kSequences, bool kWhole, int kWide>
+  SJ_MEMBER void blocks(int64_t at, int count, Block (&sums)[kWide]) const {
     const sj::Neuron<V> n = neuron;
-    V now = v0_stride ? get<kWhole>(v0 + at, count) : V(v0[0]);
-    Block sums;
+    V now[kWide];
+    for (int k = 0; k < kWide; ++k)
+      now[k] = v0_stride ? get<kWhole>(v0 + at + k * kLanes, count) : V(v0[0]);
     int64_t from = at;
     for (int64_t t = 0; t < steps; ++t, from += stride) {
-      const V h = sj::charge(get<kWhole>(x + from, count), now, n);
-      const V s = sj::fire(h, n);
-      now = sj::settle(h, s, n);
-      put<kWhole>(spikes + from, count, s);
-      if (kRate) sums.rate += s;
-      if (kPotential) sums.potential += sj::absolute(now);
-      if (kCharge) sums.charge += sj::absolute(h);
-      if (kDerivative) sums.derivative += sj::derivative(h - n.threshold, n);
-      if (kSequences) {
-        if (v_seq) put<kWhole>(v_seq + from, count, now);
-        if (h_seq) put<kWhole>(h_seq + from, count, h);
-        if (g_seq) put<kWhole>(g_seq + from, count, sj::derivative(h - n.threshold, n));
+#pragma GCC unroll 8
+      for (int k = 0; k < kWide; ++k) {
+        const int64_t here = from + k * kLanes;
+        const V h = sj::charge(get<kWhole>(x + here, count), now[k], n);
+        const V s = sj::fire(h, n);
+        now[k] = sj::settle(h, s, n);
+        put<kWhole>(spikes + here, count, s);
+        if (kRate) sums[k].rate += s;
+        if (kPotential) sums[k].potential += sj::absolute(now[k]);
+        if (kCharge) sums[k].charge += sj::absolute(h);
+        if (kDerivative) sums[k].derivative += sj::derivative(h - n.threshold, n);
+        if (kSequences) {
+          if (v_seq) put<kWhole>(v_seq + here, count, now[k]);
+          if (h_seq) put<kWhole>(h_seq + here, count, h);
+          if (g_seq) put<kWhole>(g_seq + here, count, sj::derivative(h - n.threshold, n));
+        }
       }
     }
-    put<kWhole>(v + at, count, now);
-    return sums;
+    for (int k = 0; k < kWide; ++k) put<kWhole>(v + at + k * kLanes, count, now[k]);
+  }
+
+  template <bool kSequences, bool kWhole>
+  SJ_MEMBER Block block(int64_t at, int count) const {
+    Block sums[1];
+    blocks<kSequences, kWhole, 1>(at, count, sums);
+    return sums[0];
   }
 
   // `count` elements from `at`, element by element into `sums`.
   template <bool kSequences>
   void tile(int64_t at, int count, Sums& sums) const {
     int i = 0;
+    for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
+      Block found[kWidth];
+      blocks<kSequences, true, kWidth>(at + i, kLanes, found);
+      for (int k = 0; k < kWidth; ++k) sums.add(i + k * kLanes, found[k]);
+    }
     for (; i + kLanes <= count; i += kLanes) sums.add(i, block<kSequences, true>(at + i, kLanes));
     if (i < count) sums.add(i, block<kSequences, false>(at + i, count - i));
   }
@@ -150,14 +168,19 @@ struct Forward {
     Block all;
     V max = 0;
     int i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      const Block one = block<kSequences, true>(at + i, kLanes);
+    auto take = [&](const Block& one) {
       all.rate += one.rate;
       all.potential += one.potential;
       all.charge += one.charge;
       all.derivative += one.derivative;
       max = sj::select(max > one.derivative, max, one.derivative);
+    };
+    for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
+      Block sums[kWidth];
+      blocks<kSequences, true, kWidth>(at + i, kLanes, sums);
+      for (const Block& one : sums) take(one);
     }
+    for (; i + kLanes <= count; i += kLanes) take(block<kSequences, true>(at + i, kLanes));
     if (kRate) channel.rate += sj::total(all.rate);
     if (kPotential) channel.potential += sj::total(all.potential);
     if (kCharge) channel.charge += sj::total(all.charge);
@@ -194,7 +217,7 @@ void one_channel(const Forward& f, int64_t row, int64_t map, A* partials) {
   Channel channel;
   for (int64_t m = 0; m < map; m += kTile)
     f.run(row * map + m, int(std::min<int64_t>(kTile, map - m)), channel);
-  channel.write(partials + row * kNames, f.steps, map);
+  channel.write(partials + row * kNames, double(f.steps), double(map));
 }
 
 // Channels first, a small map: several whole channels in one tile.
@@ -212,7 +235,7 @@ void some_channels(const Forward& f, int64_t row, int count, int64_t map, A* par
       if (kMean) channel.mean += sums.mean[i];
       if (kMax) channel.max = std::max(channel.max, double(sums.max[i]));
     }
-    channel.write(partials + (row + c) * kNames, f.steps, map);
+    channel.write(partials + (row + c) * kNames, double(f.steps), double(map));
   }
 }
 
@@ -226,7 +249,7 @@ void columns(const Forward& f, int64_t sample, int64_t first, int count, int64_t
   if (!kNames) return;
   for (int i = 0; i < count; ++i)
     Channel{sums.rate[i], sums.potential[i], sums.charge[i], sums.mean[i], sums.max[i]}.write(
-        partials + (sample * channels + first + i) * kNames, f.steps, map);
+        partials + (sample * channels + first + i) * kNames, double(f.steps), double(map));
 }
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -243,33 +266,44 @@ struct Backward {
   int64_t steps, stride, v0_stride;
   sj::Neuron<V> neuron;
 
-  // The block at `at`, or its first `count` elements; `charges` holds `steps` blocks, for PLIF
-  // twice as many. Returns its part of dL/dq.
-  template <bool kSpikes, bool kSequence, bool kWhole>
-  SJ_MEMBER V block(int64_t at, int count, V* charges) const {
+  // kWide blocks from `at`, or the first `count` elements of one; `charges` holds kWidth blocks a
+  // step, for PLIF twice as many. Returns their part of dL/dq.
+  template <bool kSpikes, bool kSequence, bool kWhole, int kWide>
+  SJ_MEMBER V blocks(int64_t at, int count, V* charges) const {
     const sj::Neuron<V> n = neuron;
-    V* const pulls = charges + steps;
-    V now = v0_stride ? get<kWhole>(v0 + at, count) : V(v0[0]);
+    V* const pulls = charges + kWidth * steps;
+    V now[kWide], carry[kWide];
+    for (int k = 0; k < kWide; ++k)
+      now[k] = v0_stride ? get<kWhole>(v0 + at + k * kLanes, count) : V(v0[0]);
     int64_t from = at;
     for (int64_t t = 0; t < steps; ++t, from += stride) {
-      const V input = get<kWhole>(x + from, count);
-      const V h = sj::charge(input, now, n);
-      charges[t] = h;
-      if (SJ_KIND == 2) pulls[t] = sj::pull(input, now, n);
-      now = sj::settle(h, sj::fire(h, n), n);
+#pragma GCC unroll 8
+      for (int k = 0; k < kWide; ++k) {
+        const V input = get<kWhole>(x + from + k * kLanes, count);
+        const V h = sj::charge(input, now[k], n);
+        charges[t * kWide + k] = h;
+        if (SJ_KIND == 2) pulls[t * kWide + k] = sj::pull(input, now[k], n);
+        now[k] = sj::settle(h, sj::fire(h, n), n);
+      }
     }
-    V carry = grad_v ? get<kWhole>(grad_v + at, count) : V(0);
+    for (int k = 0; k < kWide; ++k)
+      carry[k] = grad_v ? get<kWhole>(grad_v + at + k * kLanes, count) : V(0);
     V grad_q = 0;
     for (int64_t t = steps - 1; t >= 0; --t) {
       from -= stride;
-      if (kSequence) carry += get<kWhole>(grad_v_seq + from, count);
-      const V given = kSpikes ? get<kWhole>(grad_s + from, count) : V(0);
-      const auto g = sj::unwind(given, carry, charges[t], n);
-      put<kWhole>(grad_x + from, count, g.x);
-      carry = g.carry;
-      if (SJ_KIND == 2) grad_q += g.h * pulls[t];
+#pragma GCC unroll 8
+      for (int k = 0; k < kWide; ++k) {
+        const int64_t here = from + k * kLanes;
+        if (kSequence) carry[k] += get<kWhole>(grad_v_seq + here, count);
+        const V given = kSpikes ? get<kWhole>(grad_s + here, count) : V(0);
+        const auto g = sj::unwind(given, carry[k], charges[t * kWide + k], n);
+        put<kWhole>(grad_x + here, count, g.x);
+        carry[k] = g.carry;
+        if (SJ_KIND == 2) grad_q += g.h * pulls[t * kWide + k];
+      }
     }
-    if (grad_v0) put<kWhole>(grad_v0 + at, count, carry);
+    if (grad_v0)
+      for (int k = 0; k < kWide; ++k) put<kWhole>(grad_v0 + at + k * kLanes, count, carry[k]);
     return grad_q;
   }
 
@@ -278,13 +312,17 @@ struct Backward {
   double tile(int64_t at, int count, V* charges) const {
     double grad_q = 0;
     int i = 0;
+    for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
+      const V part = blocks<kSpikes, kSequence, true, kWidth>(at + i, kLanes, charges);
+      if (SJ_KIND == 2) grad_q += sj::total(part);
+    }
     for (; i + kLanes <= count; i += kLanes) {
-      const V part = block<kSpikes, kSequence, true>(at + i, kLanes, charges);
+      const V part = blocks<kSpikes, kSequence, true, 1>(at + i, kLanes, charges);
       if (SJ_KIND == 2) grad_q += sj::total(part);
     }
     if (i < count) {
       A part[kLanes];
-      block<kSpikes, kSequence, false>(at + i, count - i, charges).store(part);
+      blocks<kSpikes, kSequence, false, 1>(at + i, count - i, charges).store(part);
       if (SJ_KIND == 2)
         for (int j = 0; i + j < count; ++j) grad_q += part[j];
     }
@@ -339,7 +377,7 @@ extern "C" void sj_backward(const A* grad_s, const A* grad_v, const A* grad_v_se
   const int64_t units = divide_up(elements, kTile);
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<V> charges(size_t(steps) * (SJ_KIND == 2 ? 2 : 1));
+    std::vector<V> charges(kWidth * size_t(steps) * (SJ_KIND == 2 ? 2 : 1));
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < units; ++unit) {
       const int64_t at = unit * kTile;
