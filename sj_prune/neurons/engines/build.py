@@ -24,7 +24,7 @@ __all__ = ["cache_folder", "compiler", "load", "problem"]
 
 logger = logging.getLogger("sj_prune")
 
-_SOURCES = ("lif.cpp", "step.h", "lanes.h")
+_SOURCES = ("lif.cpp", "lif_forward.h", "lif_backward.h", "lif_block.h", "lanes.h", "step.h")
 # No contraction and no reassociation outside of explicit reductions: spikes equal the reference.
 _FLAGS = (
     "-std=c++17",
