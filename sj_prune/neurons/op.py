@@ -10,6 +10,7 @@ Python, as long as a small layer on a CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -185,6 +186,7 @@ def _autograd_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # n
     saved = ctx.saved_tensors
     wanted = (grad_spikes, grad_v, grad_v_seq if ctx.store_v_seq else None)
     wants_v = ctx.needs_input_grad[1]
+    results: Sequence[Tensor | None]
     if torch.is_grad_enabled():
         results = _higher_order(wanted, saved, ctx.settings)
     elif _plain(saved[0]):
