@@ -242,9 +242,8 @@ def test_processes_that_start_at_once_share_one_cache(tmp_path):
 def test_compiler_without_openmp_serves_on_one_thread(tmp_path, monkeypatch, caplog):
     """As clang without its own library: what it compiles with OpenMP cannot be linked."""
     script = tmp_path / "cxx"
-    script.write_text(
-        f'#!/bin/sh\ncase "$*" in *-fopenmp*|*libgomp*) exit 1;; esac\nexec {build.compiler()} "$@"\n'
-    )
+    refuse = 'case "$*" in *-fopenmp*|*libgomp*) exit 1;; esac'
+    script.write_text(f'#!/bin/sh\n{refuse}\nexec {build.compiler()} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("SJ_PRUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "compiler", lambda: str(script))
