@@ -3,7 +3,8 @@
     python benchmarks/neuron_step.py [--device cpu|cuda] [--quick]
 
 Contenders, in one harness (outputs allocated in every call, ``x.grad`` None before it, contenders
-in turn within a repeat, medians):
+in turn within a repeat, each once untimed before the timed call so that it finds the allocator and
+the caches as it leaves them itself, medians):
 
 - stock: SpikingJelly's LIFNode as installed, without any recording (the ratios' base);
 - stock + v_seq: the same with ``store_v_seq=True`` and the five statistics computed from what it
@@ -128,6 +129,7 @@ def measure(
     times: dict[str, list[tuple[float, ...]]] = {contender: [] for contender in runs}
     for i in range(repeats + 2):
         for contender, run in runs.items():
+            one_call(run, x, grad, device)
             pair = one_call(run, x, grad, device)
             if i >= 2:
                 times[contender].append(pair)

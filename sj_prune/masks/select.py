@@ -53,10 +53,14 @@ def _bracketed(values: Sequence[Tensor], k: int, total: int) -> Tensor | None:
     for v in values:
         lo, hi = low.to(v.device), high.to(v.device)
         above += int((v > hi).count_nonzero())
-        inside.append(v[(v >= lo) & (v <= hi)].to(values[0].device))
+        inside.append(v[(v > lo) & (v <= hi)].to(values[0].device))
     pool = torch.cat(inside)
     rank = k - above
-    return _select(pool, rank) if 1 <= rank <= pool.numel() else None
+    if 1 <= rank <= pool.numel():
+        return _select(pool, rank)
+    # What equals the lower end stays out of the pool: weights that are pruned already all do.
+    ties = sum(int((v == low.to(v.device)).count_nonzero()) for v in values)
+    return low if pool.numel() < rank <= pool.numel() + ties else None
 
 
 def top_k(

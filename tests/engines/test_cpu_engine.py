@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import platform
 
 import pytest
 import torch
@@ -155,6 +156,33 @@ def test_types(dtype):
     assert_equal_runs(x, v, w, eq, ATAN)
 
 
+@pytest.mark.parametrize("narrower", ["-mno-avx512f", "-mno-avx", "-mno-fma"])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86-64 compilers")
+def test_registers_of_other_processors(narrower, monkeypatch):
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, narrower))
+    cpp_engine._library.cache_clear()
+    try:
+        for shape in ((4, 2, 3, 9, 9), (4, 2, 3, 20, 20), (4, 3, 70), (4, 2, 16, 8, 8)):
+            x, v, w, eq = problem(shape, LIF)
+            for name in ("Sigmoid", "ATan"):
+                assert_equal_runs(x, v, w, eq, Known(list(KNOWN).index(name), 2.0))
+    finally:
+        cpp_engine._library.cache_clear()
+
+
+def test_exponential_of_any_size():
+    """Sigmoid's derivative from its peak to far below the smallest number, against double."""
+    known = Known(list(KNOWN).index("Sigmoid"), 4.0)
+    x = torch.cat([torch.linspace(-60, 60, 4001), torch.tensor([-3e4, 3e4, 1.0])])
+    eq = Equations(IF, 1.0, False, 1.0, None, True)
+    out = outputs_for(x.view(1, 1, -1), 0, sequences=True)
+    cpp_engine.forward(x.view(1, 1, -1), torch.zeros(1, x.numel()), None, eq, known, 0, out)
+    e = torch.exp(-4.0 * (x - 1.0).double().abs())  # the engine's H - V_threshold is rounded
+    torch.testing.assert_close(
+        out[-1].flatten().double(), 4.0 * e / (1.0 + e).square(), rtol=3e-6, atol=1e-37
+    )
+
+
 def test_other_layouts():
     x, v, w, eq = problem((4, 6, 5, 8, 8), LIF)
     assert_equal_runs(x[:, ::2], v[::2], w, eq, ATAN)
@@ -209,6 +237,24 @@ def test_processes_that_start_at_once_share_one_cache(tmp_path):
         worker.join(120)
     assert len({results.get(timeout=10) for _ in workers}) == 1
     assert len(list(tmp_path.iterdir())) == 1, "one library, no leftovers"
+
+
+def test_compiler_without_openmp_serves_on_one_thread(tmp_path, monkeypatch, caplog):
+    """As clang without its own library: what it compiles with OpenMP cannot be linked."""
+    script = tmp_path / "cxx"
+    refuse = 'case "$*" in *-fopenmp*|*libgomp*) exit 1;; esac'
+    script.write_text(f'#!/bin/sh\n{refuse}\nexec {build.compiler()} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("SJ_PRUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "compiler", lambda: str(script))
+    cpp_engine._library.cache_clear()
+    try:
+        assert build.problem.__wrapped__() is None
+        x, v, w, eq = problem((3, 2, 5, 6), LIF)
+        assert_equal_runs(x, v, w, eq, ATAN)
+    finally:
+        cpp_engine._library.cache_clear()
+    assert sum("no OpenMP" in r.message for r in caplog.records) == 1
 
 
 def test_compiler_errors_are_shown(tmp_path, monkeypatch):

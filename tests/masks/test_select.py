@@ -186,3 +186,17 @@ def test_scores_are_not_changed():
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), max_size=4))
 def test_count(rows):
     assert count([torch.tensor(row) for row in rows]) == [sum(row) for row in rows]
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.05, 0.001])
+def test_kth_largest_among_weights_already_pruned(kept, monkeypatch):
+    """As many as are not zero: the zeros at the end of the bracket are not selected from."""
+    values = torch.rand((1 << 20) + 12345, generator=torch.Generator().manual_seed(3)) + 0.1
+    values[torch.rand(values.shape, generator=torch.Generator().manual_seed(4)) > kept] = 0.0
+    alive = int(values.count_nonzero())
+    pools, full = [], select._select
+    monkeypatch.setattr(select, "_select", lambda x, k: pools.append(x.numel()) or full(x, k))
+    parts, ordered = list(values.split(400_000)), values.sort(descending=True).values
+    for k in (alive, alive + 1, alive - 1):
+        assert kth_largest(parts, k) == ordered[k - 1]
+    assert max(pools) < values.numel() // 20

@@ -15,8 +15,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,18 +25,28 @@ __all__ = ["cache_folder", "compiler", "load", "problem"]
 
 logger = logging.getLogger("sj_prune")
 
-_SOURCES = ("lif.cpp", "step.h")
+_SOURCES = ("lif.cpp", "lif_forward.h", "lif_backward.h", "lif_block.h", "lanes.h", "step.h")
 # No contraction and no reassociation outside of explicit reductions: spikes equal the reference.
 _FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
-    "-fopenmp",
 )
+# The same constructs as in the engine, and a value that only a working library returns.
+_PROBE = """
+#include <cmath>
+#include <cstring>
+#include <vector>
+extern "C" int probe() {
+  int sum = 0;
+#pragma omp parallel for reduction(+ : sum)
+  for (int i = 0; i < 64; ++i) sum += i;
+  return sum;
+}
+"""
 
 
 def cache_folder() -> Path:
@@ -63,11 +74,8 @@ def problem() -> str | None:
         return "no C++ compiler (CXX, g++, clang++) was found"
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
-            source = Path(temporary) / "probe.cpp"
-            source.write_text("#include <cmath>\n#include <vector>\n")
-            _run([path, *_FLAGS, "-c", str(source), "-o", str(source.with_suffix(".o"))])
-            _environment(path)
+        _flags(path)
+        _environment(path)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return f"{path} does not work here: {error}"
     return None
@@ -85,12 +93,63 @@ def _environment(path: str) -> str:
     return f"{version}\n{platform.machine()}\n{cpu}"
 
 
-@functools.cache
-def _openmp() -> tuple[str, ...]:
-    """Link torch's own OpenMP library where it ships one: two thread pools would fight."""
+def _torch_openmp() -> list[str]:
+    """Return torch's own OpenMP library where it ships one: two thread pools would fight."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     found += sorted((Path(torch.__file__).parent.parent / "torch.libs").glob("libgomp*.so*"))
-    return (str(found[0]),) if found else ("-fopenmp",)
+    return [str(found[0])] if found else []
+
+
+class _Flags(NamedTuple):
+    """What follows the fixed flags when compiling, and when linking."""
+
+    compile: tuple[str, ...]
+    link: tuple[str, ...]
+
+
+@functools.cache
+def _flags(path: str) -> _Flags:
+    """Return the best flags with which the compiler makes a library that loads and runs.
+
+    Compilers differ: clang's OpenMP calls are not in torch's libgomp, and not every one knows
+    ``-march=native`` on ARM.
+
+    Raises:
+        RuntimeError: if none do; the message has the output for the first.
+        OSError: if a library cannot be kept or loaded.
+    """
+    threads = [("-fopenmp", library) for library in (*_torch_openmp(), "-fopenmp")]
+    first: Exception | None = None
+    for native in ("-march=native", "-mcpu=native", ""):
+        for omp, library in (*threads, ("", "")):
+            chosen = _Flags(tuple(f for f in (native, omp) if f), tuple(f for f in (library,) if f))
+            try:
+                _probe(path, chosen)
+            except (OSError, RuntimeError) as error:
+                first = first or error
+                continue
+            if not omp:
+                logger.warning("%s has no OpenMP here: the CPU engine runs on one thread", path)
+            return chosen
+    assert first is not None  # noqa: S101 (the last choice was tried)
+    raise first
+
+
+def _probe(path: str, flags: _Flags) -> None:
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
+        source = Path(temporary) / "probe.cpp"
+        source.write_text(_PROBE)
+        built = _link(path, source, flags, (), Path(temporary))
+        if (value := ctypes.CDLL(str(built)).probe()) != 2016:
+            raise RuntimeError(f"Expected the library of a trial to return 2016 but got {value}")
+
+
+def _link(path: str, source: Path, flags: _Flags, macros: Sequence[str], folder: Path) -> Path:
+    """Compile and link `source` in `folder`; return the library."""
+    made, built = folder / "made.o", folder / "made.so"
+    _run([path, *_FLAGS, *flags.compile, *macros, "-c", str(source), "-o", str(made)])
+    _run([path, "-shared", str(made), "-o", str(built), *flags.link])
+    return built
 
 
 def load(defines: Mapping[str, object]) -> ctypes.CDLL:
@@ -108,11 +167,17 @@ def load(defines: Mapping[str, object]) -> ctypes.CDLL:
     folder = Path(__file__).parent
     macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
     sources = "\n".join((folder / name).read_text() for name in _SOURCES)
-    parts = (sources, *_FLAGS, *macros, *_openmp(), _environment(path))
+    library_folder = cache_folder()
+    library_folder.mkdir(parents=True, exist_ok=True)
+    flags = _flags(path)
+    parts = (sources, *_FLAGS, *flags.compile, *flags.link, *macros, _environment(path))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    library = cache_folder() / f"lif-{key}.so"
+    library = library_folder / f"lif-{key}.so"
     if not library.exists():
-        _compile(path, folder, macros, library)
+        with tempfile.TemporaryDirectory(dir=library_folder) as temporary:
+            built = _link(path, folder / _SOURCES[0], flags, macros, Path(temporary))
+            os.replace(built, library)
+        logger.debug("compiled %s with %s", library.name, " ".join(macros))
     return ctypes.CDLL(str(library))
 
 
@@ -123,18 +188,3 @@ def _run(command: list[str]) -> None:
             f"Expected {command[0]} to compile but it ended with {done.returncode}: "
             f"{done.stderr[-2000:]}"
         )
-
-
-def _compile(path: str, folder: Path, macros: list[str], library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as temporary:
-        built = Path(temporary) / "lif.so"
-        made = Path(temporary) / "lif.o"
-        steps = (
-            [path, *_FLAGS, *macros, "-c", str(folder / _SOURCES[0]), "-o", str(made)],
-            [path, "-shared", str(made), "-o", str(built), *_openmp()],
-        )
-        for step in steps:
-            _run(step)
-        os.replace(built, library)
-    logger.debug("compiled %s with %s", library.name, " ".join(macros))

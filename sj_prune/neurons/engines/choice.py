@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -116,6 +117,7 @@ def forced(name: str) -> Iterator[None]:
             os.environ["SJ_PRUNE_ENGINE"] = before
 
 
+@functools.cache
 def load(name: str) -> Engine:
     """Return the engine module `name`."""
     return importlib.import_module(_MODULES[name])  # type: ignore[return-value]

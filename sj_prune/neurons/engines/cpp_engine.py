@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import struct
 
 import torch
 from torch import Tensor
@@ -15,10 +16,9 @@ from sj_prune.neurons.surrogates import Known
 
 __all__ = ["available", "backward", "forward"]
 
-_POINTER = ctypes.c_void_p
-_LONG = ctypes.c_int64
-_REAL = ctypes.c_double
-_INT = ctypes.c_int
+# ForwardArguments and BackwardArguments of lif.cpp. Packed: ctypes takes 1 us an argument.
+_FORWARD = struct.Struct("8P6q4dq")
+_BACKWARD = struct.Struct("8P3q4dq")
 _GRAIN = 1 << 15  # element-steps that make up for waking a thread, as in torch's own loops
 
 
@@ -50,11 +50,9 @@ def _library(
             "SJ_TYPE": "double" if dtype == torch.float64 else "float",
         }
     )
-    pointers, numbers = (_POINTER,) * 8, (*(_REAL,) * 4, _INT)
-    library.sj_forward.argtypes = [*pointers, *(_LONG,) * 5, _INT, *numbers]
-    library.sj_backward.argtypes = [*pointers, *(_LONG,) * 3, *numbers]
+    library.sj_forward.argtypes = library.sj_backward.argtypes = [ctypes.c_char_p]
     library.sj_forward.restype = library.sj_backward.restype = None
-    library.sj_tile.restype = _LONG
+    library.sj_tile.restype = ctypes.c_int64
     return library
 
 
@@ -111,14 +109,20 @@ def _initial(x_seq: Tensor, v_init: Tensor, last: bool) -> tuple[Tensor, int]:
     return _like(x_seq, v_init, last), 1
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()  # 0 too for a tensor without elements
 
 
 def _result(out: Tensor, layout: Tensor) -> Tensor:
     """Return `out` if the engine can write into it, else a buffer to copy from."""
     fits = out.dtype == layout.dtype and out.stride() == layout.stride()
     return out if fits else torch.empty_like(layout)
+
+
+def _step_result(out: Tensor, x: Tensor) -> Tensor:
+    """Return `out` if the engine can write one step of `x` into it, else a buffer."""
+    fits = out.dtype == x.dtype and out.stride() == x.stride()[1:]
+    return out if fits else torch.empty_like(x[0])
 
 
 def forward(
@@ -135,23 +139,24 @@ def forward(
     x = _like(x_seq, x_seq, last)
     v0, v0_stride = _initial(x_seq, v_init, last)
     spikes, v, partials, *sequences = outputs
-    buffers = [_result(spikes, x), _result(v, x[0]), partials]
+    buffers = [_result(spikes, x), _step_result(v, x), partials]
     buffers += [_result(s, x) if s.numel() else s for s in sequences]
     steps, samples = x.shape[:2]
     channels = x.shape[2] if x.ndim > 2 else 1
-    _variant(eq, known, statistics, x.dtype).sj_forward(
+    arguments = _FORWARD.pack(
         _pointer(x),
         _pointer(v0),
         *map(_pointer, buffers),
         steps,
         samples,
         channels,
-        x[0, 0].numel() // channels,
+        x.numel() // (steps * samples * channels),
         v0_stride,
-        int(last),
+        last,
         *_numbers(eq, known, w),
         _threads(x),
     )
+    _variant(eq, known, statistics, x.dtype).sj_forward(arguments)
     for out, buffer in zip(outputs, buffers, strict=True):
         if out is not buffer:
             out.copy_(buffer)
@@ -172,19 +177,20 @@ def backward(
     v0, v0_stride = _initial(x_seq, v_init, last)
     given = [None if g is None else _like(x_seq, g, last) for g in grads]
     grad_x, grad_v, grad_w = outputs
-    buffers = [_result(grad_x, x), _result(grad_v, x[0]) if grad_v.numel() else grad_v]
+    buffers = [_result(grad_x, x), _step_result(grad_v, x) if grad_v.numel() else grad_v]
     library = _variant(eq, known, 0, x.dtype)
-    units = -(-x[0].numel() // library.sj_tile())
-    grad_q = torch.empty(units if eq.kind == PLIF else 0, dtype=torch.float64)
+    grad_q = None
+    if eq.kind == PLIF:
+        grad_q = torch.empty(-(-x[0].numel() // library.sj_tile()), dtype=torch.float64)
     threshold, rest, decay, alpha = _numbers(eq, known, w)
-    library.sj_backward(
+    arguments = _BACKWARD.pack(
         *map(_pointer, given),
         _pointer(x),
         _pointer(v0),
         *map(_pointer, buffers),
         _pointer(grad_q),
         x.shape[0],
-        x[0].numel(),
+        x.numel() // x.shape[0],
         v0_stride,
         threshold,
         rest,
@@ -192,8 +198,9 @@ def backward(
         alpha,
         _threads(x),
     )
+    library.sj_backward(arguments)
     for out, buffer in zip((grad_x, grad_v), buffers, strict=True):
         if out is not buffer:
             out.copy_(buffer)
-    if eq.kind == PLIF:
+    if grad_q is not None:
         grad_w.copy_(grad_q.sum() * (decay * (1.0 - decay)))

@@ -28,6 +28,8 @@
 #include <cstdint>
 #include <cstring>
 #define SJ_FN static inline __attribute__((always_inline))
+#define SJ_MEMBER inline __attribute__((always_inline))
+#include "lanes.h"
 #endif
 
 namespace sj {
@@ -47,6 +49,16 @@ SJ_FN A absolute(A x) {
   return x < A(0) ? -x : x;
 }
 
+template <typename A>
+SJ_FN A minus_absolute(A x) {
+  return -absolute(x);
+}
+
+template <typename A>
+SJ_FN A select(bool condition, A a, A b) {
+  return condition ? a : b;
+}
+
 // a / b where the last bits do not matter.
 template <typename A>
 SJ_FN A ratio(A a, A b) {
@@ -57,32 +69,23 @@ SJ_FN A ratio(A a, A b) {
 SJ_FN float absolute(float x) { return fabsf(x); }
 SJ_FN float ratio(float a, float b) { return __fdividef(a, b); }
 SJ_FN float exponential(float x) { return __expf(x); }
-#else
-SJ_FN double exponential(double x) { return exp(x); }
-
-// Fused where the processor can: this only feeds g', never a potential.
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-SJ_FN float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-#else
 SJ_FN float fused(float a, float b, float c) { return a * b + c; }
-#endif
+#else
 
-// A polynomial that compilers vectorize: below 2 ulp. For x <= 0, all that is asked for below.
-SJ_FN float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  // x = n ln 2 + r, |r| <= ln 2 / 2; adding 1.5 * 2^23 rounds to the nearest integer.
-  const float n = fused(x, 1.44269504f, 12582912.0f) - 12582912.0f;
-  const float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
-  float p = fused(1.9875691500e-4f, r, 1.3981999507e-3f);
-  p = fused(p, r, 8.3334519073e-3f);
-  p = fused(p, r, 4.1665795894e-2f);
-  p = fused(p, r, 1.6666665459e-1f);
-  p = fused(p, r, 5.0000001201e-1f);
-  p = fused(p, r * r, r) + 1.0f;
-  const std::int32_t bits = (static_cast<std::int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return p * power;
+// For x <= 0, all that is asked for below; relative error below 3e-7 where x > -10, 2e-6 anywhere.
+// Fused operations are for g' and for gradients; a potential never takes one.
+SJ_FN Lanes<float> exponential(Lanes<float> x) {
+  using L = Lanes<float>;
+  x = select(L(-87.0f) > x, L(-87.0f), x);
+  // exp(x) = 2^n 2^f, |f| <= 1/2; adding 1.5 * 2^23 rounds to the nearest integer n.
+  const L rounded = fused(x, L(1.44269504f), L(12582912.0f));
+  const L f = fused(x, L(1.44269504f), L(12582912.0f) - rounded);
+  L p = fused(L(1.3264727e-3f), f, L(9.6715128e-3f));  // minimax polynomial of 2^f
+  p = fused(p, f, L(5.5507337e-2f));
+  p = fused(p, f, L(2.4022242e-1f));
+  p = fused(p, f, L(6.9314698e-1f));
+  p = fused(p, f, L(1.0f));
+  return raise(p, rounded);
 }
 #endif
 
@@ -120,7 +123,7 @@ SJ_FN A charge(A x, A v, const Neuron<A>& n) {
 
 template <typename A>
 SJ_FN A fire(A h, const Neuron<A>& n) {
-  return h >= n.threshold ? A(1) : A(0);
+  return select(h >= n.threshold, A(1), A(0));
 }
 
 // V after the reset.
@@ -130,7 +133,7 @@ SJ_FN A settle(A h, A s, const Neuron<A>& n) {
   // The same in fewer instructions: an infinite h still makes V nan.
   return s != A(0) ? fmaf(h, A(0), n.reset) : h;
 #elif SJ_HARD
-  return s * n.reset + (A(1) - s) * h;
+  return select(h >= n.threshold, fused(h, A(0), n.reset), h);  // exact, as on the device
 #else
   return h - s * n.threshold;
 #endif
@@ -141,17 +144,17 @@ template <typename A>
 SJ_FN A derivative(A u, const Neuron<A>& n) {
   const A a = n.alpha;
 #if SJ_SURROGATE == 0  // Sigmoid: a s (1 - s); with e = exp(-a |u|) nothing overflows
-  const A e = exponential(-absolute(a * u));
+  const A e = exponential(minus_absolute(a * u));
   const A d = A(1) + e;
   return ratio(a * e, d * d);
 #elif SJ_SURROGATE == 1  // ATan
   const A z = A(1.5707963267948966) * a * u;
-  return ratio(a / A(2), A(1) + z * z);
+  return ratio(a * A(0.5), fused(z, z, A(1)));
 #elif SJ_SURROGATE == 2  // PiecewiseQuadratic
   const A z = a - a * a * absolute(u);
-  return z > A(0) ? z : A(0);
+  return select(z > A(0), z, A(0));
 #elif SJ_SURROGATE == 3  // PiecewiseExp
-  return a / A(2) * exponential(-a * absolute(u));
+  return a * A(0.5) * exponential(a * minus_absolute(u));
 #elif SJ_SURROGATE == 4  // SoftSign
   const A z = A(1) / a + absolute(u);
   return ratio(A(1), A(2) * a * (z * z));
@@ -162,9 +165,9 @@ SJ_FN A derivative(A u, const Neuron<A>& n) {
   const A z = a * u;
   return a * A(0.56418958354775629) * exponential(-(z * z));
 #elif SJ_SURROGATE == 7  // Rect
-  return absolute(u) < A(0.5) / a ? a : A(0);
+  return select(absolute(u) < A(0.5) / a, a, A(0));
 #elif SJ_SURROGATE == 8  // Tanh: 1 / cosh(z)^2 = 4 e / (1 + e)^2 with e = exp(-2 |z|)
-  const A e = exponential(A(-2) * absolute(a * u));
+  const A e = exponential(A(2) * minus_absolute(a * u));
   const A d = A(1) + e;
   const A t = exponential(-a);  // tanh(a / 2) = (1 - t) / (1 + t)
   return a / (A(2) * ((A(1) - t) / (A(1) + t))) * ratio(A(4) * e, d * d);
@@ -187,15 +190,15 @@ template <typename A>
 SJ_FN Gradient<A> unwind(A grad_s, A grad_v, A h, const Neuron<A>& n) {
   const A g = derivative(h - n.threshold, n);
 #if SJ_HARD && SJ_DETACH
-  const A slope = A(1) - fire(h, n);
+  const A slope = select(h >= n.threshold, A(0), A(1));
 #elif SJ_HARD
-  const A slope = A(1) - fire(h, n) + (n.reset - h) * g;
+  const A slope = fused(n.reset - h, g, select(h >= n.threshold, A(0), A(1)));
 #elif SJ_DETACH
   const A slope = A(1);
 #else
   const A slope = A(1) - n.threshold * g;
 #endif
-  const A dh = grad_s * g + grad_v * slope;
+  const A dh = fused(grad_s, g, grad_v * slope);
 #if SJ_KIND == 0
   return {dh, dh, dh};
 #else

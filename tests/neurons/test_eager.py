@@ -1,0 +1,63 @@
+"""The way past torch's dispatcher in plain eager mode, against the custom op; when it is taken."""
+
+import pytest
+import torch
+from neuron_cases import current
+from spikingjelly.activation_based import functional
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sj_prune.neurons import RecordingIFNode, RecordingLIFNode, RecordingParametricLIFNode, op
+from sj_prune.neurons.activity import Activity
+
+NODES = [RecordingIFNode, RecordingLIFNode, RecordingParametricLIFNode]
+
+
+def run(node_class, plain, monkeypatch, **settings):
+    """Return spikes, potentials, gradients and statistics of two calls that share their state."""
+    with monkeypatch.context() as patch:
+        taken, original = [], op._Eager.apply
+        patch.setattr(op._Eager, "apply", lambda *a: taken.append(1) or original(*a))
+        if not plain:
+            patch.setattr(op, "_plain", lambda x: False)
+        node = node_class(step_mode="m", **settings)
+        xs = [current(4, 3, 2, 5, 6, seed=seed).requires_grad_() for seed in (1, 2)]
+        outputs = [node(x) for x in xs]
+        loss = sum((y * torch.arange(y.numel()).view(y.shape)).sum() for y in outputs)
+        (loss + node.v.sum() + (node.v_seq.sum() if node.store_v_seq else 0.0)).backward()
+        assert len(taken) == (2 if plain else 0)
+    grads = [t.grad for t in (*xs, *node.parameters())]
+    return [*outputs, node.v, *grads, node.activity.sums, node.activity.samples]
+
+
+@pytest.mark.parametrize("store_v_seq", [False, True])
+@pytest.mark.parametrize("node_class", NODES)
+def test_equals_the_custom_op(node_class, store_v_seq, monkeypatch):
+    found, expected = (
+        run(node_class, plain, monkeypatch, store_v_seq=store_v_seq) for plain in (True, False)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_watching_mode_sees_the_custom_op(monkeypatch):
+    """Under a fake-tensor mode nothing may be computed: the op has a fake implementation."""
+    monkeypatch.setattr(op, "choose", lambda *_: pytest.fail("an engine was called"))
+    with FakeTensorMode() as mode:
+        node = RecordingLIFNode(step_mode="m")
+        x = mode.from_tensor(torch.rand(4, 3, 2, 5))
+        assert node(x).shape == (4, 3, 2, 5)
+    functional.reset_net(node)
+
+
+def test_statistics_of_an_overflowed_sample_are_left_out():
+    """The short way adds finite batches; one that is not goes the long way, sample by sample."""
+    partials = torch.rand(5, 3, 5, generator=torch.Generator().manual_seed(0))
+    activity = Activity()
+    activity.update(partials)
+    for bad in (torch.inf, torch.nan):
+        broken = partials.clone()
+        broken[2, 1, 4] = bad
+        activity.update(broken)
+    kept = partials[[0, 1, 3, 4]].double().sum(0)
+    torch.testing.assert_close(activity.sums, partials.double().sum(0) + 2 * kept)
+    assert activity.count == 13
