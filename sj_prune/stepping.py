@@ -92,9 +92,18 @@ class Stepping:
         masks = self.wrapper.masks
         return [name for name in masks.layers if id(masks.weight(name)) in owned]
 
+    def _prunable(self, optimizer: Optimizer) -> list[str]:
+        """Return the layers that it moves, whether their masks are known or not."""
+        owned = {id(p) for p in owned_parameters(optimizer)}
+        return [name for name, layer in self.wrapper.layers.items() if id(layer.weight) in owned]
+
     def _counts(self, optimizer: Optimizer) -> bool:
         """Tell whether this is the first optimizer with a masked weight, whose steps count."""
-        return optimizer is next((o for o in self.optimizers if self._owned(o)), None)
+        for moves in (self._owned, self._prunable):  # groups of channels may not be known yet
+            first = next((o for o in self.optimizers if moves(o)), None)
+            if first is not None:
+                return optimizer is first
+        return False
 
     def _awaits_update(self, optimizer: Optimizer) -> bool:
         """Tell whether a later step, the counting one, will score this one's dense gradients."""
