@@ -152,11 +152,11 @@ class Ranks:
         """Return what the first forward has told of the network: a hash of each trace."""
         topology, coupling = self.wrapper.topology, self.wrapper.coupling
         found = {}
+        if coupling is not None:
+            found["coupled channels"] = _hash(_plain(coupling))
         if topology is not None:
             told = [topology.neurons, topology.norms, topology.spread]
             found["neurons behind layers"] = _hash(told)
-        if coupling is not None:
-            found["coupled channels"] = _hash(_plain(coupling))
         return found
 
     # ---- joining -------------------------------------------------------------------------------

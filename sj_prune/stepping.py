@@ -114,7 +114,7 @@ class Stepping:
     def _before(self, optimizer: Optimizer, first: bool) -> None:
         wrapper, method = self.wrapper, self.wrapper.method
         wrapper.ensure_masks(optional=True)
-        layers, step = self._layers(optimizer), wrapper.step + 1
+        step = wrapper.step + 1
         counts = first and self._counts(optimizer)
         due = counts and method.schedule.due(step)
         penalizes = _overrides(method, "on_gradient")
@@ -122,12 +122,12 @@ class Stepping:
         if penalizes or observes or (due and method.gradient != "never"):
             unscale_(optimizer)
         if observes:
-            for name in layers:
+            for name in self._layers(optimizer):
                 method.observe(wrapper.updater.view(name))
         if counts:
             self._decide(step, due)
         if penalizes:
-            for name in layers:
+            for name in self._layers(optimizer):
                 method.on_gradient(wrapper.updater.view(name))
         if not (method.emergent or self._awaits_update(optimizer)):
             wrapper.masks.mask_gradients(self._owned(optimizer))

@@ -27,6 +27,7 @@ NEVER = {
 OWNERS = {
     "spikingjelly": ("_host.py", "models/", "data/host.py"),
     "cupy": ("neurons/engines/cupy_engine.py", "__main__.py"),
+    "torch.distributed": ("distributed.py",),
 }
 
 
@@ -95,6 +96,17 @@ def test_imports_follow_the_layout(file):
     for package, owners in OWNERS.items():
         if not file.startswith(owners):
             assert [n for n in found if within(n, (package,))] == [], f"only {owners} may"
+
+
+@pytest.mark.parametrize("file", [file for file in SOURCES if file != "distributed.py"])
+def test_one_module_talks_to_other_processes(file):
+    """``torch`` brings ``torch.distributed`` with it: it could be used without an import."""
+    used = [
+        ast.unparse(n)
+        for n in ast.walk(ast.parse(SOURCES[file].read_text()))
+        if isinstance(n, ast.Attribute)
+    ]
+    assert [name for name in used if within(name, ("torch.distributed",))] == []
 
 
 @pytest.mark.parametrize("file", [file for file in SOURCES if file != "__main__.py"])

@@ -10,21 +10,21 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 60  # seconds: what takes longer has met a deadlock
+TIMEOUT = 120  # seconds: what takes longer has met a deadlock
 
 
 def run_in_ranks(world, module, function, folder, *args):
     """Return ``[result of rank 0, ...]`` of ``module.function(folder, *args)``."""
     context = multiprocessing.get_context("forkserver")
-    # One process loads torch; the ranks are forks of it.
-    context.set_forkserver_preload([__name__, module])
+    # One process loads what is slow to load (DDP itself loads dynamo); the ranks are forks of it.
+    context.set_forkserver_preload(["torch._dynamo", "spikingjelly.activation_based.functional"])
     ranks = [
         context.Process(target=_rank, args=(rank, world, module, function, str(folder), args))
         for rank in range(world)
     ]
     for process in ranks:
         process.start()
-    until = time.monotonic() + 2 * TIMEOUT
+    until = time.monotonic() + 3 * TIMEOUT
     for process in ranks:
         process.join(max(0.0, until - time.monotonic()))
     stuck = [rank for rank, process in enumerate(ranks) if process.is_alive()]

@@ -31,7 +31,8 @@ def same(a, b):
 def test_masks_and_weights_are_the_same_on_every_rank(ranks, name):
     found = [result["methods"][name] for result in ranks]
     assert all(one["hashes"] == found[0]["hashes"] for one in found)
-    assert len(set(found[0]["hashes"])) == 8  # every step changed something
+    # Every step changed something, but that of RigL's last update, which is skipped and grows none.
+    assert len(set(found[0]["hashes"])) == (7 if name == "RigL" else 8)
     assert all(one["history"] == found[0]["history"] for one in found)
     steps = [record["step"] for record in found[0]["history"]]
     assert steps == ([0, *UPDATES] if name in ("RigL", "SET") else UPDATES)
@@ -75,5 +76,12 @@ def test_growth_is_scored_by_the_mean_dense_gradient(ranks):
     for result in ranks:
         for name, grad in result["gradients"]["seen"].items():
             torch.testing.assert_close(grad, expected[name], rtol=1e-9, atol=1e-12)
-            torch.equal(grad, ranks[0]["gradients"]["seen"][name])
-            assert grad[~ranks[0]["first"]["RigL"]["before"][name]].any()
+            assert torch.equal(grad, ranks[0]["gradients"]["seen"][name])
+        pruned = {name: ~mask for name, mask in result["gradients"]["before"].items()}
+        found = [
+            result["gradients"]["seen"][name][mask].any()
+            for name, mask in pruned.items()
+            if mask.any()
+        ]
+        assert len(found) >= 2
+        assert all(found)

@@ -3,14 +3,12 @@
 import torch
 from rank_cases import (
     METHODS,
-    GLOBAL,
     bounds,
     loss_of,
     masks_of,
     network,
     norm_free,
     own_hash,
-    rank,
     ready,
     samples,
     train,
@@ -51,8 +49,9 @@ def every_step(name):
     def after(step):
         hashes.append(own_hash(model))
         for key, parameter in model.masks.parameters().items():
-            if parameter.grad is not None and name not in ("GradR",):
-                zero.append(not model.masks.zero_pruned(key, parameter.grad).ne(parameter.grad).any())
+            grad = parameter.grad
+            if grad is not None and not model.method.emergent:
+                zero.append(torch.equal(model.masks.zero_pruned(key, grad), grad))
 
     train(called, optimizer, range(1, 8), after=after)
     return {"hashes": hashes, "zero": zero, "history": [r.to_dict() for r in model.history]}
@@ -110,9 +109,6 @@ def gradients():
     SEEN.clear()
     settings = {"sparsity": 0.5, "regrow": 0.25, "interval": 1, "end": 3}
     called, model, optimizer = ready(WatchedRigL(**settings), norm_free())
+    before = masks_of(model)
     train(called, optimizer, [1], dtype=torch.float64)
-    return {"seen": {name: grads[0] for name, grads in SEEN.items()}}
-
-
-def share():
-    return rank(), bounds()[1] - bounds()[0], GLOBAL
+    return {"seen": {name: grads[0] for name, grads in SEEN.items()}, "before": before}
