@@ -46,6 +46,13 @@ class Stepping:
         """Hook into `optimizer`."""
         self._attached.append(OptimizerHooks(optimizer, self._before, self._after, self._evaluate))
 
+    def release(self, optimizer: Optimizer) -> None:
+        """Take the hooks off one optimizer."""
+        for hooks in self._attached:
+            if hooks.optimizer is optimizer:
+                hooks.remove()
+        self._attached = [hooks for hooks in self._attached if hooks.optimizer is not optimizer]
+
     def remove(self) -> None:
         """Take all hooks off."""
         for hooks in self._attached:

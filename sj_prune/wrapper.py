@@ -281,6 +281,15 @@ class PruningWrapper(nn.Module):
             self._switch_recording()
         return self
 
+    def release(self, optimizer: Optimizer) -> None:
+        """Take the hooks off an attached optimizer, so that another one can go on.
+
+        Step and masks stay. Releasing one that is not attached changes nothing.
+        """
+        self._check_usable()
+        self._stepping.release(optimizer)
+        self._switch_recording()
+
     @property
     def optimizers(self) -> list[Optimizer]:
         """The attached optimizers."""

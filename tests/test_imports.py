@@ -28,6 +28,8 @@ OWNERS = {
     "spikingjelly": ("_host.py", "models/", "data/host.py"),
     "cupy": ("neurons/engines/cupy_engine.py", "__main__.py"),
     "torch.distributed": ("distributed.py",),
+    "lightning": ("integrations/",),
+    "pytorch_lightning": ("integrations/",),
 }
 
 
