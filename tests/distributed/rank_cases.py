@@ -31,11 +31,14 @@ METHODS = {
     "TaylorChannels": lambda **k: methods.TaylorChannels(
         **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}
     ),
+    "GReg": lambda **k: methods.GReg(
+        **{"sparsity": 0.5, "every": 1, "delta": 0.1, "ceiling": 0.4, "end": 6, **k}
+    ),
     "GradR": lambda **k: methods.GradR(
         **{"sparsity": 0.7, "alpha": 0.05, "interval": 2, "end": 6, **k}
     ),
 }
-CHANNELS = ("SCA", "TaylorChannels")
+CHANNELS = ("SCA", "TaylorChannels", "GReg")
 
 
 def world():
