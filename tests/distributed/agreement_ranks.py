@@ -22,7 +22,7 @@ from rank_cases import (
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sj_prune import PruningWrapper
+from sj_prune import PruningWrapper, methods
 
 # ---- refusals ------------------------------------------------------------------------------------
 
@@ -224,17 +224,35 @@ def idle_from_the_start():
     return found
 
 
+class Watched(methods.GraNet):
+    """Notes which gradients it is shown."""
+
+    def grow_score(self, view):
+        SHOWN[view.name] = view.dense_grad().clone()
+        return super().grow_score(view)
+
+
+SHOWN = {}
+
+
 def own_gradients():
     """Growth by gradient where nobody has averaged: scores use the mean, the step its own."""
     found = {}
     for averaged in (False, True):
-        called, model, optimizer = ready(METHODS["GraNet"](interval=1), norm_free(), ddp=averaged)
+        called, model, optimizer = ready(
+            Watched(sparsity=0.6, interval=1, end=6), norm_free(), ddp=averaged
+        )
         loss_of(called, *samples(1, torch.float64)).backward()
         mine = model.net[2].weight.grad.clone()
         optimizer.step()
         kept = model.masks["2"]
         same = torch.equal(model.net[2].weight.grad[kept], mine[kept])
-        found[averaged] = {"masks": masks_of(model), "kept its own": same, "grad": mine}
+        found[averaged] = {
+            "masks": masks_of(model),
+            "kept its own": same,
+            "grad": mine,
+            "shown": SHOWN["2"],
+        }
     return found
 
 
@@ -263,9 +281,10 @@ def resume(name, folder):
     """Save in the middle of a window; go on, and go on from the checkpoint with as many ranks."""
     called, model, optimizer = ready(METHODS[name](**LONG[name]), norm_free(), momentum=0.0)
     train(called, optimizer, range(1, SAVED + 1), dtype=torch.float64)
-    before = recorded(model)
+    before, terms = recorded(model), [observed(model)]
     model.gather_statistics()
     gathered = recorded(model)
+    terms.append(observed(model))
     if rank() == 0:
         torch.save(model.state_dict(), f"{folder}/{name}.pt")
     dist.barrier()
@@ -276,6 +295,7 @@ def resume(name, folder):
         "resumed": take_over(name, f"{folder}/{name}.pt"),
         "before": before,
         "gathered": gathered,
+        "terms": terms,
         "checkpoint": torch.load(f"{folder}/{name}.pt", weights_only=True),
     }
 
@@ -284,12 +304,23 @@ def recorded(model):
     return {name: node.activity.count for name, node in model.nodes.items()}
 
 
+def observed(model):
+    """Return how many steps `TaylorChannels` has seen, over all layers."""
+    return sum(int(state["terms"]) for state in model.updater.state.values() if "terms" in state)
+
+
 def take_over(name, checkpoint):
     """Load on every rank and go on to the step after the update."""
     model = PruningWrapper(norm_free(), METHODS[name](**LONG[name]))
     model.load_state_dict(torch.load(checkpoint, weights_only=True))
+    loaded = recorded(model), observed(model)
     called = DistributedDataParallel(model) if world() > 1 else model
     optimizer = torch.optim.SGD(called.parameters(), lr=0.05)
     model.attach(optimizer)
     train(called, optimizer, range(SAVED + 1, 6), dtype=torch.float64)
-    return {"hash": own_hash(model), "masks": masks_of(model), "history": len(model.history)}
+    return {
+        "hash": own_hash(model),
+        "masks": masks_of(model),
+        "history": len(model.history),
+        "loaded": loaded,
+    }

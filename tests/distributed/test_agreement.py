@@ -127,6 +127,8 @@ def test_gradients_that_nobody_has_averaged(states):
     for found in (first, second):
         assert same(found[False]["masks"], first[True]["masks"])  # as behind DDP
         assert found[False]["kept its own"]
+        mean = (first[False]["grad"] + second[False]["grad"]) / 2
+        torch.testing.assert_close(found[False]["shown"], mean, rtol=1e-12, atol=0)
 
 
 def test_copy_is_alone(states):
@@ -150,6 +152,21 @@ def test_gathered_statistics_are_all_on_rank_0(states, name):
     if METHODS[name]().needs:
         assert {first["before"]["1"], second["before"]["1"]} == counts
         assert (first["gathered"]["1"], second["gathered"]["1"]) == (sum(counts), 0)
+    else:  # three layers, two steps, two ranks
+        assert first["terms"] == [6, 12]
+        assert second["terms"] == [6, 0]
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_loaded_statistics_are_on_rank_0_alone(states, name):
+    """Those of a checkpoint of one process, too: added up they count once."""
+    for kind, terms in (("taken over", 6), ("resumed", 12)):
+        first, second = (result[kind][name] for result in states)
+        if kind == "resumed":
+            first, second = first["resumed"], second["resumed"]
+        samples = {"1": 24, "3": 24, "7": 24} if METHODS[name]().needs else None
+        assert first["loaded"] == (samples or {"1": 0, "3": 0, "7": 0}, 0 if samples else terms)
+        assert second["loaded"] == ({"1": 0, "3": 0, "7": 0}, 0)
 
 
 @pytest.mark.parametrize("name", LONG)
