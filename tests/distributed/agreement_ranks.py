@@ -183,6 +183,7 @@ def every_state(folder, checkpoints):
         "idle window": idle_window(),
         "idle from the start": idle_from_the_start(),
         "own gradients": own_gradients(),
+        "own observations": own_observations(),
         "copied": copied(),
         "manual": manual(),
         "resumed": {name: resume(name, folder) for name in LONG},
@@ -254,6 +255,34 @@ def own_gradients():
             "shown": SHOWN["2"],
         }
     return found
+
+
+class WatchedTaylor(methods.TaylorChannels):
+    """Notes what it has observed on this rank, and what it scores by."""
+
+    def observe(self, view):
+        super().observe(view)
+        OBSERVED[view.name] = {key: value.clone() for key, value in view.state.items()}
+
+    def drop_score(self, view):
+        SHOWN[view.name] = super().drop_score(view).clone()
+        return SHOWN[view.name]
+
+
+OBSERVED = {}
+
+
+def own_observations():
+    """Ranks observe gradients of their own; rank 0 has none in step 2. Their weights stay equal."""
+    model = PruningWrapper(norm_free(), WatchedTaylor(sparsity=0.5, interval=3, end=6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    model.attach(optimizer)
+    for step in (1, 2, 3):
+        optimizer.zero_grad()
+        if step != 2 or rank() == 1:
+            loss_of(model, *samples(step, torch.float64)).backward()
+        optimizer.step()
+    return {"local": dict(OBSERVED), "shown": dict(SHOWN), "masks": masks_of(model)}
 
 
 def copied():

@@ -131,6 +131,18 @@ def test_gradients_that_nobody_has_averaged(states):
         torch.testing.assert_close(found[False]["shown"], mean, rtol=1e-12, atol=0)
 
 
+def test_what_every_rank_has_observed_counts(states):
+    """The mean over all steps of all ranks: three of rank 1, two of rank 0."""
+    first, second = (result["own observations"] for result in states)
+    assert same(first["masks"], second["masks"])
+    for name in ("0", "2", "6"):
+        mine, other = first["local"][name], second["local"][name]
+        assert (int(mine["terms"]), int(other["terms"])) == (2, 3)
+        assert not torch.equal(mine["taylor"], other["taylor"])
+        for found in (first, second):
+            torch.testing.assert_close(found["shown"][name], (mine["taylor"] + other["taylor"]) / 5)
+
+
 def test_copy_is_alone(states):
     assert states[0]["copied"] == pytest.approx(0.5, abs=1e-3)
 
