@@ -1,4 +1,4 @@
-"""Write the generated tables of the README from the CSV files under results/.
+"""Write the generated tables of README.md and docs/ from the CSV files under results/.
 
 python benchmarks/readme.py
 """
@@ -92,25 +92,106 @@ def quickstart() -> str:
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
+def channel_growth() -> str:
+    """Return the table, and for each sparsity who is ahead: nobody where ranges overlap."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows("channel_growth_cpu"):
+        groups.setdefault((row["sparsity"], row["growth"]), []).append(row)
+    ordered = dict(sorted(groups.items(), key=lambda item: float(item[0][0])))
+    table = [_growth_row(sparsity, growth, r) for (sparsity, growth), r in ordered.items()]
+    seeds = len({row["seed"] for row in rows("channel_growth_cpu")})
+    headers = [
+        "channel sparsity",
+        "growth",
+        f"test accuracy, mean of {seeds} seeds",
+        "range",
+        "channels kept",
+        "MACs",
+        "SynOps",
+        "latency, compact / masked",
+    ]
+    text = tabulate(table, headers, tablefmt="github", disable_numparse=True)
+    sparsities = list(dict.fromkeys(sparsity for sparsity, growth in ordered if growth != "dense"))
+    verdicts = [_growth_verdict(s, ordered) for s in sparsities]
+    return "\n\n".join([text, _growth_setting(rows("channel_growth_cpu")), "\n".join(verdicts)])
+
+
+def _growth_row(sparsity: str, growth: str, found: list[dict[str, str]]) -> list[str]:
+    dense = growth == "dense"
+    accuracies = [float(r["accuracy"]) for r in found]
+    macs, synops, latency = (
+        statistics.mean(float(r[key]) for r in found) for key in ("macs", "synops", "latency_ratio")
+    )
+    kept = {f"{r['channels_after']} of {r['channels_before']}" for r in found}
+    return [
+        "-" if dense else f"{100 * float(sparsity):.0f} %",
+        growth,
+        f"{statistics.mean(accuracies):.2f} %",
+        f"{min(accuracies):.2f} to {max(accuracies):.2f} %",
+        "all" if dense else ", ".join(sorted(kept)),
+        f"{macs / 1e6:.2f} M",
+        f"{synops / 1e3:.0f} k",
+        "-" if dense else f"{latency:.2f}",
+    ]
+
+
+def _growth_verdict(sparsity: str, groups: dict[tuple[str, str], list[dict[str, str]]]) -> str:
+    """Return how growth by gradient and none compare: a winner only where ranges are apart."""
+    first, second = (
+        [float(row["accuracy"]) for row in groups[sparsity, growth]]
+        for growth in ("gradient", "none")
+    )
+    gap = statistics.mean(first) - statistics.mean(second)
+    start = f"- {100 * float(sparsity):.0f} %: growth by gradient against none {gap:+.2f} points; "
+    if min(first) > max(second):
+        return f"{start}every seed with growth is above every seed without."
+    if max(first) < min(second):
+        return f"{start}every seed with growth is below every seed without."
+    return f"{start}the ranges overlap, so no winner."
+
+
+def _growth_setting(found: list[dict[str, str]]) -> str:
+    row = found[0]
+    seconds = statistics.mean(float(r["cpu_seconds"]) for r in found)
+    regrow = {
+        f"{float(r['regrow']):g} at {100 * float(r['sparsity']):.0f} %"
+        for r in found
+        if float(r["regrow"])
+    }
+    return (
+        f"{int(row['train_images']):,} training and {int(row['test_images']):,} test images, "
+        f"{row['epochs']} epochs, T={row['time_steps']}; operations per image, over all time "
+        f"steps, MACs as dense hardware does them; `regrow` {', '.join(sorted(regrow))}; "
+        f"{seconds:.0f} CPU seconds a run on {row['device']}. Several runs shared the machine, so "
+        "latency is a rough figure: masked and compact network were timed in turns."
+    )
+
+
 def insert(text: str, marker: str, table: str) -> str:
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"Expected the markers of {marker!r} in README.md but found none")
+        raise ValueError(f"Expected the markers of {marker!r} in the text but found none")
     return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
 
-def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    tables = {
+PAGES = {
+    "README.md": {
         "quickstart table": quickstart,
         "neuron step table": neuron_step,
         "training step table": training_step,
         "mask update table": mask_update,
-    }
-    for marker, table in tables.items():
-        text = insert(text, marker, table())
-    readme.write_text(text)
+    },
+    "docs/channels.md": {"channel growth table": channel_growth},
+}
+
+
+def main() -> None:
+    for name, tables in PAGES.items():
+        page = ROOT / name
+        text = page.read_text()
+        for marker, table in tables.items():
+            text = insert(text, marker, table())
+        page.write_text(text)
 
 
 if __name__ == "__main__":

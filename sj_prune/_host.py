@@ -7,7 +7,7 @@ the small surface below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,6 +21,7 @@ __all__ = [
     "LIFNode",
     "ParametricLIFNode",
     "SurrogateFunctionBase",
+    "eval_with_gradients",
     "find_legacy_node",
     "has_explicit_precision",
     "invalidate_reset_cache",
@@ -29,6 +30,7 @@ __all__ = [
     "is_plain_layer",
     "is_stock_neuron",
     "preserved_state",
+    "remembered",
     "reset_net",
     "release",
     "surrogate",
@@ -39,6 +41,16 @@ LIFNode = neuron.LIFNode
 ParametricLIFNode = neuron.ParametricLIFNode
 SurrogateFunctionBase = surrogate.SurrogateFunctionBase
 reset_net = functional.reset_net
+
+_HAS_RESET_CACHE = hasattr(functional, "invalidate_reset_cache")
+# Neuron layers whose forward in eval mode lets no gradient through: TorchScript on 0.0.0.0.14, a
+# step function in place of the surrogate on 2.0.0. The spikes are those of train mode.
+_CUT_IN_EVAL = ("OTTTLIFNode", "SLTTLIFNode", "ComplementaryLIFNode")
+_CUTTING: tuple[type, ...] = (
+    tuple(getattr(neuron, name) for name in _CUT_IN_EVAL if hasattr(neuron, name))
+    if _HAS_RESET_CACHE
+    else (IFNode, LIFNode)
+)
 
 _NEURON_PACKAGE = "spikingjelly.activation_based.neuron"
 _LAYER_PACKAGE = "spikingjelly.activation_based.layer"
@@ -100,13 +112,20 @@ def invalidate_reset_cache(net: nn.Module) -> None:
         invalidate(net)
 
 
+def eval_with_gradients(net: nn.Module) -> None:
+    """Put `net` into eval mode, but neuron layers that cut gradients there into train mode."""
+    net.eval()
+    for module in net.modules():
+        if isinstance(module, _CUTTING):
+            module.train()
+
+
 def _memory_of(module: nn.Module) -> dict[str, Any]:
     return dict(getattr(module, "_memories", {}))
 
 
-@contextmanager
-def preserved_state(net: nn.Module) -> Iterator[None]:
-    """Put buffers, neuron memories, training flags and random state of `net` back on leaving."""
+def remembered(net: nn.Module) -> Callable[[], None]:
+    """Return what puts buffers, neuron memories and training flags of `net` back as they are."""
     training = {module: module.training for module in net.modules()}
     memories = {module: _memory_of(module) for module in net.modules()}
     v_seqs = {m: vars(m)["v_seq"] for m in net.modules() if "v_seq" in vars(m)}
@@ -115,20 +134,31 @@ def preserved_state(net: nn.Module) -> Iterator[None]:
         # 2.0.0 resets a tensor in place where the reset value is one too: let it have a copy.
         copies = {k: v.detach().clone() for k, v in values.items() if isinstance(v, torch.Tensor)}
         getattr(module, "_memories", {}).update(copies)
+
+    def put_back() -> None:
+        for module, flag in training.items():
+            module.training = flag
+        for module, values in memories.items():
+            if values:
+                vars(module)["_memories"].update(values)
+        for module, v_seq in v_seqs.items():
+            vars(module)["v_seq"] = v_seq
+        with torch.no_grad():
+            for buffer, value in buffers:
+                # Past autograd's count of writes: a backward pass that still has to come would
+                # refuse a norm's statistics that were written, though they are what they were.
+                buffer.data.copy_(value)
+
+    return put_back
+
+
+@contextmanager
+def preserved_state(net: nn.Module) -> Iterator[None]:
+    """Put buffers, neuron memories, training flags and random state of `net` back on leaving."""
+    put_back = remembered(net)
     devices = sorted({p.device.index for p in net.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
-            for module, flag in training.items():
-                module.training = flag
-            for module, values in memories.items():
-                if values:
-                    vars(module)["_memories"].update(values)
-            for module, v_seq in v_seqs.items():
-                vars(module)["v_seq"] = v_seq
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    # Past autograd's count of writes: a backward pass that still has to come would
-                    # refuse a norm's statistics that were written, though they are what they were.
-                    buffer.data.copy_(value)
+            put_back()

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from sj_prune import _host
 from sj_prune.budget import check_budget, sparsity_for
 from sj_prune.calibration import Loss, calibrate, few_batches, inputs_of, mean_cross_entropy
 from sj_prune.calibration import renormalize as estimate_norms
 from sj_prune.methods.base import Method, ScheduledMethod
+from sj_prune.restoring import restored_on_error
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
     from sj_prune.report import Report
 
 __all__ = ["Pruned", "prune"]
+
+logger = logging.getLogger("sj_prune")
 
 Batches = list[tuple[tuple[Any, ...], Any]]
 
@@ -54,21 +58,24 @@ def prune(
     Statistics and gradients that the method scores are calibrated on some batches in eval mode,
     masks are installed, the running statistics of batch norms are estimated anew, and, if asked
     for, the network is fine-tuned with the masks on. Schedules do not count: there is one update.
+    Modes and gradients are left as they are, neurons are reset.
 
     Args:
         net: a trained SpikingJelly network, in multi-step mode. Pruned in place.
-        loader: yields ``(x, y)`` as the network and the loss take them; the first `batches` of it
-            are held in memory.
+        loader: yields ``(x, y)`` as the network and the loss take them, or `x` alone where no
+            gradient is scored; the first `batches` of it are held in memory, on the network's
+            device, and no more are drawn.
         method: any scoring method, single weights or channels.
         batches: how many batches to calibrate on.
         budget: instead of the method's sparsity, what is to remain of the dense network:
-            ``{"synops": 0.3}``, ``{"macs": 0.5}`` (of dense hardware, spikes or not) or
-            ``{"parameters": 0.1}``, met within 1 % on the first batch unless single channels are
-            larger than that (then a warning says so); or ``{"sparsity": 0.9}``.
+            ``{"synops": 0.3}``, ``{"macs": 0.5}`` (spikes multiplied like any number, as on a CPU
+            or GPU; pruned weights not counted) or ``{"parameters": 0.1}``, met within 1 % on the
+            first batch, before any fine-tuning, unless single channels are larger than that (then
+            a warning says so); or ``{"sparsity": 0.9}``, what goes.
         loss: of methods that score gradients, called as ``loss(output, y)``; by default the cross
             entropy of the output's mean over time.
-        fine_tune: called with the wrapped network, to train it: attach an optimizer and run any
-            loop; masks stay as they are.
+        fine_tune: called with the wrapped network, to train it: ``model.attach(optimizer)`` and
+            run any loop; masks stay as they are.
         renormalize: estimate the batch norms anew after pruning.
         skip: names of layers that stay dense.
         seed: of every random choice.
@@ -84,22 +91,24 @@ def prune(
     """
     method = _without_schedule(method)
     kind, value = ("sparsity", method.sparsity) if budget is None else check_budget(budget)
-    _check_batches(batches)
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
+    if budget is not None:  # where it is searched for, no sparsity is out of reach beforehand
+        method = replace(method, sparsity=value if kind == "sparsity" else 0.0)
+    _check_arguments(net, batches, loss, fine_tune)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     found = few_batches(loader, batches, device)
-    with _restored_on_error(net):
+    with restored_on_error(net):
         model = PruningWrapper(net, method, example_input=found[0][0], skip=skip, seed=seed)
         try:
             _update(model, found, kind, value, loss, renormalize)
             if fine_tune is not None:
-                fine_tune(model)
+                _fine_tune(model, fine_tune)
             report = model.report(found[0][0])
         except BaseException:
             model.discard()
             raise
-    return Pruned(model.finalize(), report)
+        net = model.finalize()
+        _host.reset_net(net)
+    return Pruned(net, report)
 
 
 def _update(
@@ -113,7 +122,8 @@ def _update(
     calibrate(model, found, loss)
     if kind != "sparsity":
         model.updater.check_ready()
-        value = sparsity_for(model, kind, value, found[0][0], prepare)
+        with torch.no_grad():
+            value = sparsity_for(model, kind, value, found[0][0], prepare)
     model.update_masks(value)
     for parameter in model.parameters():
         parameter.grad = gradients.get(parameter)
@@ -135,25 +145,23 @@ def _without_schedule(method: Method) -> Method:
     return replace(method, end=None) if isinstance(method, ScheduledMethod) else method
 
 
-def _check_batches(batches: object) -> None:
+def _fine_tune(model: PruningWrapper, fine_tune: Callable[[PruningWrapper], object]) -> None:
+    fine_tune(model)
+    if not model.optimizers:
+        logger.warning(
+            "fine_tune attached no optimizer: masks were not held while it ran, and what it made "
+            "of pruned weights is zeroed now; call model.attach(optimizer) in it"
+        )
+    model.masks.burn()  # so that the report is of the network that is returned
+
+
+def _check_arguments(net: object, batches: object, loss: object, fine_tune: object) -> None:
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
     if isinstance(batches, bool) or not isinstance(batches, int):
         raise TypeError(f"Expected batches to be an integer but got {batches!r}")
     if batches < 1:
         raise ValueError(f"Expected batches of at least 1 but got {batches}")
-
-
-@contextmanager
-def _restored_on_error(net: nn.Module) -> Iterator[None]:
-    """Put everything back as it was if what happens inside fails."""
-    tensors: list[Tensor] = [*net.parameters(), *net.buffers()]
-    saved = [t.detach().clone() for t in tensors]
-    training = {m: m.training for m in net.modules()}
-    try:
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
-        for module, flag in training.items():
-            module.training = flag
-        raise
+    for name, callback in (("loss", loss), ("fine_tune", fine_tune)):
+        if not callable(callback) and (name == "loss" or callback is not None):
+            raise TypeError(f"Expected {name} to be callable but got {callback!r}")

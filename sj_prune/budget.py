@@ -51,7 +51,8 @@ def spent(model: PruningWrapper, kind: str, args: tuple[Any, ...]) -> float:
 
     Args:
         model: the wrapper.
-        kind: "parameters", "macs" (of a dense implementation, spikes or not) or "synops".
+        kind: "parameters", "macs" (spikes multiplied like any number, pruned weights not counted)
+            or "synops".
         args: positional inputs to measure on.
     """
     if kind == "parameters":
@@ -81,14 +82,22 @@ def sparsity_for(
         prepare: called under the masks before measuring (norm statistics).
 
     Raises:
-        ValueError: if even the sparsest masks spend more.
+        ValueError: if even the sparsest masks spend more, and if the dense network spends nothing.
     """
     scores = model.updater.scorer.scores()
-    target = fraction * spent(model, kind, args)
+    dense = spent(model, kind, args)
+    target = fraction * dense
+    if not dense:
+        raise ValueError(
+            f"Expected a network that spends {kind} on the first batch but it spends none: no "
+            "layer gets spikes (silent neurons, or analog inputs throughout); give the budget in "
+            "macs or parameters"
+        )
 
     def left_at(keep: int) -> float:
         with tried(model, scores, keep):
-            prepare()
+            if kind == "synops":  # the others depend on no spike
+                prepare()
             return spent(model, kind, args)
 
     total = sum(model.masks.units().values())
@@ -98,10 +107,10 @@ def sparsity_for(
     if lowest > target * (1 + _PROMISED):
         raise ValueError(
             f"Expected a budget of at least {lowest / target * fraction:.4g} of the {kind}, which "
-            f"the sparsest masks ({least} of {total} units) spend, but got {fraction:g}: name "
-            "fewer layers in skip, or lower min_keep"
+            f"the sparsest masks ({least} of {total} units) spend, but got {fraction:g}: raise it, "
+            "name fewer layers in skip, or lower min_keep"
         )
-    best = (abs(lowest - target), low)
+    best = min((abs(lowest - target), low), (abs(left_at(high) - target), high))
     while high - low > 1 and best[0] > _CLOSE * target:
         middle = (low + high) // 2
         left = left_at(middle)
@@ -114,10 +123,10 @@ def sparsity_for(
         best = min(best, (abs(left_at(keep) - target), keep))
     if best[0] > _PROMISED * target:
         logger.warning(
-            "the nearest masks found spend %.2f %% more or less than the budget of %s: a single "
-            "unit changes that much",
-            100 * best[0] / target,
+            "the masks nearest to the budget of %s miss it by %.2f %%: a single unit changes it by "
+            "more, or norm statistics estimated anew do",
             kind,
+            100 * best[0] / target,
         )
     return 1.0 - best[1] / total
 

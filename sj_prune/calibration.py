@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sj_prune import _host
 from sj_prune.methods.base import Method
@@ -20,7 +21,8 @@ __all__ = ["Loss", "calibrate", "few_batches", "inputs_of", "mean_cross_entropy"
 
 #: called as ``loss(output, target)``, returns a scalar
 Loss = Callable[[Any, Any], Tensor]
-_NORMS = nn.modules.batchnorm._NormBase
+# An instance norm takes no cumulative mean, and sees one sample at a time.
+_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def mean_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -34,31 +36,42 @@ def few_batches(
     """Return the first batches of a loader as (inputs, target), on a device.
 
     Args:
-        loader: yields ``(x, y)`` pairs, or inputs alone.
+        loader: yields ``(x, y)`` pairs, or inputs alone, ``x`` or ``(x,)``.
         batches: how many.
         device: of the network.
 
     Raises:
-        ValueError: if the loader is empty.
+        ValueError: if the loader is empty or yields something else.
     """
 
     def move(value: Any) -> Any:  # noqa: ANN401
         if isinstance(value, tuple | list):
             return tuple(move(item) for item in value)
-        return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return value.to(device) if isinstance(value, Tensor) else value
 
     found = []
     for batch in islice(loader, batches):
-        pair = batch if isinstance(batch, tuple | list) else (batch, None)
-        if len(pair) != 2:
-            raise ValueError(
-                f"Expected batches (x, y) from the loader but got {len(pair)} items: let it yield "
-                "((x1, x2, ...), y) for a network with several inputs"
-            )
-        found.append((as_args(move(pair[0])), move(pair[1])))
+        inputs, target = _pair(batch)
+        found.append((as_args(move(inputs)), move(target)))
     if not found:
         raise ValueError("Expected at least one batch from the loader but it is empty")
     return found
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    if isinstance(batch, Tensor):
+        return batch, None
+    if not isinstance(batch, tuple | list):
+        raise ValueError(
+            f"Expected batches (x, y) from the loader but got {type(batch).__name__}: wrap it in a "
+            "generator that yields tensors as the network and the loss take them"
+        )
+    if len(batch) not in (1, 2):
+        raise ValueError(
+            f"Expected batches (x, y) from the loader but got {len(batch)} items: let it yield "
+            "((x1, x2, ...), y) for a network with several inputs"
+        )
+    return batch[0], batch[1] if len(batch) == 2 else None
 
 
 def inputs_of(batches: Iterable[tuple[tuple[Any, ...], Any]]) -> Iterator[tuple[Any, ...]]:
@@ -71,20 +84,21 @@ def calibrate(
 ) -> None:
     """Let neurons record, and gradients add up, what the method scores: one pass in eval mode.
 
-    Gradients are the mean over batches; ``method.observe`` sees those of every batch.
+    Gradients are the mean over batches; ``method.observe`` sees those of every batch. Neuron layers
+    that cut gradients in eval mode run in train mode where gradients are scored: they spike alike.
     """
     observes = type(model.method).observe is not Method.observe
     if not (model.method.needs or observes or model.method.gradient != "never"):
         return
     backward = observes or model.method.gradient != "never"
     sums: dict[nn.Parameter, Tensor] = {}
-    with _evaluating(model), model.recording(), model.dense_gradients():
+    modes = _evaluating(model, differentiable=backward)
+    with modes, model.recording(), model.dense_gradients(), torch.set_grad_enabled(backward):
         number = 0
         for args, target in batches:
             _host.reset_net(model)
             model.zero_grad(set_to_none=True)
-            with torch.set_grad_enabled(backward):
-                output = model(*args)
+            output = model(*args)
             if backward:
                 _backward(output, target, loss)
                 _observe(model, observes)
@@ -104,6 +118,7 @@ def _backward(output: Any, target: Any, loss: Loss) -> None:  # noqa: ANN401
     loss(output, target).backward()
 
 
+@torch.no_grad()
 def _observe(model: PruningWrapper, observes: bool) -> None:
     if observes:
         for name in model.masks.layers:
@@ -118,12 +133,14 @@ def _add(model: PruningWrapper, sums: dict[nn.Parameter, Tensor]) -> None:
 
 
 @contextmanager
-def _evaluating(model: PruningWrapper) -> Iterator[None]:
+def _evaluating(model: PruningWrapper, *, differentiable: bool) -> Iterator[None]:
     """Put the network into eval mode, its neurons recording all the same."""
     training = {module: module.training for module in model.modules()}
     kept = {node: node.record_in_eval for node in model.nodes.values()}
     try:
         model.eval()
+        if differentiable:
+            _host.eval_with_gradients(model)
         for node in model.nodes.values():
             node.record_in_eval = True
         yield
@@ -139,28 +156,60 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
     """Estimate the running statistics of all batch norms anew: the mean over these inputs.
 
     Pruning changes what norms see; stale statistics cost more accuracy than the weights that went.
+    The other modules run in eval mode, neurons from rest. A norm that does not run, and one without
+    running statistics, stays as it is.
 
     Args:
-        net: a network; its mode and everything but the statistics stay.
-        inputs: positional inputs of each forward.
+        net: a network; its mode and everything but the statistics stay, its neurons are reset.
+        inputs: positional inputs of each forward, as tuples.
+
+    Raises:
+        ValueError: without any input.
     """
-    norms = [m for m in net.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    norms = [m for m in net.modules() if isinstance(m, _NORMS) and _tracks(m)]
     if not norms:
         return
-    training = {module: module.training for module in net.modules()}
     momenta = {norm: norm.momentum for norm in norms}
+    number = 0
+    put_back = _host.remembered(net)
+    training = {module: module.training for module in net.modules()}
+    handles = [_anew(norm) for norm in norms]
     try:
         net.eval()
         for norm in norms:
-            norm.reset_running_stats()
             norm.train()
             norm.momentum = None  # the cumulative mean
-        for args in inputs:
-            _host.reset_net(net)
-            net(*args)
+        # A compiled network runs eagerly: its graph has no room for our hooks.
+        with torch.compiler.set_stance("force_eager"):
+            for args in inputs:
+                _host.reset_net(net)
+                net(*args)
+                number += 1
         _host.reset_net(net)
+    except BaseException:
+        put_back()
+        raise
     finally:
+        for handle in handles:
+            handle.remove()
         for module, flag in training.items():
             module.training = flag
         for norm, momentum in momenta.items():
             norm.momentum = momentum
+    if not number:
+        raise ValueError("Expected at least one input to estimate norms on but there is none")
+
+
+def _tracks(norm: nn.Module) -> bool:
+    return norm._buffers.get("running_mean") is not None
+
+
+def _anew(norm: nn.modules.batchnorm._BatchNorm) -> RemovableHandle:
+    """Let a norm forget its statistics when it first runs."""
+
+    def forget(module: nn.Module, inputs: Any) -> None:  # noqa: ANN401
+        norm.reset_running_stats()
+        handle.remove()
+
+    handle = norm.register_forward_pre_hook(forget)
+    return handle

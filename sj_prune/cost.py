@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune.masks.structure import Layer
+from sj_prune.neurons.convert import recording_nodes
 
 __all__ = [
     "PICOJOULES_PER_AC",
@@ -169,31 +170,54 @@ def latency(
 ) -> float:
     """Return the median seconds of one forward in eval mode, from reset neurons.
 
-    The network comes back as it was. On CUDA the device is waited for.
+    Compiled networks run compiled, recording nodes do not record. The network comes back as it was.
+    On CUDA the device is waited for.
 
     Args:
         net: any network.
         example_input: a batch as it takes it.
         repeats: forwards that are timed.
         warm_up: forwards before, not timed.
+
+    Raises:
+        ValueError: if `repeats` is below 1 or `warm_up` negative.
     """
+    if repeats < 1 or warm_up < 0:
+        raise ValueError(
+            f"Expected repeats of at least 1 and no negative warm_up but got {repeats}, {warm_up}"
+        )
     args = example_input if isinstance(example_input, tuple) else (example_input,)
+    tensors = (*args, *net.parameters())
+    devices = {x.device for x in tensors if isinstance(x, Tensor) and x.is_cuda}
     times = []
-    with _host.preserved_state(net), torch.no_grad():
+    with _host.preserved_state(net), _silent(net), torch.no_grad():
         net.eval()
         for _ in range(warm_up + repeats):
             _host.reset_net(net)
-            _wait(args)
+            _wait(devices)
             start = time.perf_counter()
             net(*args)
-            _wait(args)
+            _wait(devices)
             times.append(time.perf_counter() - start)
     return statistics.median(times[warm_up:])
 
 
-def _wait(args: tuple[Any, ...]) -> None:
-    if any(isinstance(x, Tensor) and x.is_cuda for x in args):
-        torch.cuda.synchronize()
+@contextmanager
+def _silent(net: nn.Module) -> Iterator[None]:
+    """Let no node record."""
+    kept = {node: node.recording for node in recording_nodes(net).values()}
+    try:
+        for node in kept:
+            node.recording = False
+        yield
+    finally:
+        for node, recording in kept.items():
+            node.recording = recording
+
+
+def _wait(devices: Iterable[torch.device]) -> None:
+    for device in devices:
+        torch.cuda.synchronize(device)
 
 
 @contextmanager

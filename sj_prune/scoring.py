@@ -38,6 +38,14 @@ class Scorer:
         """Return the scores of all scopes of the masks, in their order."""
         return [self._revived(self._of(scope)) for scope in self.wrapper.masks.scopes]
 
+    def last(self) -> dict[str, Tensor]:
+        """Return what every unit scored at the last update, ``[units]`` by scope.
+
+        Of one that slept then it is the score it had when last awake. Only channels have any.
+        """
+        found = {scope: self._awake(scope) for scope in self.wrapper.masks.scopes}
+        return {scope: score for scope, score in found.items() if score is not None}
+
     def _of(self, scope: str) -> LayerScores:
         method, masks = self.wrapper.method, self.wrapper.masks
         views = {member: self.view(member) for member in masks.members(scope)}

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import sys
 import time
-
-# Before torch is loaded: its threads sleep while they wait (see quickstart.py).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for --deterministic
 
 import torch
 from spikingjelly.activation_based import functional
@@ -40,21 +35,26 @@ def run(args, build_network, load_data, to_input=lambda x: x):
     Returns:
         accuracy, best accuracy, sparsity, steps, whether the run is complete.
     """
+    return train(args, build_network, load_data, to_input)[1]
+
+
+def train(args, build_network, load_data, to_input=lambda x: x):
+    """As `run`; return the trainer too, for scripts that go on with its network."""
     device = _set_up(args)
     with ranks.first_before_others():
-        train, test = load_data(device)
+        training, test = load_data(device)
     try:
-        train.split(ranks.rank(), ranks.number())
+        training.split(ranks.rank(), ranks.number())
         test.split(ranks.rank(), ranks.number())
     except ValueError as error:
         raise SystemExit(f"--batch, --batch-test: {error}") from error
-    trainer = Trainer(args, device, build_network, train, test, to_input)
+    trainer = Trainer(args, device, build_network, training, test, to_input)
     if args.dry_run:
         if ranks.first():
             trainer.print_plan()
-        return None
+        return trainer, None
     trainer.resume()
-    return trainer.fit()
+    return trainer, trainer.fit()
 
 
 def _set_up(args):

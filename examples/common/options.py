@@ -158,11 +158,7 @@ def _make_without_interval(kind, values, epoch):
     try:
         return kind(**once)
     except ValueError:
-        try:
-            return kind(**once, interval=epoch)
-        except ValueError:
-            pass
-        raise
+        return kind(**once, interval=epoch)  # whatever else is wrong, this says it too
 
 
 def _pairs(texts):

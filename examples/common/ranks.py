@@ -22,6 +22,12 @@ def start(device):
     return device
 
 
+def refuse_several(script):
+    """Exit if torchrun has started several processes of a script for one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SystemExit(f"Expected one process of {script} but torchrun started several")
+
+
 def stop():
     """Leave the others."""
     if dist.is_initialized():

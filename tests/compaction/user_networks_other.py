@@ -167,7 +167,6 @@ class Keywords(Net):
 OTHER = [
     Repeat,
     SqueezeAndExcite,
-    OtherBatchNorms,
     OtherDimensions,
     Tokens,
     Recurrent,
@@ -175,3 +174,5 @@ OTHER = [
     Inputs,
     Keywords,
 ]
+if hasattr(layer, "TemporalEffectiveBatchNorm2d"):  # 0.0.0.0.14 lacks one, its other one is broken
+    OTHER.append(OtherBatchNorms)

@@ -34,6 +34,12 @@ def cifar10_dvs():
     return _script("cifar10_dvs")
 
 
+@pytest.fixture(scope="session")
+def channels():
+    pytest.importorskip("matplotlib")
+    return _script("channels")
+
+
 @pytest.fixture(autouse=True)
 def _settings_back():
     """Runs choose the number of threads and seed every generator."""

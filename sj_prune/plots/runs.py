@@ -1,0 +1,143 @@
+"""Plots of whole runs: sparsity over training, accuracy over sparsity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sj_prune.history import UpdateRecord
+from sj_prune.plots.axes import MARKERS, axes, grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["accuracy_over_sparsity", "sparsity_over_steps"]
+
+
+def sparsity_over_steps(
+    histories: Mapping[str, Sequence[UpdateRecord]] | Sequence[UpdateRecord],
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw the sparsity that each mask update reached; dashed where another one was asked for.
+
+    Args:
+        histories: `PruningWrapper.history`, or several by name.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: for a history without updates.
+    """
+    named = histories if isinstance(histories, Mapping) else {"": histories}
+    empty = [name or "the history" for name, records in named.items() if not records]
+    if empty or not named:
+        raise ValueError(f"Expected at least one mask update in {', '.join(empty) or 'histories'}")
+    fig, ax = axes(ax)
+    from matplotlib.ticker import MaxNLocator
+
+    for i, (name, records) in enumerate(named.items()):
+        steps = [record.step for record in records]
+        reached = [record.sparsity for record in records]
+        # Masks stay as they are until the next update.
+        (line,) = ax.step(
+            steps,
+            reached,
+            where="post",
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            label=name,
+        )
+        asked = [record.target for record in records]
+        if any(abs(a - r) > 0.005 for a, r in zip(asked, reached, strict=True)):
+            label = f"{name}, asked for" if name else "asked for"
+            color = line.get_color()
+            ax.step(steps, asked, where="post", linestyle="--", color=color, label=label)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("sparsity (fraction of weights pruned)")
+    ax.set_ylim(0.0, 1.02)
+    grid(ax)
+    if len(ax.get_lines()) > 1:
+        ax.legend(loc="lower right")
+    return fig, ax
+
+
+def accuracy_over_sparsity(
+    results: Mapping[str, Iterable[tuple[float, float]]],
+    dense: float | None = None,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw accuracy over sparsity, one line a method.
+
+    Several seeds at one sparsity become their mean, with whiskers from the least to the greatest.
+    The axis is linear in the logarithm of the density, so that 95 and 99 % lie apart; methods are
+    moved sideways by a hair, or their whiskers would hide each other.
+
+    Args:
+        results: method -> points (sparsity in [0, 1), accuracy as a fraction or in percent).
+        dense: accuracy without pruning, in the same unit.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without points, or for a sparsity outside [0, 1).
+    """
+    curves = {name: _over_seeds(name, points) for name, points in results.items()}
+    if not curves:
+        raise ValueError("Expected the results of at least one method but got none")
+    fig, ax = axes(ax)
+    for i, (name, curve) in enumerate(curves.items()):
+        shift = 1.0 + 0.02 * (i - (len(curves) - 1) / 2)
+        means = [sum(seeds) / len(seeds) for seeds in curve.values()]
+        ax.errorbar(
+            [(1.0 - sparsity) * shift for sparsity in curve],
+            means,
+            yerr=[
+                [mean - min(seeds) for mean, seeds in zip(means, curve.values(), strict=True)],
+                [max(seeds) - mean for mean, seeds in zip(means, curve.values(), strict=True)],
+            ],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            capsize=3,
+            label=name,
+        )
+    if dense is not None:
+        ax.axhline(dense, color="gray", linestyle="--", label="dense")
+    highest = max(max(seeds) for curve in curves.values() for seeds in curve.values())
+    ax.set_ylabel("accuracy (%)" if max(highest, dense or 0.0) > 1.0 else "accuracy (fraction)")
+    _sparsity_axis(ax, sorted({sparsity for curve in curves.values() for sparsity in curve}))
+    grid(ax)
+    ax.legend()
+    return fig, ax
+
+
+def _over_seeds(name: str, points: Iterable[tuple[float, float]]) -> dict[float, list[float]]:
+    """Return sparsity -> accuracies, in the order of sparsity."""
+    curve: dict[float, list[float]] = {}
+    for sparsity, accuracy in points:
+        if not 0.0 <= sparsity < 1.0:
+            raise ValueError(f"Expected sparsities in [0, 1) but {name!r} has {sparsity}")
+        curve.setdefault(float(sparsity), []).append(float(accuracy))
+    if not curve:
+        raise ValueError(f"Expected at least one point (sparsity, accuracy) of {name!r}")
+    return dict(sorted(curve.items()))
+
+
+def _sparsity_axis(ax: Axes, sparsities: Sequence[float]) -> None:
+    """Turn an axis of densities into a logarithmic one that reads as sparsity."""
+    from matplotlib.ticker import NullLocator
+
+    # From the densest to the sparsest; the limits come first, for a single point has no extent.
+    ax.set_xlim(1.15 * (1.0 - sparsities[0]), (1.0 - sparsities[-1]) / 1.15)
+    ax.set_xscale("log")
+    # A number that would be written over the one before goes without a tick.
+    apart = 0.08 * math.log((1.0 - sparsities[0]) / (1.0 - sparsities[-1]))
+    ticks = [sparsities[0]]
+    for sparsity in sparsities[1:]:
+        if math.log((1.0 - ticks[-1]) / (1.0 - sparsity)) > apart:
+            ticks.append(sparsity)
+    ax.set_xticks([1.0 - s for s in ticks], [f"{100 * s:.4g}" for s in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("sparsity (% of weights pruned; log scale of the density)")
