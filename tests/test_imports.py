@@ -132,5 +132,5 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     loaded = set(json.loads(result.stdout.splitlines()[-1]))
-    unwanted = {"torchvision", "matplotlib", "sklearn", "spikingjelly.datasets"}
+    unwanted = {"torchvision", "matplotlib", "sklearn", "spikingjelly.datasets", "lightning"}
     assert loaded & {*unwanted, "sj_prune.neurons.engines.cupy_engine"} == set()

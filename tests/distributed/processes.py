@@ -37,6 +37,33 @@ def run_in_ranks(world, module, function, folder, *args):
     return [result for _, result in found]
 
 
+def once(tmp_path_factory, name, compute):
+    """Return ``compute(folder)``, run by one of pytest's workers for all of them."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    done = folder / "done.pt"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        until = time.monotonic() + 4 * TIMEOUT
+        while not done.exists():
+            assert time.monotonic() < until, f"another worker has not finished {name}"
+            time.sleep(0.1)
+        error, result = torch.load(done, weights_only=False)
+        assert error is None, error
+        return result
+    error, result = "interrupted", None
+    try:
+        result, error = compute(folder), None
+    except AssertionError as failed:
+        error = str(failed)
+        raise
+    finally:
+        torch.save((error, result), folder / "done.new")
+        os.replace(folder / "done.new", done)
+    return result
+
+
 def _rank(rank, world, module, function, folder, args):
     os.environ["SJ_PRUNE_ENGINE"] = "torch"
     torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import agreement_ranks
 import pytest
 import torch
 from agreement_ranks import LONG, SAVED, take_over
-from processes import run_in_ranks
+from processes import once, run_in_ranks
 from rank_cases import METHODS, masks_of, norm_free, own_hash, ready, train
 
 
@@ -14,8 +14,10 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("refused")
-    return run_in_ranks(2, "agreement_ranks", "every_refusal", folder)
+    def run(folder):
+        return run_in_ranks(2, "agreement_ranks", "every_refusal", folder)
+
+    return once(tmp_path_factory, "refused", run)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +36,10 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory, checkpoints):
-    folder = tmp_path_factory.mktemp("states")
-    return run_in_ranks(2, "agreement_ranks", "every_state", folder, checkpoints[0])
+    def run(folder):
+        return run_in_ranks(2, "agreement_ranks", "every_state", folder, checkpoints[0])
+
+    return once(tmp_path_factory, "states", run)
 
 
 # ---- refusals ------------------------------------------------------------------------------------

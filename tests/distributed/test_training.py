@@ -3,7 +3,7 @@
 import pytest
 import torch
 import training_ranks
-from processes import run_in_ranks
+from processes import once, run_in_ranks
 from rank_cases import METHODS
 from training_ranks import FIRST
 
@@ -12,8 +12,10 @@ UPDATES = {"RigL": [0, 2, 4, 6], "SET": [0, 2, 4, 6], "GReg": [6]}  # 0: when it
 
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(f"world{request.param}")
-    return run_in_ranks(request.param, "training_ranks", "every_check", folder)
+    def run(folder):
+        return run_in_ranks(request.param, "training_ranks", "every_check", folder)
+
+    return once(tmp_path_factory, f"world{request.param}", run)
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,27 @@ sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 
 from example_cases import EXAMPLES, RICH, STEPS, TINY, assert_same_run, load
 from example_ranks import one_step
-from processes import run_in_ranks
+from processes import once, run_in_ranks
 
 from sj_prune import models
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
+def folder_and_results(tmp_path_factory):
+    def run(folder):
+        return folder, run_in_ranks(2, "example_ranks", "runs", folder)
+
+    return once(tmp_path_factory, "scripts", run)
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    return run_in_ranks(2, "example_ranks", "runs", folder)
+def folder(folder_and_results):
+    return folder_and_results[0]
+
+
+@pytest.fixture(scope="module")
+def found(folder_and_results):
+    return folder_and_results[1]
 
 
 def test_weights_are_the_same_and_batches_are_not(found):
