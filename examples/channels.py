@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from common import images, loop, options, sew
+from common import images, loop, options, ranks, sew
 from matplotlib import pyplot
 from spikingjelly.activation_based import functional
 
@@ -223,6 +223,7 @@ def parse(arguments):
 def main(arguments=None):
     """Train, shrink, measure; return what result.json holds."""
     args = parse(arguments)
+    ranks.refuse_several("channels.py")
     with_dense = not vars(args).pop("no_dense") or args.method == "dense"
     keys = ("dataset", "method", "seed", "epochs", "sparsity", "regrow", "set")
     result, before = {key: getattr(args, key) for key in keys}, None

@@ -1,6 +1,6 @@
 """Pruning of spiking neural networks for SpikingJelly, from what happens inside the neurons."""
 
-from sj_prune import data, masks, methods, neurons
+from sj_prune import data, integrations, masks, methods, neurons
 from sj_prune._version import __version__
 from sj_prune.at_once import Pruned, prune
 from sj_prune.calibration import renormalize
@@ -27,6 +27,7 @@ __all__ = [
     "compact_with_optimizer",
     "compare",
     "data",
+    "integrations",
     "load_compact",
     "masks",
     "methods",

@@ -18,7 +18,6 @@ __all__ = [
     "check_network",
     "check_seed",
     "check_sparsity",
-    "check_world_size",
     "select_groups",
     "select_layers",
 ]
@@ -51,15 +50,6 @@ def check_seed(seed: object) -> None:
     """Refuse what is no integer."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"Expected seed to be an integer but got {seed!r}")
-
-
-def check_world_size(size: int) -> None:
-    """Refuse several processes: their statistics are not joined yet, so masks would differ."""
-    if size > 1:
-        raise RuntimeError(
-            f"Expected one process but torch.distributed runs {size}: masks would differ between "
-            "ranks; prune in one process"
-        )
 
 
 def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from sj_prune import distributed
 from sj_prune.history import UpdateRecord
 from sj_prune.methods.base import check_same_method
 from sj_prune.neurons.activity import Activity
@@ -135,12 +136,20 @@ def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
     for name, tensors in state["method_state"].items():
         device = wrapper.layers[name].weight.device
         updater.state[name] = {key: value.clone().to(device) for key, value in tensors.items()}
+        if distributed.rank() != 0:
+            for key in updater.state[name].keys() & set(wrapper.method.observed):
+                updater.state[name][key].zero_()
     wrapper.history = [UpdateRecord(**record) for record in state["history"]]
 
 
 def load_statistics(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
-    """Take over the statistics of a checked extra state."""
+    """Take over the statistics of a checked extra state.
+
+    A checkpoint is that of all ranks: the first takes them, and the others start with none.
+    """
     nodes = recording_nodes(wrapper.net)
     device = next(iter(wrapper.layers.values())).weight.device
     for name, activity in state["statistics"].items():
         nodes[name].activity.load_state_dict(activity, device)
+        if distributed.rank() != 0:
+            nodes[name].activity.clear()

@@ -46,6 +46,13 @@ class Stepping:
         """Hook into `optimizer`."""
         self._attached.append(OptimizerHooks(optimizer, self._before, self._after, self._evaluate))
 
+    def release(self, optimizer: Optimizer) -> None:
+        """Take the hooks off one optimizer."""
+        for hooks in self._attached:
+            if hooks.optimizer is optimizer:
+                hooks.remove()
+        self._attached = [hooks for hooks in self._attached if hooks.optimizer is not optimizer]
+
     def remove(self) -> None:
         """Take all hooks off."""
         for hooks in self._attached:
@@ -92,9 +99,18 @@ class Stepping:
         masks = self.wrapper.masks
         return [name for name in masks.layers if id(masks.weight(name)) in owned]
 
+    def _prunable(self, optimizer: Optimizer) -> list[str]:
+        """Return the layers that it moves, whether their masks are known or not."""
+        owned = {id(p) for p in owned_parameters(optimizer)}
+        return [name for name, layer in self.wrapper.layers.items() if id(layer.weight) in owned]
+
     def _counts(self, optimizer: Optimizer) -> bool:
         """Tell whether this is the first optimizer with a masked weight, whose steps count."""
-        return optimizer is next((o for o in self.optimizers if self._owned(o)), None)
+        for moves in (self._owned, self._prunable):  # groups of channels may not be known yet
+            first = next((o for o in self.optimizers if moves(o)), None)
+            if first is not None:
+                return optimizer is first
+        return False
 
     def _awaits_update(self, optimizer: Optimizer) -> bool:
         """Tell whether a later step, the counting one, will score this one's dense gradients."""
@@ -105,7 +121,7 @@ class Stepping:
     def _before(self, optimizer: Optimizer, first: bool) -> None:
         wrapper, method = self.wrapper, self.wrapper.method
         wrapper.ensure_masks(optional=True)
-        layers, step = self._layers(optimizer), wrapper.step + 1
+        step = wrapper.step + 1
         counts = first and self._counts(optimizer)
         due = counts and method.schedule.due(step)
         penalizes = _overrides(method, "on_gradient")
@@ -113,12 +129,12 @@ class Stepping:
         if penalizes or observes or (due and method.gradient != "never"):
             unscale_(optimizer)
         if observes:
-            for name in layers:
+            for name in self._layers(optimizer):
                 method.observe(wrapper.updater.view(name))
         if counts:
             self._decide(step, due)
         if penalizes:
-            for name in layers:
+            for name in self._layers(optimizer):
                 method.on_gradient(wrapper.updater.view(name))
         if not (method.emergent or self._awaits_update(optimizer)):
             wrapper.masks.mask_gradients(self._owned(optimizer))

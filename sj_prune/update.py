@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sj_prune import distributed
 from sj_prune.history import UpdateRecord
 from sj_prune.masks.ranking import LayerScores
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
@@ -107,6 +108,16 @@ class Updater:
                 found[node] = channels
         return found
 
+    def scored_parameters(self) -> list[Tensor]:
+        """Return the parameters whose gradients a method may score, each once."""
+        found: list[nn.Module] = []
+        for name in self.wrapper.masks.layers:
+            norm, _ = self._norm(name)
+            found.append(self.wrapper.layers[name])
+            found += [] if norm is None else [self.wrapper.net.get_submodule(norm)]
+        parameters = (m._parameters.get(key) for m in found for key in ("weight", "bias"))
+        return list({id(p): p for p in parameters if p is not None}.values())
+
     def _activity(self, neurons: Mapping[str, Tensor | None]) -> LayerActivity | None:
         if not neurons:
             return None
@@ -200,9 +211,15 @@ class Updater:
         return round((1.0 - sparsity) * sum(self.wrapper.masks.units().values()))
 
     def _update(self, step: int, target: float) -> None:
-        self.wrapper.ensure_masks()
-        self.check_ready()
-        found = self.propose(self.scorer.scores(), self._keep(target), step)
+        where, ranks = f"the update in step {step}", self.wrapper.ranks
+        ranks.prepare(where, self.wrapper.ensure_masks)
+
+        def score() -> dict[str, LayerUpdate]:
+            self.check_ready()
+            return self.propose(self.scorer.scores(), self._keep(target), step)
+
+        with ranks.joined():
+            found = ranks.agreed(where, score, _masks_of)
         self._install(found, step, target)
 
     def check_ready(self) -> None:
@@ -243,12 +260,19 @@ class Updater:
     def choose(self) -> None:
         """Tell the method what an update to its final sparsity would drop now, without regrowth."""
         method, masks = self.wrapper.method, self.wrapper.masks
-        self.wrapper.ensure_masks()
-        self._check_statistics()
-        scores = [replace(s, grow=None, tie=None) for s in self.scorer.scores()]
-        keep = self._keep(method.sparsity)
-        found = prune_and_regrow(scores, keep, method.allocation, generator=self._generator())
-        dropped = {s: ~u.survivors for s, u in zip(masks.scopes, found, strict=True)}
+        where, ranks = f"the choice in step {self.wrapper.step + 1}", self.wrapper.ranks
+        ranks.prepare(where, self.wrapper.ensure_masks)
+
+        def score() -> dict[str, LayerUpdate]:
+            self._check_statistics()
+            scores = [replace(s, grow=None, tie=None) for s in self.scorer.scores()]
+            keep = self._keep(method.sparsity)
+            found = prune_and_regrow(scores, keep, method.allocation, generator=self._generator())
+            return dict(zip(masks.scopes, found, strict=True))
+
+        with ranks.joined():
+            found = ranks.agreed(where, score, _masks_of)
+        dropped = {scope: ~update.survivors for scope, update in found.items()}
         for name in {m: None for scope in masks.scopes for m in masks.members(scope)}:
             method.on_choice(self.view(name), masks.layer_units(name, dropped))
 
@@ -283,6 +307,7 @@ class Updater:
 
     def record_emergent(self, step: int) -> None:
         """Record what the weights of an emergent method have become since the last record."""
+        self.wrapper.ranks.check_masks(step)
         masks = self.wrapper.masks.masks
         dropped = count([self.previous[n].to(m.device) & ~m for n, m in masks.items()])
         grown = count([m & ~self.previous[n].to(m.device) for n, m in masks.items()])
@@ -303,7 +328,8 @@ class Updater:
         kept, sparsity = masks.kept_units(), masks.sparsity()["total"]
         record = UpdateRecord(step, target, sparsity, kept, dropped, grown, masks.pruned_units())
         self.wrapper.history.append(record)
-        logger.info(
+        logger.log(
+            logging.INFO if self.wrapper.ranks.speaks else logging.DEBUG,
             "step %d: %s, sparsity %.4f (target %.4f), kept %d, dropped %d, grown %d",
             step,
             type(self.wrapper.method).__name__,
@@ -313,3 +339,9 @@ class Updater:
             sum(dropped.values()),
             sum(grown.values()),
         )
+
+
+def _masks_of(found: Mapping[str, LayerUpdate]) -> dict[str, str]:
+    """Return what has to be the same on every rank."""
+    parts = [mask for update in found.values() for mask in (update.mask, update.grown)]
+    return {"masks": distributed.digest(*parts)}

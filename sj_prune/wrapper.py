@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sj_prune import _host, arguments, checkpoint
+from sj_prune import _host, arguments, checkpoint, distributed
 from sj_prune.attach import owned_parameters
 from sj_prune.compaction import couple_checked
 from sj_prune.coupling import Coupling
@@ -24,6 +24,7 @@ from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.state import rest_channels
 from sj_prune.outline import as_args, few_samples, from_plain, materialize, outline, to_plain
+from sj_prune.ranks import Ranks
 from sj_prune.stepping import Stepping
 from sj_prune.topology import Topology, prunable_layers, trace
 from sj_prune.update import Updater
@@ -76,6 +77,7 @@ class PruningWrapper(nn.Module):
     ) -> None:
         super().__init__()
         arguments.check_network(net)
+        distributed.check_whole(net)
         if any(isinstance(module, PruningWrapper) for module in net.modules()):
             raise ValueError("Expected a bare network but it is wrapped already: finalize() it")
         arguments.check_method(method)
@@ -104,6 +106,7 @@ class PruningWrapper(nn.Module):
         self._record_now = False
         self._switched: tuple[bool, Topology | None] | None = None
         self.updater = Updater(self)
+        self.ranks = Ranks(self)
         self._stepping = Stepping(self)
         # After the weights, wherever in a larger module this wrapper is loaded.
         self.register_load_state_dict_post_hook(_settle)
@@ -246,21 +249,24 @@ class PruningWrapper(nn.Module):
         that a GradScaler skips do not count. Attaching one twice changes nothing. Attach several in
         the order in which they step.
 
+        With several processes every rank attaches, and the masks stay the same on all: see
+        docs/distributed.md.
+
         Returns:
             The wrapper.
 
         Raises:
-            TypeError: if it is not a `torch.optim.Optimizer`.
+            TypeError: if it is not a `torch.optim.Optimizer`, or if parameters are split over
+                processes (FSDP, DTensor).
             ValueError: if it holds none of this network's parameters.
-            RuntimeError: after `finalize`.
+            RuntimeError: after `finalize`; if method, seed, step or masks differ between ranks.
         """
         self._check_usable()
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 f"Expected a torch.optim.Optimizer to attach but got {type(optimizer).__name__}"
             )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            arguments.check_world_size(torch.distributed.get_world_size())
+        distributed.check_whole(self.net, owned_parameters(optimizer))
         mine = {id(p) for p in self.net.parameters()}
         if not any(id(p) in mine for p in owned_parameters(optimizer)):
             raise ValueError(
@@ -268,11 +274,21 @@ class PruningWrapper(nn.Module):
                 "build it with model.parameters() of the wrapped network"
             )
         if all(known is not optimizer for known in self.optimizers):
+            self.ranks.check_start()
             self._stepping.attach(optimizer)
             if not self.method.emergent:
                 self.masks.enforce(self.masks.parameters(), [optimizer])
             self._switch_recording()
         return self
+
+    def release(self, optimizer: Optimizer) -> None:
+        """Take the hooks off an attached optimizer, so that another one can go on.
+
+        Step and masks stay. Releasing one that is not attached changes nothing.
+        """
+        self._check_usable()
+        self._stepping.release(optimizer)
+        self._switch_recording()
 
     @property
     def optimizers(self) -> list[Optimizer]:
@@ -413,6 +429,16 @@ class PruningWrapper(nn.Module):
         return report(self, example_input)
 
     # ---- state ---------------------------------------------------------------------------------
+
+    def gather_statistics(self) -> None:
+        """Let rank 0 have what all ranks have recorded, before it saves a checkpoint.
+
+        Every rank calls it. What the next update sees stays the same. Without it a checkpoint
+        holds what its own rank has recorded since the last update. With one process it does
+        nothing.
+        """
+        self._check_usable()
+        self.ranks.gather_statistics()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return masks, step, statistics and generator, as plain values and tensors."""

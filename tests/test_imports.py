@@ -27,6 +27,9 @@ NEVER = {
 OWNERS = {
     "spikingjelly": ("_host.py", "models/", "data/host.py"),
     "cupy": ("neurons/engines/cupy_engine.py", "__main__.py"),
+    "torch.distributed": ("distributed.py",),
+    "lightning": ("integrations/",),
+    "pytorch_lightning": ("integrations/",),
 }
 
 
@@ -97,6 +100,17 @@ def test_imports_follow_the_layout(file):
             assert [n for n in found if within(n, (package,))] == [], f"only {owners} may"
 
 
+@pytest.mark.parametrize("file", [file for file in SOURCES if file != "distributed.py"])
+def test_one_module_talks_to_other_processes(file):
+    """``torch`` brings ``torch.distributed`` with it: it could be used without an import."""
+    used = [
+        ast.unparse(n)
+        for n in ast.walk(ast.parse(SOURCES[file].read_text()))
+        if isinstance(n, ast.Attribute)
+    ]
+    assert [name for name in used if within(name, ("torch.distributed",))] == []
+
+
 @pytest.mark.parametrize("file", [file for file in SOURCES if file != "__main__.py"])
 def test_library_does_not_print(file):
     calls = [n for n in ast.walk(ast.parse(SOURCES[file].read_text())) if isinstance(n, ast.Call)]
@@ -118,5 +132,5 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     loaded = set(json.loads(result.stdout.splitlines()[-1]))
-    unwanted = {"torchvision", "matplotlib", "sklearn", "spikingjelly.datasets"}
+    unwanted = {"torchvision", "matplotlib", "sklearn", "spikingjelly.datasets", "lightning"}
     assert loaded & {*unwanted, "sj_prune.neurons.engines.cupy_engine"} == set()

@@ -12,11 +12,11 @@ from spikingjelly.activation_based import functional
 class Interrupt:
     """Note Ctrl-C or a termination request, and let the step in hand be finished.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once, unless `patient`.
     """
 
-    def __init__(self):
-        self.signal = None
+    def __init__(self, *, patient=False):
+        self.signal, self.patient = None, patient
         self._before = {}
 
     def __enter__(self):
@@ -30,7 +30,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        if self.signal is not None:
+        if self.signal is not None and not self.patient:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 

@@ -16,7 +16,7 @@ from spikingjelly.activation_based import functional
 from tqdm import tqdm
 
 import sj_prune
-from common import checkpoint, guard, logs, options, rates
+from common import checkpoint, guard, logs, options, ranks, rates
 from common.ema import Average
 from sj_prune import cost
 
@@ -41,10 +41,17 @@ def run(args, build_network, load_data, to_input=lambda x: x):
 def train(args, build_network, load_data, to_input=lambda x: x):
     """As `run`; return the trainer too, for scripts that go on with its network."""
     device = _set_up(args)
-    training, test = load_data(device)
+    with ranks.first_before_others():
+        training, test = load_data(device)
+    try:
+        training.split(ranks.rank(), ranks.number())
+        test.split(ranks.rank(), ranks.number())
+    except ValueError as error:
+        raise SystemExit(f"--batch, --batch-test: {error}") from error
     trainer = Trainer(args, device, build_network, training, test, to_input)
     if args.dry_run:
-        trainer.print_plan()
+        if ranks.first():
+            trainer.print_plan()
         return trainer, None
     trainer.resume()
     return trainer, trainer.fit()
@@ -57,9 +64,10 @@ def _set_up(args):
         torch.backends.cudnn.deterministic = True
         torch.use_deterministic_algorithms(True, warn_only=True)
     checkpoint.seed_everything(args.seed)
-    if args.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(args.device)
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return ranks.start(torch.device(name))
 
 
 class Trainer:
@@ -72,7 +80,8 @@ class Trainer:
         self.method = options.make_method(args, len(train))
         self.net = self._place(build_network())
         self.model = self._wrap()
-        self.forward = torch.compile(self.model) if args.compile else self.model
+        forward = torch.compile(self.model) if args.compile else self.model
+        self.forward = ranks.parallel(forward, device)
         self.optimizer = self._make_optimizer()
         if self.method is not None:
             self.model.attach(self.optimizer)
@@ -83,6 +92,7 @@ class Trainer:
             self.ema.start(self.net)
         self.step, self.epoch, self.best, self.rows = 0, 0, -1.0, []
         self.sums, self.seconds = [0.0, 0, 0], 0.0  # loss, right ones, samples of this epoch
+        self.stopping, self.stopped = False, False  # this process was asked to; any of them was
 
     def _place(self, net):
         layout = torch.channels_last if self.args.channels_last else torch.preserve_format
@@ -124,14 +134,17 @@ class Trainer:
     def fit(self):
         """Train to the end, or until somebody asks to stop."""
         args = self.args
-        board = logs.TensorBoard(args.out / "tensorboard", args.tensorboard, self.epoch)
-        with guard.Interrupt() as interrupt:
+        wanted = args.tensorboard and ranks.first()
+        board = logs.TensorBoard(args.out / "tensorboard", wanted, self.epoch)
+        # torchrun passes Ctrl-C on to processes that have got it already.
+        with guard.Interrupt(patient=ranks.number() > 1) as interrupt:
             while self.epoch < args.epochs:
                 if not self._train_epoch(interrupt):
                     self._save("last.pt")
                     board.close()
-                    print(
-                        f"\n{interrupt.signal.name}: stopped after step {self.step:,} of "
+                    name = interrupt.signal.name if interrupt.signal else "another process"
+                    _say(
+                        f"\n{name}: stopped after step {self.step:,} of "
                         f"{self.steps:,}; saved to {args.out / 'last.pt'}. The same command goes "
                         "on from there."
                     )
@@ -149,14 +162,14 @@ class Trainer:
             desc=f"epoch {self.epoch + 1}/{self.args.epochs}",
             initial=self.train_data.position if self._midway() else 0,
             total=len(self.train_data),
-            disable=None,  # where the output is no terminal
+            disable=None if ranks.first() else True,  # None: where the output is no terminal
             leave=False,
         )
         for x, y in bar:
             self._train_step(self.to_input(x), y)
             bar.set_postfix_str(f"loss {self.sums[0] / self.sums[2]:.3f}", refresh=False)
             every = self.args.checkpoint_every
-            if interrupt.signal is not None:
+            if self._asked_to_stop(interrupt):
                 self._tick(start)
                 return False
             if every and self.step % every == 0:
@@ -173,6 +186,11 @@ class Trainer:
         self.seconds += now - start
         return now
 
+    def _asked_to_stop(self, interrupt):
+        """Tell whether somebody has asked to stop, as all processes know it after the same step."""
+        self.stopping = interrupt.signal is not None
+        return self.stopped if ranks.number() > 1 else self.stopping
+
     def _train_step(self, x, y):
         args = self.args
         for group in self.optimizer.param_groups:
@@ -183,13 +201,15 @@ class Trainer:
             output = self.forward(x)
         loss = rates.loss_of(args, output, y)
         self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(self._share(loss, len(y))).backward()
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         right = (output.detach().mean(0).argmax(1) == y).sum()
         norm = torch.nn.utils.get_total_norm(gradients)
         # The device is waited for once a step, here.
         value, norm, right = torch.stack([loss.detach(), norm.float(), right.float()]).tolist()
-        self._check_finite(value, norm, x)
+        mine = [value * len(y), right, len(y), self.stopping]
+        value_sum, right, samples, self.stopped = ranks.total(mine, self.device)
+        self._check_finite(value_sum / samples, norm, x)
         if args.clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.net.parameters(), args.clip)
@@ -198,8 +218,14 @@ class Trainer:
         self.step += 1
         if self.ema:
             self.ema.update(self.net, self.step, self.masks)
-        loss_sum, right_sum, samples = self.sums
-        self.sums = [loss_sum + value * len(y), right_sum + int(right), samples + len(y)]
+        before = self.sums
+        self.sums = [before[0] + value_sum, before[1] + int(right), before[2] + int(samples)]
+
+    def _share(self, loss, samples):
+        """Return what this process adds to the mean over processes, for the mean over samples."""
+        if ranks.number() == 1:
+            return loss
+        return loss * (samples * ranks.number() / self.train_data.samples)
 
     def _check_finite(self, loss, norm, x):
         """Stop before the optimizer steps on numbers that are not finite.
@@ -246,8 +272,9 @@ class Trainer:
             self.best = reached
             self._save("best.pt")
         self._save("last.pt")  # after best.pt: killed in between, this epoch's end is repeated
-        logs.write_csv(self.rows, self.args.out / "log.csv")
-        print(_line(row, self.args.epochs), flush=True)
+        if ranks.first():
+            logs.write_csv(self.rows, self.args.out / "log.csv")
+        _say(_line(row, self.args.epochs))
         return row
 
     def _pruned_to_the_end(self):
@@ -257,8 +284,11 @@ class Trainer:
     def evaluate(self, model, name):
         """Return loss and accuracy, in percent, on the test data."""
         model.eval()
+        ranks.share_buffers(model)
         loss, right, samples = 0.0, 0, 0
         for x, y in self.test_data:
+            if len(y) == 0:
+                continue  # fewer samples than processes
             functional.reset_net(model)
             with self._autocast():
                 output = model(self.to_input(x))
@@ -266,22 +296,18 @@ class Trainer:
             loss += torch.nn.functional.cross_entropy(output, y, reduction="sum").item()
             right += (output.argmax(1) == y).sum().item()
             samples += len(y)
+        loss, right, samples = ranks.total([loss, right, samples], self.device)
         return {f"{name}_loss": loss / samples, f"{name}_accuracy": 100 * right / samples}
 
     def _finish(self):
         """Write the network that came out, without the wrapper; return what was reached."""
-        args, net = self.args, self.net
-        if self.method is not None:
-            x, _ = next(iter(self.test_data))
-            print(self.model.report(self.to_input(x)))
-            net = copy.deepcopy(self.model).finalize()
-        state = self.ema.net.state_dict() if self.ema else net.state_dict()
-        checkpoint.save_atomically(state, args.out / "final.pt")
-        logs.write_csv(self.rows, args.out / "log.csv")
+        args = self.args
+        if ranks.first():
+            self._write_final()
         last = self.rows[-1]
         accuracy = last.get("ema_accuracy", last["test_accuracy"])
         best = f", at best {self.best:.2f} %" if self.best >= 0 else ""
-        print(
+        _say(
             f"{args.method}: {accuracy:.2f} % after {args.epochs} epochs{best}, sparsity "
             f"{self.sparsity():.4f}. The network is in {args.out / 'final.pt'}."
         )
@@ -291,6 +317,16 @@ class Trainer:
             "sparsity": self.sparsity(),
             "steps": self.step,
         }
+
+    def _write_final(self):
+        args, net = self.args, self.net
+        if self.method is not None:
+            x, _ = next(iter(self.test_data))
+            print(self.model.report(self.to_input(x)))
+            net = copy.deepcopy(self.model).finalize()
+        state = self.ema.net.state_dict() if self.ema else net.state_dict()
+        checkpoint.save_atomically(state, args.out / "final.pt")
+        logs.write_csv(self.rows, args.out / "log.csv")
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
@@ -302,6 +338,10 @@ class Trainer:
                 f"\nStep {self.step:,} (epoch {self.epoch + 1}): the parameter {broken!r} is not "
                 f"finite any more. Stopped; {last} is left as it was. Try a lower --lr or --clip 1."
             )
+        if self.method is not None:
+            self.model.gather_statistics()  # every process; the first one saves
+        if not ranks.first():
+            return
         state = {
             "format": checkpoint.FORMAT,
             "settings": options.comparable(self.args),
@@ -340,7 +380,7 @@ class Trainer:
             setattr(self, name, value)
         # Last: building the network anew has drawn from the generators.
         checkpoint.set_random_state(state["random"])
-        print(f"Resumed from {path}: step {self.step:,} of {self.steps:,}.", flush=True)
+        _say(f"Resumed from {path}: step {self.step:,} of {self.steps:,}.")
 
     # ---- looking before training -----------------------------------------------------------------
 
@@ -369,6 +409,12 @@ class Trainer:
         )
 
 
+def _say(text):
+    """Print it once, however many processes there are."""
+    if ranks.first():
+        print(text, flush=True)
+
+
 def _line(row, epochs):
     ema = f", averaged {row['ema_accuracy']:.2f} %" if "ema_accuracy" in row else ""
     return (
@@ -382,5 +428,6 @@ def leave(main):
     """Call `main` for a script; a message goes to standard error, a number is the exit status."""
     try:
         main()
+        ranks.stop()
     except KeyboardInterrupt:
         sys.exit("\nInterrupted twice: stopped at once, the last checkpoint stays as it is.")

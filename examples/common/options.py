@@ -61,7 +61,7 @@ def set_defaults(parser, settings):
 
 def _training(add):
     add("--epochs", type=int, default=200)
-    add("--batch", type=int, default=128, help="samples a step")
+    add("--batch", type=int, default=128, help="samples a step, over all processes")
     add("--batch-test", type=int, default=256, help="samples a step when testing")
     add("--optimizer", choices=["sgd", "adamw"], default="sgd")
     add("--lr", type=float, default=0.3, help="learning rate after the warm-up")

@@ -106,7 +106,7 @@ class ResidentLoader:
     Args:
         x: data ``[N, ...]``; uint8 is scaled to 0..1, floating types are only cast to float32.
         y: labels ``[N]``.
-        batch_size: samples of a batch on one rank.
+        batch_size: samples of a batch, over all ranks.
         device: where to keep the data; default: where it is.
         augment: ``augment(x, generator)`` on each batch, before it is normalized; for example
             :class:`CropFlip` or :func:`sj_prune.data.event_augmentation`.
@@ -115,12 +115,14 @@ class ResidentLoader:
         drop_last: leave out an incomplete last batch.
         seed: fixes order and augmentation.
         rank: number of this process.
-        world_size: number of processes: each gets its part of a common order, filled up from its
-            start so that all have equally many samples.
+        world_size: number of processes: each gets its slice of every batch, in which samples and
+            augmentation are the same however many processes there are. Slices differ by one sample
+            at most; that of a last batch with fewer samples than processes may be empty.
 
     Attributes:
         epoch: number of completed epochs.
         position: batches given out in the current one.
+        samples: of the batch that was given out last, over all ranks.
 
     Raises:
         ValueError: an argument does not fit.
@@ -143,11 +145,11 @@ class ResidentLoader:
     ) -> None:
         if len(x) != len(y) or len(y) == 0:
             raise ValueError(f"Expected as many x as y but got {len(x)} and {len(y)}")
-        if batch_size < 1 or not 0 <= rank < world_size or seed < 0:
+        if batch_size < 1 or seed < 0:
             raise ValueError(
-                "Expected batch_size >= 1, 0 <= rank < world_size and seed >= 0 but got "
-                f"{batch_size}, rank {rank} of {world_size}, seed {seed}"
+                f"Expected batch_size >= 1 and seed >= 0 but got {batch_size} and {seed}"
             )
+        _check_split(batch_size, rank, world_size)
         self.x = x.to(device) if device is not None else x
         self.y = y.to(self.x.device)
         self.batch_size = batch_size
@@ -160,17 +162,28 @@ class ResidentLoader:
         self.world_size = world_size
         self.epoch = 0
         self.position = 0
+        self.samples = 0
         self._resumed = False
         if len(self) == 0:
             raise ValueError(
-                f"Expected at least one full batch but got {len(y)} samples for {world_size} x "
+                f"Expected at least one full batch but got {len(y)} samples for batches of "
                 f"{batch_size}: lower batch_size or pass drop_last=False"
             )
 
+    def split(self, rank: int, world_size: int) -> ResidentLoader:
+        """Take this rank's slice of every batch from here on; return the loader.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        _check_split(self.batch_size, rank, world_size)
+        self.rank, self.world_size = rank, world_size
+        return self
+
     def __len__(self) -> int:
         """Return the batches of an epoch."""
-        samples = -(-len(self.y) // self.world_size)
-        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+        n = len(self.y)
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the rest of the epoch: ``x [n, ...]`` float32 and ``y [n]``."""
@@ -181,7 +194,8 @@ class ResidentLoader:
         while self.position < len(self):
             start = self.position * self.batch_size
             chosen = order[start : start + self.batch_size]
-            batch = self._prepare(self.x[chosen]), self.y[chosen]
+            batch = self._prepare(self.x[chosen]), self.y[chosen][self._slice(len(chosen))]
+            self.samples = len(chosen)
             # Before the batch is given out: a state that is saved while it is in use counts it.
             self.position += 1
             yield batch
@@ -190,13 +204,18 @@ class ResidentLoader:
 
     def _order(self) -> torch.Tensor:
         n = len(self.y)
-        order = torch.randperm(n, generator=self._generator(0)) if self.shuffle else torch.arange(n)
-        filled = -(-n // self.world_size) * self.world_size
-        return order.repeat(-(-filled // n))[:filled][self.rank :: self.world_size]
+        return torch.randperm(n, generator=self._generator(0)) if self.shuffle else torch.arange(n)
+
+    def _slice(self, samples: int) -> slice:
+        """Return which samples of a batch are this rank's."""
+        ends = (self.rank * samples, (self.rank + 1) * samples)
+        return slice(*(end // self.world_size for end in ends))
 
     def _prepare(self, x: torch.Tensor) -> torch.Tensor:
-        if self.augment is not None:
-            x = self.augment(x, self._generator(1, self.position, self.rank))
+        mine = self._slice(len(x))
+        if self.augment is not None:  # the whole batch: its random numbers are drawn for all of it
+            x = self.augment(x, self._generator(1, self.position))
+        x = x[mine]
         if self.normalize is not None:
             return self.normalize(x)
         return x.float() / 255 if x.dtype == torch.uint8 else x.float()
@@ -206,7 +225,7 @@ class ResidentLoader:
         return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
 
     def _identity(self) -> dict[str, Any]:
-        names = ("batch_size", "shuffle", "drop_last", "seed", "world_size")
+        names = ("batch_size", "shuffle", "drop_last", "seed")
         return {"samples": len(self.y), **{name: getattr(self, name) for name in names}}
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,12 +237,11 @@ class ResidentLoader:
 
         Raises:
             ValueError: it had other data or settings, so that its batches were others. At the start
-                of an epoch the batch size and the number of processes may differ.
+                of an epoch the batch size may differ, and the number of processes always.
         """
         expected = self._identity()
         if state.get("position") == 0:
-            # Nothing is split between two orders: resuming on another number of processes is safe.
-            for name in ("batch_size", "world_size", "drop_last"):
+            for name in ("batch_size", "drop_last"):
                 expected.pop(name)
         wrong = {n: (v, state.get(n)) for n, v in expected.items() if state.get(n) != v}
         if wrong:
@@ -233,3 +251,13 @@ class ResidentLoader:
             )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._resumed = True
+
+
+def _check_split(batch_size: int, rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"Expected 0 <= rank < world_size but got rank {rank} of {world_size}")
+    if batch_size < world_size:
+        raise ValueError(
+            f"Expected batch_size, the samples of a batch over all {world_size} processes, to give "
+            f"each of them one at least but got {batch_size}"
+        )

@@ -173,6 +173,7 @@ class Method:
     Attributes:
         needs: statistics to switch on.
         gradient: when the *dense* gradient is needed: "never", at an "update", or "always".
+        observed: keys of `state` that `observe` adds to: ranks of a distributed run add theirs up.
         emergent: the weights themselves decide what is pruned; no counts are enforced.
         dense_start: False installs random masks when the network is wrapped.
         keeps_value: what is dropped and regrown in one update keeps its weight and slots.
@@ -193,6 +194,7 @@ class Method:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     gradient: ClassVar[str] = "never"
+    observed: ClassVar[tuple[str, ...]] = ()
     emergent: ClassVar[bool] = False
     dense_start: ClassVar[bool] = True
     keeps_value: ClassVar[bool] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class TaylorChannels(ChannelMethod):
     norm, ``(<dL/dW_c, W_c> + dL/db_c b_c)^2``. Uniform over layers by default. Arguments are those
     of `ChannelMethod`; gradients are the pure loss gradients, one term per optimizer step.
     """
+
+    observed: ClassVar[tuple[str, ...]] = ("taylor", "terms")
 
     def initial_state(self, view: LayerView) -> dict[str, Tensor]:
         """Return a sum of zeros, ``[C_out]`` in float64, and the number of its terms."""

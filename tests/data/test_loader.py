@@ -137,15 +137,25 @@ def test_an_iteration_broken_off_starts_again(images):
     assert equal(list(data), list(loader(images)))
 
 
-def test_ranks_share_one_order(images):
-    """Together they see every sample; the last batch is filled up to equal counts."""
-    ranks = [loader(images, rank=rank, world_size=4) for rank in range(4)]
-    seen = [torch.cat([y for _, y in rank]).tolist() for rank in ranks]
-    assert [len(part) for part in seen] == [14] * 4
-    assert set(sum(seen, [])) == set(range(53))
-    whole = torch.cat([y for _, y in loader(images)]).tolist()
-    interleaved = [seen[i % 4][i // 4] for i in range(53)]
-    assert interleaved == whole
+@pytest.mark.parametrize("world_size", [2, 3, 8])
+def test_ranks_share_every_batch(images, world_size):
+    """Put together, their slices are the batches of one process, augmented alike."""
+    ranks = [list(loader(images, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert {len(batches) for batches in ranks} == {7}
+    whole = list(loader(images))
+    for index, (x, y) in enumerate(whole):
+        slices = [batches[index] for batches in ranks]
+        assert torch.equal(torch.cat([part for part, _ in slices]), x)
+        assert torch.equal(torch.cat([part for _, part in slices]), y)
+        sizes = [len(part) for _, part in slices]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_samples_are_those_of_all_ranks(images):
+    data = loader(images).split(1, 3)
+    assert [(data.samples, len(y)) for _, y in data] == [(8, 3)] * 6 + [(5, 2)]
+    with pytest.raises(ValueError, match="to give each of them one at least but got 8"):
+        data.split(0, 9)
 
 
 @pytest.mark.parametrize(
@@ -160,15 +170,20 @@ def test_a_state_of_other_settings_is_refused(images, change, name):
         loader(images).load_state_dict(data.state_dict())
 
 
-def test_between_epochs_the_number_of_processes_may_change(images):
+def test_number_of_processes_may_change(images):
+    """In the middle of an epoch too: what is left of it is shared anew."""
     data = loader(images)
-    list(data)
-    other = loader(images, rank=1, world_size=2)
-    other.load_state_dict(data.state_dict())
-    assert other.epoch == 1
-    next(iter(data))
-    with pytest.raises(ValueError, match="world_size=2 but got 1"):
-        other.load_state_dict(data.state_dict())
+    iterator = iter(data)
+    next(iterator), next(iterator)
+    state = data.state_dict()
+    rest = list(iterator)
+    ranks = [loader(images, rank=rank, world_size=2) for rank in range(2)]
+    for other in ranks:
+        other.load_state_dict(state)
+    first, second = map(list, ranks)
+    assert len(first) == len(rest) == 5
+    for (x, _), (a, _), (b, _) in zip(rest, first, second, strict=True):
+        assert torch.equal(torch.cat([a, b]), x)
 
 
 @pytest.mark.parametrize(

@@ -156,14 +156,6 @@ def test_reentrant_checkpoint_is_named(caplog):
     assert "use_reentrant" in str(model.explain())
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    model = PruningWrapper(build(), magnitude())
-    with pytest.raises(RuntimeError, match="one process"):
-        model.attach(torch.optim.SGD(model.parameters(), lr=0.1))
-
-
 def test_finalized_wrapper_refuses_states_and_blocks():
     model = PruningWrapper(build(), magnitude())
     model.finalize()

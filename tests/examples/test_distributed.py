@@ -1,0 +1,104 @@
+"""The scripts under torchrun: the same weights everywhere, one log, and it goes on."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "distributed"))
+
+from example_cases import EXAMPLES, RICH, STEPS, TINY, assert_same_run, load
+from example_ranks import one_step
+from processes import once, run_in_ranks
+
+from sj_prune import models
+
+
+@pytest.fixture(scope="module")
+def folder_and_results(tmp_path_factory):
+    def run(folder):
+        return folder, run_in_ranks(2, "example_ranks", "runs", folder)
+
+    return once(tmp_path_factory, "scripts", run)
+
+
+@pytest.fixture(scope="module")
+def folder(folder_and_results):
+    return folder_and_results[0]
+
+
+@pytest.fixture(scope="module")
+def found(folder_and_results):
+    return folder_and_results[1]
+
+
+def test_weights_are_the_same_and_batches_are_not(found):
+    first, second = (result["hashes"] for result in found)
+    assert len(first) == STEPS
+    assert [weights for weights, _ in first] == [weights for weights, _ in second]
+    for (_, mine), (_, other) in zip(first, second, strict=True):
+        assert (len(mine), len(other)) == (7, 8)  # of a batch of 15
+
+
+def test_what_was_reached_is_the_same_everywhere(found):
+    assert found[0]["whole"] == found[1]["whole"]
+    assert found[0]["whole"]["steps"] == STEPS
+    assert found[0]["whole"]["sparsity"] == pytest.approx(0.8, abs=0.01)
+
+
+def test_interrupted_on_one_rank_it_goes_on(found, folder):
+    assert [result["status"] for result in found] == [130, 130]
+    # The others learn of it in the next step.
+    assert [result["stopped at"] for result in found] == [5, 5]
+    assert found[0]["goes on"] == found[0]["whole"]
+    assert_same_run(folder / "whole", folder / "stopped")
+
+
+def test_another_number_of_processes_goes_on(found, folder, cifar):
+    """A run of two that was stopped is finished by one."""
+    before = load(folder / "two" / "last.pt")
+    assert before["progress"]["step"] == 5
+    result = cifar.main([*RICH, "--out", str(folder / "two")])
+    assert result["steps"] == STEPS
+    assert result["sparsity"] == found[0]["whole"]["sparsity"]
+
+
+def test_batch_too_small_for_all(found):
+    for result in found:
+        assert "--batch, --batch-test: Expected batch_size" in result["refused"]
+
+
+def test_gradient_is_that_of_the_whole_batch(tmp_path):
+    """Without mixing samples in norms, up to rounding; in shares of 7 and 8."""
+    expected, sums = one_step(tmp_path)
+    assert any(grad.any() for grad in expected.values())
+    for result in run_in_ranks(2, "example_ranks", "one_step", tmp_path):
+        for name, grad in result[0].items():
+            # The loss is computed in float32.
+            scale = float(expected[name].abs().max())
+            torch.testing.assert_close(grad, expected[name], rtol=0, atol=1e-5 * scale)
+        assert result[1] == pytest.approx(sums, rel=1e-6)
+
+
+def test_torchrun(tmp_path):
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": paths, "SJ_PRUNE_ENGINE": "torch"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*launcher, str(EXAMPLES / "cifar.py"), *TINY, "--out", str(tmp_path)],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr
+    assert [result.stdout.count(f"epoch {k}/3:") for k in (1, 2, 3)] == [1, 1, 1]
+    assert result.stdout.count("The network is in") == 1
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [1, 2, 3]
+    network = models.VGG16(widths=(4,) * 13, T=2)
+    network.load_state_dict(load(tmp_path / "final.pt"), strict=True)
