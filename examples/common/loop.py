@@ -38,7 +38,8 @@ def run(args, build_network, load_data, to_input=lambda x: x):
         to_input: brings a batch of them to the form that the network takes.
 
     Returns:
-        accuracy, best accuracy, sparsity, steps, whether the run is complete.
+        accuracy, best accuracy, sparsity, steps, operations a sample, parameters; None with
+        ``--dry-run``.
     """
     device = _set_up(args)
     train, test = load_data(device)
@@ -275,8 +276,8 @@ class Trainer:
             x, _ = next(iter(self.test_data))
             print(self.model.report(self.to_input(x)))
             net = copy.deepcopy(self.model).finalize()
-        state = self.ema.net.state_dict() if self.ema else net.state_dict()
-        checkpoint.save_atomically(state, args.out / "final.pt")
+        net = self.ema.net if self.ema else net
+        checkpoint.save_atomically(net.state_dict(), args.out / "final.pt")
         logs.write_csv(self.rows, args.out / "log.csv")
         last = self.rows[-1]
         accuracy = last.get("ema_accuracy", last["test_accuracy"])
@@ -290,6 +291,19 @@ class Trainer:
             "best": self.best,
             "sparsity": self.sparsity(),
             "steps": self.step,
+            **self._cost(net),
+        }
+
+    def _cost(self, net):
+        """Return what one sample costs in the network that came out, on a batch of test data."""
+        x, y = next(iter(self.test_data))
+        counts = cost.measure(net, self.to_input(x), samples=len(y)).values()
+        return {
+            "synops": sum(c.synops for c in counts),
+            "macs": sum(c.macs for c in counts),
+            "picojoules": sum(c.energy for c in counts),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "parameters_nonzero": sum(int(p.count_nonzero()) for p in net.parameters()),
         }
 
     # ---- checkpoints -----------------------------------------------------------------------------
