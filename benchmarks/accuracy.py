@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import accuracy_cells
@@ -73,13 +73,25 @@ def _running(args: argparse.Namespace, out: Path) -> list[str]:
 
 
 @contextmanager
+def locked(path: Path, wait: bool = True):
+    """Hold a lock that ends with the process at the latest.
+
+    Raises:
+        BlockingIOError: another process has it, and `wait` is False.
+    """
+    import fcntl  # not on Windows
+
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+@contextmanager
 def _alone(out: Path):
     """Refuse to train a cell that another process trains."""
-    import fcntl
-
-    with (out / "lock").open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(out / "lock", wait=False))
         except BlockingIOError:
             raise SystemExit(f"Expected {out} to be free but another process trains it") from None
         yield
@@ -162,17 +174,21 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def append_row(path: Path, row: dict) -> None:
-    """Add a row, unless its cell has one; the file is whole at any moment."""
-    rows = read_rows(path)
-    if any(r["cell"] == row["cell"] for r in rows):
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*rows, row])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(text.getvalue(), path)
+def append_row(path: Path, row: dict, lock: Path) -> None:
+    """Add a row, unless its cell has one; the file is whole at any moment.
+
+    Several runs may write to it, if they share `lock`.
+    """
+    with locked(lock):
+        rows = read_rows(path)
+        if any(r["cell"] == row["cell"] for r in rows):
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(text.getvalue(), path)
 
 
 # ---- all cells -----------------------------------------------------------------------------------
@@ -233,7 +249,7 @@ class Runner:
                 return end
         row = json.loads((out / "row.json").read_text())
         with self.lock:
-            append_row(self.args.results, row)
+            append_row(self.args.results, row, self.args.out / "csv.lock")
         self._say(f"{cell.name}: {row['accuracy']} %, {row['cpu_seconds']} s of CPU")
         return "done"
 
