@@ -134,9 +134,10 @@ DVS_CPU = Setup(
     script="cifar10_dvs",
     network="DVSNet",
     arguments=(
-        *("--generated", "80", "--train-part", "0.5", "--batch", "32"),
+        *("--generated", "80", "--train-part", "0.5", "--batch", "16"),
         *("--frames", "6", "--size", "32", "--widths", "16", "32", "32", "48", "48"),
-        *("--pool", "max", "--lr", "0.003", "--interval", "20", "--channels-last"),
+        *("--pool", "max", "--lr", "0.003", "--channels-last"),
+        *("--interval", "25", "--prune-until", "0.6"),
     ),
     epochs=30,
     schedule="shortened: 30 epochs of 400 recordings",
@@ -160,12 +161,14 @@ def compared(
     return cells
 
 
-def ablations(suite: str, setup: Setup, seed: int, sparsity: float = 0.95) -> list[Cell]:
+def ablations(
+    suite: str, setup: Setup, seed: int, own_surrogate: str, sparsity: float = 0.95
+) -> list[Cell]:
     """Return what takes the criticality method apart, at one sparsity.
 
-    Regrow criterion x ratio; surrogate (dense too, since it changes the training); prune-only and
-    regrow-only. Criterion "none" at any ratio, and prune-only, are `Magnitude`: its masks are those
-    of ``regrow=0`` (tests/benchmarks shows it).
+    Regrow criterion x ratio; surrogate, but for the network's own (dense too, since it changes the
+    training); prune-only and regrow-only. Criterion "none" at any ratio, and prune-only, are
+    `Magnitude`, whose masks are those of ``regrow=0`` (a test shows it).
     """
     cells = []
 
@@ -179,7 +182,7 @@ def ablations(suite: str, setup: Setup, seed: int, sparsity: float = 0.95) -> li
             add("regrow criterion", "Criticality", *criticality(sparsity, *fields, regrow=regrow))
     add("prune and regrow", "Criticality", *criticality(sparsity, "drop=random"))
     add("prune and regrow", "Criticality", *criticality(sparsity, "drop=random", regrow=0.6))
-    for surrogate in ("atan", "sigmoid", "tanh"):
+    for surrogate in sorted({"atan", "sigmoid", "tanh"} - {own_surrogate}):
         option = ("--surrogate", surrogate)
         add("surrogate", "dense", *option)
         add("surrogate", "Criticality", *criticality(sparsity), *option)
@@ -198,7 +201,7 @@ def cpu() -> list[Cell]:
     for seed in SEEDS:
         cells += [Cell("cpu", "main", CIFAR_CPU, "Random", s, (), seed) for s in SPARSITIES]
     for seed in SEEDS:
-        cells += ablations("cpu", CIFAR_CPU, seed)
+        cells += ablations("cpu", CIFAR_CPU, seed, "sigmoid")
     return unique(cells)
 
 
@@ -239,7 +242,7 @@ def gpu() -> list[Cell]:
                 cells.append(Cell("gpu", "main", setup, "Criticality", sparsity, settings, seed))
     for seed in SEEDS:
         cells += compared("gpu", "main", VGG16_CIFAR100, (0.9569,), seed)
-        cells += ablations("gpu", VGG16_CIFAR100, seed, 0.9569)
+        cells += ablations("gpu", VGG16_CIFAR100, seed, "atan", 0.9569)
     return unique(cells)
 
 
