@@ -31,7 +31,7 @@ from pathlib import Path
 import accuracy_cells
 import torch
 from accuracy_cells import Cell, imp_epochs
-from common import RESULTS, environment
+from measure import RESULTS, environment
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -60,8 +60,6 @@ def train_cell(cell: Cell, args: argparse.Namespace) -> None:
 
 def _script(name: str):
     sys.path.insert(0, str(EXAMPLES))
-    # The scripts' own package has the name of a module here, which nothing needs any more.
-    sys.modules.pop("common", None)
     return importlib.import_module(name)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from accuracy import read_rows
-from common import RESULTS
+from measure import RESULTS
 from readme import insert
 from scipy import stats
 from tabulate import tabulate
