@@ -349,6 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of accuracy_*.csv")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages")
+    parser.add_argument("--no-plots", action="store_true")
     args = parser.parse_args(arguments)
     rows = [r for path in sorted(args.results.glob("accuracy_*.csv")) for r in read_rows(path)]
     for name, parts in pages(rows).items():
@@ -359,7 +360,9 @@ def main(arguments: list[str] | None = None) -> None:
         path.write_text(text, encoding="utf-8")
     for suite, dataset in (("cpu", CIFAR), ("gpu", GPU_SETS[0])):
         mine = [row for row in rows if row["suite"] == suite]
-        if any(r["dataset"] == dataset and r["method"] != "dense" for r in mine):
+        if not args.no_plots and any(
+            r["dataset"] == dataset and r["method"] != "dense" for r in mine
+        ):
             plot(mine, dataset, args.docs / f"accuracy_{suite}.png")
 
 
