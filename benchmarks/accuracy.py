@@ -221,7 +221,8 @@ class Runner:
 
     def _prepare(self, cells: list[Cell]) -> None:
         """Make generated recordings and frames once, before several processes want them."""
-        for setup in {cell.setup for cell in cells if "dvs" in cell.setup.script}:
+        setups = {cell.setup for cell in cells if "dvs" in cell.setup.script}
+        for setup in [setup for setup in setups if "--generated" in setup.arguments]:
             script = EXAMPLES / f"{setup.script}.py"
             arguments = ["--network", setup.network, *setup.arguments, "--dry-run"]
             running = _running(self.args, self.args.out / "prepare")

@@ -294,7 +294,7 @@ def plot(rows: Rows, dataset: str, path: Path) -> None:
                 curves.setdefault(name, []).append(point)
     figure, ax = plots.accuracy_over_sparsity(curves, dense=statistics.mean(dense))
     seeds = len({row["seed"] for row in mine})
-    ax.set_title(f"{dataset}: mean and range of {seeds} seeds")
+    ax.set_title(f"{dataset}: mean and range of {seeds} seed{'s' if seeds > 1 else ''}")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
