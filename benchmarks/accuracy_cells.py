@@ -190,15 +190,14 @@ def ablations(
 
 
 def cpu() -> list[Cell]:
-    """Return the main table seed by seed, then the event data, then ablations on fewer seeds."""
+    """Return both data sets seed by seed, then what is less wanted: controls, then ablations."""
     cells = []
     for seed in SEEDS:
         cells += compared("cpu", "main", CIFAR_CPU, SPARSITIES, seed)
-    for seed in SEEDS:
         cells.append(Cell("cpu", "main", DVS_CPU, "dense", seed=seed))
-        for method, settings in (("Criticality", ("--regrow", "0.2")), ("Magnitude", ())):
-            cells.append(Cell("cpu", "main", DVS_CPU, method, 0.9, settings, seed))
+        cells.append(Cell("cpu", "main", DVS_CPU, "Criticality", 0.9, criticality(0.9), seed))
     for seed in SEEDS:
+        cells.append(Cell("cpu", "main", DVS_CPU, "Magnitude", 0.9, (), seed))
         cells += [Cell("cpu", "main", CIFAR_CPU, "Random", s, (), seed) for s in SPARSITIES]
     for seed in SEEDS:
         cells += ablations("cpu", CIFAR_CPU, seed, "sigmoid")
