@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from common import environment, write_csv
+from measure import environment, write_csv
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "channels.py"
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import environment, label, synchronize, write_csv
+from measure import environment, label, synchronize, write_csv
 from spikingjelly.activation_based import functional, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet
 from torch import nn

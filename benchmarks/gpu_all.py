@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import RESULTS
+from measure import RESULTS
 
 HERE = Path(__file__).parent
 PARTS = {

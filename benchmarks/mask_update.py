@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from common import environment, label, seconds, write_csv
+from measure import environment, label, seconds, write_csv
 from torch import nn
 from torch.nn.utils import prune
 

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import environment, label, synchronize, write_csv
+from measure import environment, label, synchronize, write_csv
 from spikingjelly.activation_based import functional, monitor, neuron, surrogate
 from torch import Tensor
 

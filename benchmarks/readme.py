@@ -189,7 +189,7 @@ def _growth_setting(found: list[dict[str, str]]) -> str:
 def insert(text: str, marker: str, table: str) -> str:
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"Expected the markers of {marker!r} in the text but found none")
+        raise ValueError(f"Expected the markers <!-- {marker} --> but found none")
     return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
 

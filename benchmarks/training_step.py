@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from common import environment, label, synchronize, write_csv
+from measure import environment, label, synchronize, write_csv
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 

@@ -40,10 +40,10 @@ SETTINGS = {
 REGROW = {0.90: 0.2, 0.95: 0.1, 0.98: 0.01}  # of Criticality, by sparsity, as the paper pairs them
 
 NETWORK = "VGG16"  # of NETWORKS
-NETWORKS = ("VGG16", "ResNet19", "SixConvTwoFC", "VGG16SCA")
+NETWORKS = ("VGG16", "ResNet19", "SixConvTwoFC", "VGG16SCA", "DVSNet")
 TIME_STEPS = 5  # every image is shown this often; the first convolution turns it into spikes
 
-AUGMENT = data.CropFlip(padding=4, flip=0.5)  # of training images
+PADDING, FLIP = 4, 0.5  # of training images: pixels around them before the crop, mirrored ones
 SIZE = 32  # pixels
 
 # ---- the script ----------------------------------------------------------------------------------
@@ -60,7 +60,8 @@ def main(arguments=None):
         return images.build_network(args, 100 if args.dataset == "cifar100" else 10, SIZE)
 
     def load(device):
-        return images.load(args, device, SIZE, getattr(data, args.dataset), AUGMENT)
+        augment = data.CropFlip(PADDING // args.shrink, FLIP)
+        return images.load(args, device, SIZE, getattr(data, args.dataset), augment)
 
     return loop.run(args, build, load)
 

@@ -45,7 +45,7 @@ NETWORKS = ("VGGSNN", "DVSNet")
 FRAMES = 10  # of a recording: the time steps
 SIZE = 48  # pixels
 CLASSES = 10
-TRAIN_PART = 0.9  # of each class, rounded up
+TRAIN_PART = 0.9  # of each class, rounded up; the rest is tested with
 CAMERA_SIZE = 32  # pixels of the images that are played before the simulated camera
 
 # ---- data and network ----------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def load_data(args, device):
             root,
             args.frames,
             args.size,
-            train_ratio=TRAIN_PART,
+            train_ratio=args.train_part,
             augment=False,
             download=args.download,
         )
@@ -91,7 +91,8 @@ def _generate(args):
 def build_network(args):
     """Return a network like any other: it knows nothing of pruning."""
     widths = {"widths": args.widths} if args.widths else {}
-    return getattr(models, args.network)(CLASSES, size=args.size, **widths)
+    pool = {"pool": args.pool} if args.network == "DVSNet" else {}
+    return getattr(models, args.network)(CLASSES, size=args.size, **widths, **pool)
 
 
 def time_first(x):
@@ -109,6 +110,8 @@ def main(arguments=None):
     add("--frames", type=int, default=FRAMES, help="of a recording: the time steps")
     add("--size", type=int, default=SIZE, help="pixels of a frame")
     add("--widths", type=int, nargs="+", default=None, help="of the convolutions; the paper's")
+    add("--pool", choices=["average", "max"], default="average", help="of DVSNet")
+    add("--train-part", type=float, default=TRAIN_PART, help="of each class; the rest is to test")
     args = parser.parse_args(arguments)
     return loop.run(
         args, lambda: build_network(args), lambda device: load_data(args, device), time_first

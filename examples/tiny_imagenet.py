@@ -40,7 +40,7 @@ NETWORK = "ResNet19"  # of NETWORKS
 NETWORKS = ("ResNet19", "VGG16")
 TIME_STEPS = 5  # every image is shown this often; the first convolution turns it into spikes
 
-AUGMENT = data.CropFlip(padding=8, flip=0.5)  # of training images; ours: in proportion to CIFAR's
+PADDING, FLIP = 8, 0.5  # of training images; ours: in proportion to CIFAR's
 SIZE, CLASSES = 64, 200
 
 # ---- the script ----------------------------------------------------------------------------------
@@ -56,7 +56,8 @@ def main(arguments=None):
         return images.build_network(args, CLASSES, SIZE)
 
     def load(device):
-        return images.load(args, device, SIZE, data.tiny_imagenet, AUGMENT)
+        augment = data.CropFlip(PADDING // args.shrink, FLIP)
+        return images.load(args, device, SIZE, data.tiny_imagenet, augment)
 
     return loop.run(args, build, load)
 

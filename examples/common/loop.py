@@ -33,7 +33,8 @@ def run(args, build_network, load_data, to_input=lambda x: x):
         to_input: brings a batch of them to the form that the network takes.
 
     Returns:
-        accuracy, best accuracy, sparsity, steps, whether the run is complete.
+        accuracy, best accuracy, sparsity, steps, operations a sample, parameters; None with
+        ``--dry-run``.
     """
     return train(args, build_network, load_data, to_input)[1]
 
@@ -301,9 +302,9 @@ class Trainer:
 
     def _finish(self):
         """Write the network that came out, without the wrapper; return what was reached."""
-        args = self.args
+        args, net = self.args, self._final_network()
         if ranks.first():
-            self._write_final()
+            self._write_final(net)
         last = self.rows[-1]
         accuracy = last.get("ema_accuracy", last["test_accuracy"])
         best = f", at best {self.best:.2f} %" if self.best >= 0 else ""
@@ -316,17 +317,33 @@ class Trainer:
             "best": self.best,
             "sparsity": self.sparsity(),
             "steps": self.step,
+            **(self._cost(net) if ranks.first() else {}),
         }
 
-    def _write_final(self):
-        args, net = self.args, self.net
+    def _cost(self, net):
+        """Return what one sample costs in the network that came out, on a batch of test data."""
+        x, y = next(iter(self.test_data))
+        counts = cost.measure(net, self.to_input(x), samples=len(y)).values()
+        return {
+            "synops": sum(c.synops for c in counts),
+            "macs": sum(c.macs for c in counts),
+            "picojoules": sum(c.energy for c in counts),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "parameters_nonzero": sum(int(p.count_nonzero()) for p in net.parameters()),
+        }
+
+    def _final_network(self):
+        """Return the averaged network, or the trained one without the wrapper."""
+        if self.ema:
+            return self.ema.net
+        return self.net if self.method is None else copy.deepcopy(self.model).finalize()
+
+    def _write_final(self, net):
         if self.method is not None:
             x, _ = next(iter(self.test_data))
             print(self.model.report(self.to_input(x)))
-            net = copy.deepcopy(self.model).finalize()
-        state = self.ema.net.state_dict() if self.ema else net.state_dict()
-        checkpoint.save_atomically(state, args.out / "final.pt")
-        logs.write_csv(self.rows, args.out / "log.csv")
+        checkpoint.save_atomically(net.state_dict(), self.args.out / "final.pt")
+        logs.write_csv(self.rows, self.args.out / "log.csv")
 
     # ---- checkpoints -----------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from sj_prune.masks.schedule import Constant, Schedule
@@ -40,6 +41,11 @@ class Criticality(ScheduledMethod):
         batches: optimizer steps before an update whose batches are scored; the paper scores the
             last one.
         aggregate: "max" over the map, as published, or "mean".
+        growth: what a pruned weight is regrown by: "criticality", as published; and to compare,
+            with everything else alike (the layers that regrow too), "gradient", `|dL/dw|`, or
+            "random".
+        drop: what the weights are pruned by: "magnitude", as published, or "random", to see what
+            regrowth does on its own.
     """
 
     sparsity: float = 0.95
@@ -48,6 +54,8 @@ class Criticality(ScheduledMethod):
     ties: str = "exact"
     batches: int = 1
     aggregate: str = "max"
+    growth: str = "criticality"
+    drop: str = "magnitude"
 
     grow_across_layers: ClassVar[bool] = True
 
@@ -56,6 +64,8 @@ class Criticality(ScheduledMethod):
         for name, value, known in (
             ("ties", self.ties, ("exact", "filter")),
             ("aggregate", self.aggregate, ("max", "mean")),
+            ("growth", self.growth, ("criticality", "gradient", "random")),
+            ("drop", self.drop, ("magnitude", "random")),
         ):
             if value not in known:
                 raise ValueError(f"Expected {name} to be one of {known} but got {value!r}")
@@ -69,8 +79,13 @@ class Criticality(ScheduledMethod):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The one statistic that is scored."""
+        """The one statistic that is scored; always, as it tells which layers feed neurons."""
         return frozenset({f"criticality_{self.aggregate}"})
+
+    @property
+    def gradient(self) -> str:  # type: ignore[override]
+        """Dense gradients at updates, where growth is ranked by them."""
+        return "update" if self.regrow and self.growth == "gradient" else "never"
 
     @property
     def window(self) -> int:
@@ -88,13 +103,20 @@ class Criticality(ScheduledMethod):
         return self.schedule_of(Constant, self.regrow, self.regrow)
 
     def drop_score(self, view: LayerView) -> Tensor:
-        """Return `|w|`, eq. (14)."""
-        return view.weight.abs()
+        """Return `|w|`, eq. (14), or uniform noise, seeded."""
+        return view.weight.abs() if self.drop == "magnitude" else _noise(view)
 
     def grow_score(self, view: LayerView) -> Tensor | None:
-        """Return the criticality of each weight's post-synaptic neuron, eqs. (12) and (13)."""
+        """Return the criticality of each weight's post-synaptic neuron, eqs. (12) and (13).
+
+        Or what `growth` asks for. None for a layer that no neuron follows.
+        """
         if view.activity is None:
             return None
+        if self.growth == "gradient":
+            return view.dense_grad().abs()
+        if self.growth == "random":
+            return _noise(view)
         (name,) = self.needs
         score = view.activity.mean(name, relative=True)
         return score.view(-1, *[1] * (view.weight.ndim - 1)).to(view.weight.device)
@@ -102,3 +124,8 @@ class Criticality(ScheduledMethod):
     def tie_score(self, view: LayerView) -> Tensor | None:
         """Return `|w|` as it was before the prune."""
         return view.weight.abs()
+
+
+def _noise(view: LayerView) -> Tensor:
+    weight = view.weight
+    return torch.rand(weight.shape, device=weight.device, generator=view.generator)

@@ -16,6 +16,7 @@ from sj_prune.models.blocks import (
     check_count,
     check_widths,
     convolutions,
+    max_pool,
     neuron_maker,
     pooled,
     sca_neuron,
@@ -24,6 +25,7 @@ from sj_prune.models.blocks import (
 __all__ = ["DVSNet", "VGGSNN"]
 
 Neuron = Callable[..., nn.Module] | None
+POOLS = {"average": average_pool, "max": max_pool}
 
 
 class VGGSNN(SpikingNetwork):
@@ -71,7 +73,8 @@ class DVSNet(SpikingNetwork):
     """SCA's network for DVS-CIFAR10 (arXiv 2406.01072).
 
     64C3-AP2-128C3-AP2-128C3-AP2-256C3-AP2-256C3-AP2-10FC, batch norm and IF neurons behind every
-    convolution; 1,148,032 weights for 10 classes and frames of 128x128.
+    convolution; 1,148,032 weights for 10 classes and frames of 128x128. The mean of spikes is no
+    spike: behind average pooling a convolution multiplies. ``pool="max"`` keeps spikes.
 
     Args:
         num_classes: number of classes.
@@ -81,6 +84,7 @@ class DVSNet(SpikingNetwork):
         widths: output channels of the 5 convolutions.
         size: height and width of the frames.
         in_channels: of the input; 2 polarities.
+        pool: "average", as published, or "max".
         **kwargs: arguments of the neurons.
     """
 
@@ -93,11 +97,16 @@ class DVSNet(SpikingNetwork):
         widths: Sequence[int] = (64, 128, 128, 256, 256),
         size: int = 128,
         in_channels: int = 2,
+        pool: str = "average",
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         make = neuron_maker(spiking_neuron, kwargs, neuron.IFNode, sca_neuron())
         widths, pools = check_widths(widths, 5), (1, 2, 3, 4, 5)
-        features, classifier = _pooled_stack(widths, pools, make, num_classes, size, in_channels)
+        if pool not in POOLS:
+            raise ValueError(f"Expected pool to be one of {tuple(POOLS)} but got {pool!r}")
+        features, classifier = _pooled_stack(
+            widths, pools, make, num_classes, size, in_channels, POOLS[pool]
+        )
         super().__init__(features, classifier, in_channels=in_channels, T=T, size=size)
 
 
@@ -108,11 +117,12 @@ def _pooled_stack(
     num_classes: int,
     size: int,
     in_channels: int,
+    make_pool: Callable[[], nn.Module] = average_pool,
 ) -> tuple[nn.Sequential, nn.Sequential]:
-    """Return convolutions with average pooling, and one linear layer over what is left."""
+    """Return convolutions with pooling, and one linear layer over what is left."""
     check_count("num_classes", num_classes)
     left = pooled(size, len(pools))
-    features = convolutions(widths, pools, average_pool, make_neuron, in_channels)
+    features = convolutions(widths, pools, make_pool, make_neuron, in_channels)
     features["flatten"] = layer.Flatten()
     linear = layer.Linear(widths[-1] * left * left, num_classes)
     return nn.Sequential(features), nn.Sequential(OrderedDict(linear=linear))

@@ -4,10 +4,11 @@ import csv
 
 import pytest
 import torch
-from common import options
+from common import loop, options
 from example_cases import STEPS, TINY, load
+from spikingjelly.activation_based import neuron
 
-from sj_prune import models
+from sj_prune import data, models
 
 DVS = [
     *("--generated", "10", "--batch", "25", "--epochs", "2", "--threads", "1", "--frames", "3"),
@@ -65,6 +66,13 @@ def test_tiny_imagenet(tiny_imagenet, tmp_path):
     check(result, tmp_path, models.ResNet19(200, widths=(4, 4, 4), T=2), 1)
 
 
+def test_event_data_with_a_larger_test_set(cifar10_dvs, tmp_path):
+    narrow = ["--network", "DVSNet", "--widths", *["8"] * 5, "--pool", "max", "--train-part", "0.5"]
+    arguments = [*DVS[: DVS.index("--widths")], *narrow, "--epochs", "1"]
+    out = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    assert cifar10_dvs.main([*arguments, *out])["steps"] == 2  # of 50 recordings, 25 a step
+
+
 def test_cifar10_dvs(cifar10_dvs, tmp_path):
     arguments = [*DVS, "--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
     result = cifar10_dvs.main(arguments)
@@ -74,6 +82,79 @@ def test_cifar10_dvs(cifar10_dvs, tmp_path):
     dense = [*arguments, "--method", "dense", "--out", str(tmp_path / "dense")]
     dense.remove("--sparsity"), dense.remove("0.8")
     assert cifar10_dvs.main(dense)["sparsity"] == 0.0
+
+
+def test_part_of_the_data_set(cifar, tmp_path, monkeypatch):
+    """Smaller images, fewer of them, all classes alike, and the same ones for every seed."""
+    seen = []
+    original = loop.Trainer.fit
+
+    def fit(trainer):
+        seen.append((trainer.train_data, trainer.test_data))
+        return original(trainer)
+
+    monkeypatch.setattr(loop.Trainer, "fit", fit)
+    part = ["--train-images", "30", "--test-images", "10", "--shrink", "2", "--epochs", "1"]
+    narrow = ["--network", "SixConvTwoFC", "--hidden", "8", "--widths", *["4"] * 6]
+    arguments = [*TINY[: TINY.index("--widths")], *narrow, *part, "--generated", "20"]
+    for seed in ("0", "1"):
+        cifar.main([*arguments, "--seed", seed, "--out", str(tmp_path / seed)])
+    (train, test), (other, _) = seen
+    assert train.x.shape == (30, 3, 16, 16)
+    assert train.x.dtype == torch.uint8
+    assert test.x.shape == (10, 3, 16, 16)
+    assert train.y.bincount().tolist() == [3] * 10
+    assert test.y.bincount().tolist() == [1] * 10
+    assert train.x.equal(other.x)
+    # Each of them is the mean of 2x2 pixels of an image of the whole set.
+    whole, _ = data.synthetic_images(20, size=32, seed=0)
+    means = (whole[..., 0::2, 0::2].int() + whole[..., 0::2, 1::2] + whole[..., 1::2, 0::2]) / 4
+    means = (means + whole[..., 1::2, 1::2] / 4).round().to(torch.uint8).flatten(1)
+    assert all((means == image).all(1).any() for image in train.x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (["--train-images", "25"], "multiple of 10 classes, at most . images of each, but got 25"),
+        (["--test-images", "1000"], "multiple of 10 classes, at most . images of each"),
+        (["--shrink", "5"], "--shrink to divide 32 pixels but got 5"),
+    ],
+)
+def test_impossible_parts(cifar, tmp_path, part, message):
+    with pytest.raises(SystemExit, match=message):
+        cifar.main([*TINY, *part, "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["atan", "sigmoid", "tanh"])
+def test_surrogates(cifar, tmp_path, monkeypatch, name):
+    nets = []
+    original = loop.Trainer.fit
+    monkeypatch.setattr(loop.Trainer, "fit", lambda t: nets.append(t.net) or original(t))
+    cifar.main([*TINY, "--surrogate", name, "--epochs", "1", "--out", str(tmp_path)])
+    used = {type(m.surrogate_function).__name__.lower() for m in nets[0].modules() if is_lif(m)}
+    assert used == {name}
+
+
+def is_lif(module):
+    return isinstance(module, neuron.LIFNode)
+
+
+@pytest.mark.parametrize(("pool", "spikes"), [("average", False), ("max", True)])
+def test_event_network_for_images(cifar, tmp_path, pool, spikes):
+    """Only behind max pooling do all convolutions but the first one get spikes."""
+    arguments = [*TINY[: TINY.index("--widths")], "--network", "DVSNet", "--widths", *["8"] * 5]
+    result = cifar.main([*arguments, "--pool", pool, "--out", str(tmp_path)])
+    state = load(tmp_path / "final.pt")
+    net = models.DVSNet(widths=(8,) * 5, size=32, in_channels=3, T=2, pool=pool)
+    net.load_state_dict(state, strict=True)
+    nonzero = {k: int(v.count_nonzero()) for k, v in state.items() if v.ndim == 4}
+    first = nonzero["features.conv1.weight"] * 32 * 32 * 2
+    assert (result["macs"] == first) == spikes
+    assert result["macs"] >= first
+    assert result["picojoules"] == pytest.approx(4.6 * result["macs"] + 0.9 * result["synops"])
+    assert result["parameters"] == sum(p.numel() for p in net.parameters())
+    assert result["parameters_nonzero"] == sum(int(p.count_nonzero()) for p in net.parameters())
 
 
 # Which a training of six steps would not reach by the defaults.

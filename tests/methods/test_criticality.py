@@ -5,7 +5,21 @@ import math
 
 import pytest
 import torch
-from pruning_cases import T, assert_masked, batch, build, criticality, lif, loss_of, train, wrapped
+from pruning_cases import (
+    T,
+    assert_masked,
+    batch,
+    build,
+    criticality,
+    frozen,
+    lif,
+    loss_of,
+    same,
+    same_state,
+    snapshot,
+    train,
+    wrapped,
+)
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
@@ -128,6 +142,138 @@ def test_every_update_is_algorithm_1_up_to_ties():
             a = flat(mine)[flat(model.masks.masks)].sort().values
             b = flat(mine)[flat(expected)].sort().values
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def dense_gradients(net, k):
+    """Return what backward gives a copy of the network that knows no masks."""
+    net = copy.deepcopy(net)
+    loss_of(net, k).backward()
+    return {n: net.get_submodule(n).weight.grad for n in LAYERS}
+
+
+def test_growth_by_gradient_takes_the_steepest_of_all_layers_that_feed_neurons():
+    model, optimizer = wrapped(criticality(interval=1, end=4, regrow=0.2, growth="gradient"))
+    for t in range(1, 5):
+        stock = copy.deepcopy(model).finalize()
+        gradients = dense_gradients(stock, t)
+        weights, masks = state_of(model), model.masks.masks
+        loss_of(model, t).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sparsity = 0.8 * (1 - (1 - t / 4) ** 3)
+        # What survives does not depend on the criterion: any scores will do.
+        scores = {n: torch.zeros(100) for n in NEURON_OF.values()}
+        _, k, _ = expected_masks(weights, masks, scores, sparsity, 0.2)
+        survivors = without_growth(weights, masks, sparsity, 0.2)
+        ranked = sorted(
+            (
+                (abs(g), n, i)
+                for n in NEURON_OF
+                for i, g in enumerate(gradients[n].flatten().tolist())
+                if not survivors[n].flatten()[i]
+            ),
+            reverse=True,
+        )
+        expected = {n: survivors[n].clone().flatten() for n in LAYERS}
+        for _, n, i in ranked[:k]:
+            expected[n][i] = True
+        assert k > 0
+        for n in LAYERS:
+            assert model.masks[n].flatten().equal(expected[n]), (t, n)
+
+
+def without_growth(weights, masks, sparsity, r):
+    """Return the survivors of METHODS section 2 alone, over plain lists."""
+    keep = round((1 - sparsity) * TOTAL)
+    ranked = sorted(
+        (
+            (abs(w), n, i)
+            for n in LAYERS
+            for i, w in enumerate(weights[n].flatten().tolist())
+            if masks[n].flatten()[i]
+        ),
+        reverse=True,
+    )
+    classifier = [unit for unit in ranked[:keep] if unit[1] == "10"]
+    k = math.floor(r * (keep - len(classifier)))
+    others = [unit for unit in ranked if unit[1] != "10"][: keep - len(classifier) - k]
+    kept = {n: torch.zeros(weights[n].numel(), dtype=torch.bool) for n in LAYERS}
+    for _, n, i in [*classifier, *others]:
+        kept[n][i] = True
+    return {n: m.view_as(weights[n]) for n, m in kept.items()}
+
+
+@pytest.mark.parametrize("growth", ["gradient", "random"])
+def test_growth_changes_only_what_is_grown(growth):
+    """The first update of any criterion keeps the same survivors and grows as many."""
+    models = {g: wrapped(criticality(interval=1, growth=g)) for g in ("criticality", growth)}
+    for model, optimizer in models.values():
+        train(model, optimizer, 1)
+    (a, _), (b, _) = models.values()
+    assert sum(a.history[0].grown.values()) == sum(b.history[0].grown.values()) > 0
+    assert a.history[0].dropped == b.history[0].dropped
+    assert b.history[0].grown["10"] == 0
+    assert a.masks["10"].equal(b.masks["10"])
+    assert not all(a.masks[n].equal(b.masks[n]) for n in NEURON_OF)
+
+
+def test_random_growth_is_uniform_over_what_does_not_survive():
+    """Over many seeds every such weight is grown about as often: 6 sigma of a binomial."""
+    weights = snapshot(build())
+    survivors = without_growth(
+        {n: weights[f"{n}.weight"] for n in LAYERS},
+        {n: torch.ones_like(weights[f"{n}.weight"], dtype=torch.bool) for n in LAYERS},
+        sparsity=0.8 * (1 - (3 / 4) ** 3),
+        r=0.5,
+    )
+    seeds, counts = 200, {n: torch.zeros(weights[f"{n}.weight"].shape) for n in NEURON_OF}
+    method = criticality(interval=1, end=4, regrow=0.5, growth="random")
+    for seed in range(seeds):
+        model = PruningWrapper(build(), method, seed=seed)
+        loss_of(model, 1)
+        model.update_masks(0.8 * (1 - (3 / 4) ** 3))
+        for n in NEURON_OF:
+            counts[n] += model.masks[n] & ~survivors[n]
+    grown = torch.cat([counts[n][~survivors[n]] for n in NEURON_OF]) / seeds
+    p = float(grown.mean())
+    assert 0.1 < p < 0.9
+    assert float((grown - p).abs().max()) < 6 * math.sqrt(p * (1 - p) / seeds)
+
+
+def test_random_drop_is_magnitude_blind():
+    """Over many seeds large and small weights survive alike; only criticality decides growth."""
+    kept = []
+    for seed in range(60):
+        model = PruningWrapper(build(), criticality(regrow=0.0, drop="random"), seed=seed)
+        loss_of(model, 1)
+        model.update_masks(0.5)
+        kept.append(flat(model.masks.masks))
+    rate = torch.stack(kept).float().mean(0)
+    magnitude = flat({n: snapshot(build())[f"{n}.weight"].abs() for n in LAYERS})
+    large = magnitude > magnitude.median()
+    # Of 60 * 380 draws with probability one half the mean is within 6 sigma = 0.02.
+    assert abs(float(rate[large].mean()) - 0.5) < 0.02
+    assert abs(float(rate[~large].mean()) - 0.5) < 0.02
+
+
+def test_without_regrowth_it_is_magnitude():
+    """Weights, masks and optimizer stay bit-identical over a whole schedule."""
+    one, a = wrapped(criticality(regrow=0.0), "adamw")
+    other, b = wrapped(methods.Magnitude(sparsity=0.8, interval=2, end=9), "adamw")
+    for k in range(1, 12):
+        train(one, a, 1, start=k)
+        train(other, b, 1, start=k)
+        assert same(one.masks.masks, other.masks.masks)
+        assert same(snapshot(one.net), snapshot(other.net))
+        assert same_state(frozen(a), frozen(b))
+    assert one.sparsity()["total"] == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize("growth", ["criticality", "gradient", "random"])
+@pytest.mark.parametrize("regrow", [0.0, 0.3])
+def test_dense_gradients_only_where_growth_is_ranked_by_them(growth, regrow):
+    method = criticality(growth=growth, regrow=regrow)
+    assert method.gradient == ("update" if growth == "gradient" and regrow else "never")
 
 
 def test_regrown_weights_start_at_zero():
@@ -331,6 +477,8 @@ def test_network_without_neurons_is_explained():
     [
         ({"ties": "all"}, ValueError, r"Expected ties to be one of .* but got 'all'"),
         ({"aggregate": "sum"}, ValueError, r"Expected aggregate to be one of .* but got 'sum'"),
+        ({"growth": "score"}, ValueError, r"Expected growth to be one of .* but got 'score'"),
+        ({"drop": "none"}, ValueError, r"Expected drop to be one of .* but got 'none'"),
         ({"batches": 0}, ValueError, r"Expected batches in \[1, interval = 2\] but got 0"),
         ({"batches": 3}, ValueError, r"Expected batches in \[1, interval = 2\] but got 3"),
         ({"batches": 1.0}, TypeError, r"Expected batches to be an integer but got 1\.0"),
@@ -346,3 +494,4 @@ def test_defaults_are_the_papers():
     method = methods.Criticality(end=10_000)
     assert (method.sparsity, method.regrow, method.interval) == (0.95, 0.1, 2000)
     assert (method.ties, method.batches, method.aggregate) == ("exact", 1, "max")
+    assert (method.growth, method.drop) == ("criticality", "magnitude")

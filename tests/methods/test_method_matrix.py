@@ -80,6 +80,9 @@ METHODS = {
     "Random": Row(random, random=True),
     "Criticality": Row(criticality),
     "Criticality-mean": Row(lambda **k: criticality(aggregate="mean", batches=2, **k)),
+    "Criticality-gradient": Row(lambda **k: criticality(growth="gradient", **k)),
+    "Criticality-random": Row(lambda **k: criticality(growth="random", **k), random=True),
+    "Criticality-regrow-only": Row(lambda **k: criticality(drop="random", **k), random=True),
     "SET": Row(sets, lambda t: 0.7, random=True, random_start=True),
     "RigL": Row(rigl, lambda t: 0.7, random=True, zero_start=False, random_start=True),
     "GraNet": Row(granet, zero_start=False),
@@ -168,8 +171,10 @@ def test_grown_weights_start_anew(name, monkeypatch):
         again = update.grown & before[n]
         if row.zero_start:
             assert not weight[again].any()
-            # The gradient of the same step was still masked where they were pruned before.
-            assert not mine["exp_avg"][new].any()
+            # The gradient of the same step was still masked where they were pruned before, unless
+            # they were ranked by it.
+            if row.make().gradient == "never":
+                assert not mine["exp_avg"][new].any()
         else:
             assert weight[again].equal(values[f"{n}.weight"][again])
             if name == "RigL":
@@ -220,7 +225,11 @@ def permuted_masks(masks, order):
     return {**masks, "0": masks["0"][order], "3": masks["3"][:, order]}
 
 
-@pytest.mark.parametrize("name", [n for n, row in METHODS.items() if n not in ("Random", "SET")])
+# Whose noise goes by position.
+NOISY = ("Random", "SET", "Criticality-random", "Criticality-regrow-only")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOISY])
 def test_order_of_channels_does_not_matter(name):
     row = METHODS[name]
     order = torch.tensor([2, 0, 3, 1])

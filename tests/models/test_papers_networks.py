@@ -167,6 +167,7 @@ REFUSED = {
     "rank": (lambda: build("VGG16")(torch.zeros(3, 32, 32)), r"\(3, 32, 32\)"),
     "widths": (lambda: models.VGG16(widths=(8, 8)), "Expected 13 widths.* got 2"),
     "width": (lambda: models.DVSNet(widths=(8, 8, 0, 8, 8)), r"widths\[2\] to be at least 1"),
+    "pool": (lambda: models.DVSNet(pool="min"), r"Expected pool to be one of .* but got 'min'"),
     "size": (lambda: models.DVSNet(size=16), "size to be at least 32"),
     "T": (lambda: models.VGG16(T=0), "T to be at least 1 but got 0"),
     "classes": (lambda: models.ResNet19(0), "num_classes to be at least 1"),
