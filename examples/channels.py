@@ -82,13 +82,11 @@ def load(args, device):
     """Return the loaders of training and test images, resident on the device."""
 
     def read(root, download):
-        sets = {"digits": read_digits, "cifar10": data.cifar10}[args.dataset](root, download)
-        sizes = (args.train_images, args.test_images)
-        return [
-            replace(s, x=s.x[:n], y=s.y[:n]) if n else s for s, n in zip(sets, sizes, strict=True)
-        ]
+        return {"digits": read_digits, "cifar10": data.cifar10}[args.dataset](root, download)
 
-    return images.load(args, device, 32, read, AUGMENT[args.dataset])
+    parts = zip(images.sets(args, 32, read), (args.train_images, args.test_images), strict=True)
+    train, test = (replace(s, x=s.x[:n], y=s.y[:n]) if n else s for s, n in parts)
+    return images.loaders(args, device, train, test, AUGMENT[args.dataset])
 
 
 def build(args):

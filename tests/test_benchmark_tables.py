@@ -77,5 +77,5 @@ def test_page_shows_the_measured_table(readme):
 
 
 def test_unknown_marker(readme):
-    with pytest.raises(ValueError, match="markers of 'no table'"):
+    with pytest.raises(ValueError, match="markers <!-- no table -->"):
         readme.insert("text", "no table", "")

@@ -61,9 +61,19 @@ def load(args, device, size, read, augment):
         read: ``read(root, download=)`` returns the two image sets.
         augment: of training batches.
     """
-    train, test = _generate(args, size) if args.generated else _read(args, read)
+    train, test = sets(args, size, read)
     train = _shrink(_part(train, args.train_images), args.shrink)
     test = _shrink(_part(test, args.test_images), args.shrink)
+    return loaders(args, device, train, test, augment)
+
+
+def sets(args, size, read):
+    """Return the training and test images that `args` asks for: generated, or read."""
+    return _generate(args, size) if args.generated else _read(args, read)
+
+
+def loaders(args, device, train, test, augment):
+    """Return loaders of two image sets, resident on the device."""
     shared = {"device": device, "normalize": data.Normalize(train.mean, train.std)}
     return (
         data.ResidentLoader(

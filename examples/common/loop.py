@@ -317,20 +317,25 @@ class Trainer:
             "best": self.best,
             "sparsity": self.sparsity(),
             "steps": self.step,
-            **(self._cost(net) if ranks.first() else {}),
+            **self._cost(net),
         }
 
     def _cost(self, net):
-        """Return what one sample costs in the network that came out, on a batch of test data."""
-        x, y = next(iter(self.test_data))
-        counts = cost.measure(net, self.to_input(x), samples=len(y)).values()
-        return {
-            "synops": sum(c.synops for c in counts),
-            "macs": sum(c.macs for c in counts),
-            "picojoules": sum(c.energy for c in counts),
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "parameters_nonzero": sum(int(p.count_nonzero()) for p in net.parameters()),
-        }
+        """Return what one sample costs in the network that came out, on the first test batch."""
+        names = ("synops", "macs", "picojoules", "parameters", "parameters_nonzero")
+        values = [0.0] * len(names)
+        if ranks.first():  # whose part of the batch is never empty; the others learn of it
+            x, y = next(iter(self.test_data))
+            counts = cost.measure(net, self.to_input(x), samples=len(y)).values()
+            sizes = [(p.numel(), int(p.count_nonzero())) for p in net.parameters()]
+            values = [
+                sum(c.synops for c in counts),
+                sum(c.macs for c in counts),
+                sum(c.energy for c in counts),
+                sum(size for size, _ in sizes),
+                sum(nonzero for _, nonzero in sizes),
+            ]
+        return dict(zip(names, ranks.total(values, self.device), strict=True))
 
     def _final_network(self):
         """Return the averaged network, or the trained one without the wrapper."""
