@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 
 from torch import nn
@@ -87,6 +87,10 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
     return chosen
 
 
+class SettingsError(ValueError):
+    """Raised for settings that do not fit the network, whatever its forward does."""
+
+
 def check_sparsity(
     method: Method, sizes: Sequence[int], floors: Sequence[int], sparsity: float
 ) -> None:
@@ -107,7 +111,7 @@ def check_sparsity(
     if not method.emergent and round((1.0 - sparsity) * total) < least:
         channels = isinstance(method.structure, Channels)
         unit, layer = ("channels", "groups") if channels else ("weights", "layers")
-        raise ValueError(
+        raise SettingsError(
             f"Expected a sparsity of at most {1 - least / total:.6g}, which leaves the {least} "
             f"{unit} that {method.allocation} needs (none of the {len(sizes)} {layer} is emptied), "
             f"but got {sparsity}"
@@ -115,12 +119,18 @@ def check_sparsity(
 
 
 def select_groups(
-    method: Method, coupling: Coupling, net: nn.Module
+    method: Method, coupling: Coupling, net: nn.Module, feeds_neurons: Callable[[str], bool]
 ) -> tuple[list[Group], dict[str, str]]:
     """Return the groups of channels that a method prunes, and layer -> why others stay.
 
+    Args:
+        method: the method.
+        coupling: of the network.
+        net: the network.
+        feeds_neurons: tells whether neurons that record score a layer.
+
     Raises:
-        ValueError: if none is left.
+        SettingsError: if none is left.
     """
     assert isinstance(method.structure, Channels)  # noqa: S101 (for the type checker)
     groups, dense = [], dict(coupling.frozen)
@@ -132,11 +142,13 @@ def select_groups(
             reason = "features of linear layers stay: structure=Channels(linear=False)"
         elif method.needs_norm and not any(name in coupling.norms for name in group.producers):
             reason = f"{type(method).__name__} scores gamma, and no norm follows"
+        elif method.scores_neurons and not any(map(feeds_neurons, group.producers)):
+            reason = f"{type(method).__name__} scores neurons, and none that records follows"
         if reason is None:
             groups.append(group)
         else:
             dense.update(dict.fromkeys(group.producers, reason))
     if not groups:
         listed = "; ".join(f"{name}: {reason}" for name, reason in dense.items())
-        raise ValueError(f"Expected channels to prune but all layers stay dense: {listed}")
+        raise SettingsError(f"Expected channels to prune but all layers stay dense: {listed}")
     return groups, dense

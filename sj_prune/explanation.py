@@ -140,7 +140,9 @@ def _group(name: str, wrapper: PruningWrapper) -> str | None:
 
 
 def _grows_by_activity(wrapper: PruningWrapper) -> bool:
-    return bool(wrapper.method.needs) and wrapper.method.regrow_schedule is not None
+    method = wrapper.method
+    by_gradient = method.gradient != "never"
+    return bool(method.needs) and method.regrow_schedule is not None and not by_gradient
 
 
 def _status(name: str, wrapper: PruningWrapper) -> str:

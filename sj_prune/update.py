@@ -20,11 +20,35 @@ from sj_prune.methods.base import LayerActivity, LayerView, Method
 from sj_prune.scoring import Scorer
 
 if TYPE_CHECKING:
+    from sj_prune.coupling import Coupling
+    from sj_prune.topology import Topology
     from sj_prune.wrapper import PruningWrapper
 
-__all__ = ["Updater"]
+__all__ = ["Updater", "scoring_neurons"]
 
 logger = logging.getLogger("sj_prune")
+
+
+def scoring_neurons(
+    topology: Topology | None, coupling: Coupling | None, name: str
+) -> dict[str, Tensor | None]:
+    """Return the neuron layers that score a layer, and which of their channels are whose.
+
+    Returns:
+        Neuron layer name -> ``[C_out, k]``, or None where channels correspond one to one.
+    """
+    if topology is None:
+        return {}
+    found: dict[str, Tensor | None] = dict.fromkeys(topology.neurons.get(name, ()))
+    if coupling is None:
+        return found
+    for node in topology.spread.get(name, ()):
+        facts = topology.facts[node]
+        channels = coupling.channels_behind(name, node)
+        same = coupling.neuron_dims.get(node) == facts.channel_dim - facts.ndim
+        if channels is not None and same:
+            found[node] = channels
+    return found
 
 
 class Updater:
@@ -39,6 +63,8 @@ class Updater:
         self.draws = 0
         self.gradient_is_dense: dict[str, bool] = {}
         self.state: dict[str, dict[str, Tensor]] = {}
+        self._seen: tuple[Topology | None, Coupling | None] = (None, None)
+        self._neurons: dict[str, dict[str, Tensor | None]] = {}
         self.previous = wrapper.masks.masks if wrapper.method.emergent else {}
         self.scorer = Scorer(wrapper, self.view)
 
@@ -89,24 +115,13 @@ class Updater:
         return (None if wrapper.topology is None else wrapper.topology.norms.get(name)), None
 
     def neurons(self, name: str) -> dict[str, Tensor | None]:
-        """Return the neuron layers that score a layer, and which of their channels are whose.
-
-        Returns:
-            Neuron layer name -> ``[C_out, k]``, or None where channels correspond one to one.
-        """
+        """Return what `scoring_neurons` says of a layer; it is asked once."""
         topology, coupling = self.wrapper.topology, self.wrapper.coupling
-        if topology is None:
-            return {}
-        found: dict[str, Tensor | None] = dict.fromkeys(topology.neurons.get(name, ()))
-        if coupling is None:
-            return found
-        for node in topology.spread.get(name, ()):
-            facts = topology.facts[node]
-            channels = coupling.channels_behind(name, node)
-            same = coupling.neuron_dims.get(node) == facts.channel_dim - facts.ndim
-            if channels is not None and same:
-                found[node] = channels
-        return found
+        if topology is not self._seen[0] or coupling is not self._seen[1]:
+            self._seen, self._neurons = (topology, coupling), {}
+        if name not in self._neurons:
+            self._neurons[name] = scoring_neurons(topology, coupling, name)
+        return self._neurons[name]
 
     def scored_parameters(self) -> list[Tensor]:
         """Return the parameters whose gradients a method may score, each once."""

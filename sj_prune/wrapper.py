@@ -27,7 +27,7 @@ from sj_prune.outline import as_args, few_samples, from_plain, materialize, outl
 from sj_prune.ranks import Ranks
 from sj_prune.stepping import Stepping
 from sj_prune.topology import Topology, prunable_layers, trace
-from sj_prune.update import Updater
+from sj_prune.update import Updater, scoring_neurons
 
 if TYPE_CHECKING:
     from sj_prune.explanation import Explanation
@@ -104,6 +104,7 @@ class PruningWrapper(nn.Module):
         self._outline: tuple[Any, Any] | None = None
         self._finalized = False
         self._record_now = False
+        self._said_no_forward = False
         self._switched: tuple[bool, Topology | None] | None = None
         self.updater = Updater(self)
         self.ranks = Ranks(self)
@@ -158,18 +159,20 @@ class PruningWrapper(nn.Module):
             return
         if self._outline is None:
             raise RuntimeError(
-                f"Expected statistics of neuron layers {list(self.nodes)}, for "
-                f"{type(self.method).__name__}, but no forward with gradients has run: run one, or "
-                "pass example_input="
+                f"Expected a forward of the wrapper with gradients, from which "
+                f"{type(self.method).__name__} learns which neurons a layer feeds"
+                f"{' and which channels are coupled' * isinstance(self.masks, ChannelMasks)}, but "
+                "none has run: call model(x) (not net(x)), or pass example_input="
             )
         args, kwargs = self._outline
         self._trace(materialize(args), materialize(kwargs))
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._outline = (outline(args), outline(kwargs))
+        topology = trace(self.net, self._layers, args, kwargs)
         if isinstance(self.masks, ChannelMasks) and self.coupling is None:
-            self._couple(args, kwargs)
-        self.topology = trace(self.net, self._layers, args, kwargs)
+            self._couple(args, kwargs, topology)
+        self.topology = topology
         if self.method.needs and not any(map(self.updater.neurons, self._layers)):
             logger.warning(
                 "%s reads neurons but none that records follows a prunable layer: "
@@ -178,13 +181,18 @@ class PruningWrapper(nn.Module):
             )
         self._switch_recording()
 
-    def _couple(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _couple(self, args: tuple[Any, ...], kwargs: dict[str, Any], topology: Topology) -> None:
         """Learn which channels live and die together."""
         method, masks = self.method, self.masks
         assert isinstance(masks, ChannelMasks)  # noqa: S101 (for the type checker)
         skip = [name for name in prunable_layers(self.net) if name not in self._layers]
         coupling = _coupling(self.net, args, kwargs, skip)
-        groups, self.dense = arguments.select_groups(method, coupling, self.net)
+        groups, self.dense = arguments.select_groups(
+            method,
+            coupling,
+            self.net,
+            lambda layer: bool(scoring_neurons(topology, coupling, layer)),
+        )
         sizes = [group.units for group in groups]
         floors = [min(masks.min_keep, size) for size in sizes]
         arguments.check_sparsity(method, sizes, floors, method.sparsity)
@@ -209,8 +217,17 @@ class PruningWrapper(nn.Module):
             RuntimeError: if none has run.
         """
         built = not isinstance(self.masks, ChannelMasks) or self.coupling is not None
-        if not built and not (optional and self._outline is None):
+        if built:
+            return
+        if not (optional and self._outline is None):
             self.ensure_topology()
+        elif not self._said_no_forward:
+            self._said_no_forward = True
+            logger.warning(
+                "an optimizer steps but no forward of the wrapper has run, so no channels are "
+                "known and nothing is penalized or pruned: call model(x), not net(x), or pass "
+                "example_input="
+            )
 
     def restore_outline(self, plain: Any) -> None:  # noqa: ANN401
         """Take the shapes of the inputs from a checkpoint, and learn what they tell."""
@@ -227,6 +244,8 @@ class PruningWrapper(nn.Module):
     def _trace_example(self, example_input: Any) -> None:  # noqa: ANN401
         try:
             self._trace(as_args(example_input), {})
+        except arguments.SettingsError:
+            raise  # the forward went well
         except Exception as error:
             raise ValueError(
                 "Expected example_input to be an input of the network (a tuple of several) but its "

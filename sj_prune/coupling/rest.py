@@ -37,6 +37,9 @@ def why_not_silent(node: nn.Module, x: Tensor) -> str | None:
 def _silent_on_zeros(node: nn.Module, x: Tensor) -> bool:
     """Try it, with a copy."""
     twin = copy.deepcopy(node)
+    for module in twin.modules():  # the hooks of whoever traces the node are copied with it
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     _host.reset_net(twin)
     one = x[:1, :1] if getattr(node, "step_mode", "s") == "m" else x[:1]
     with torch.no_grad():

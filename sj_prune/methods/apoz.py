@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class APoZ(ChannelMethod):
     with the lowest firing rate are dropped first. Uniform over layers by default. Arguments are
     those of `ChannelMethod`; layers that no recording neuron follows have no score of their own.
     """
+
+    scores_neurons: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

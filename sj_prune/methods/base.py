@@ -185,6 +185,7 @@ class Method:
         from_scratch: an update ranks all units, pruned or not, by drop score.
         growth_sum: the growth score of coupled channels is the sum over layers, else the mean.
         needs_norm: a group of channels without a norm is left dense.
+        scores_neurons: one that no recording neuron follows is left dense.
         wakes: "restore" or "zero": what a waking channel's gamma and beta start at.
         binds: "always", or "update": channel masks bind at updates only.
     """
@@ -202,6 +203,7 @@ class Method:
     grow_across_layers: ClassVar[bool] = False
     regrow_of_all: ClassVar[bool] = False
     needs_norm: ClassVar[bool] = False
+    scores_neurons: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity)

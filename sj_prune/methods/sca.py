@@ -71,6 +71,7 @@ class SCA(ChannelMethod):
     l1: float = 3e-5
 
     regrow_of_all: ClassVar[bool] = True
+    scores_neurons: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("score", self.score, tuple(_SCORES))
