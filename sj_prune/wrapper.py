@@ -158,11 +158,16 @@ class PruningWrapper(nn.Module):
         if self.topology is not None:
             return
         if self._outline is None:
+            name = type(self.method).__name__
+            what = (
+                f"a forward of the wrapper, to learn which channels are coupled, for {name}, but "
+                "none"
+                if isinstance(self.masks, ChannelMasks)
+                else f"statistics of neuron layers {list(self.nodes)}, for {name}, but no forward"
+            )
             raise RuntimeError(
-                f"Expected a forward of the wrapper with gradients, from which "
-                f"{type(self.method).__name__} learns which neurons a layer feeds"
-                f"{' and which channels are coupled' * isinstance(self.masks, ChannelMasks)}, but "
-                "none has run: call model(x) (not net(x)), or pass example_input="
+                f"Expected {what} with gradients has run: call model(x), not net(x), or pass "
+                "example_input="
             )
         args, kwargs = self._outline
         self._trace(materialize(args), materialize(kwargs))

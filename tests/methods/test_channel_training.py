@@ -334,7 +334,7 @@ def test_taylor_counts_the_bias():
 
 def test_activity_without_neurons_is_explained():
     model, optimizer = pruner(methods.APoZ(end=1), net=bare_net(neurons=False))
-    with pytest.raises(RuntimeError, match="print\\(model.explain\\(\\)\\)"):
+    with pytest.raises(ValueError, match="APoZ scores neurons, and none that records follows"):
         train(model, optimizer, 1)
 
 
