@@ -61,6 +61,10 @@ class ChannelGroup(Protocol):
         ...
 
 
+def _no_neurons(name: str, channels: Tensor) -> None:
+    """Before groups are known no neuron is to go to rest; a function, so that it pickles."""
+
+
 @dataclass
 class _Part:
     """Rows of one parameter that belong to a group.
@@ -174,7 +178,7 @@ class ChannelMasks(MaskManager):
         self._dead: dict[str, Tensor] = {}
         self._parts: dict[str, list[_Part]] = {}
         self._rows: dict[str, list[tuple[str, Tensor]]] = {}
-        self._silence: Callable[[str, Tensor], None] = lambda name, channels: None
+        self._silence: Callable[[str, Tensor], None] = _no_neurons
 
     def build(
         self,

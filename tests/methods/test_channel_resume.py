@@ -1,6 +1,7 @@
 """Channel training goes on bit-identically after a checkpoint, saved anywhere."""
 
 import io
+import pickle
 
 import pytest
 import torch
@@ -72,3 +73,18 @@ def test_loading_rewinds_a_running_wrapper(name):
     train(model, opt, 6, start=4)
     got = everything(model, opt)
     assert [key for key in expected if not same_state(expected[key], got[key])] == []
+
+
+@pytest.mark.parametrize("name", ["SCA", "SCA-update", "FilterNorm-1"])
+def test_pickled_before_the_first_forward(name):
+    """The copy trains as the original does."""
+    model = PruningWrapper(channel_net(), settings(name))
+    other = pickle.loads(pickle.dumps(model))
+    runs = []
+    for each in (model, other):
+        optimizer = OPTIMIZERS["sgd_momentum"](each.parameters())
+        each.attach(optimizer)
+        train(each, optimizer, STEPS)
+        runs.append(everything(each, optimizer))
+    assert [key for key in runs[0] if not same_state(runs[0][key], runs[1][key])] == []
+    assert any(runs[0]["history"][-1]["dropped"].values())
