@@ -124,6 +124,10 @@ class _Part:
         # With "zero" woken rows stay as the network has them; new ones are silenced by `hold`.
         self.index, self.aside = index, awake[index]
 
+    def zeroed_in(self, values: Tensor, dead: Tensor) -> Tensor:
+        """Return another copy of the parameter with zeros in the rows of pruned units."""
+        return values.index_fill(0, self._dead_rows(dead).to(values.device), 0)
+
     def clear(self, dead: Tensor) -> None:
         """Write zeros into the rows of pruned units, and keep nothing aside."""
         self.parameter.index_fill_(0, self._dead_rows(dead), 0)
@@ -415,6 +419,12 @@ class ChannelMasks(MaskManager):
     def zero_pruned(self, key: str, values: Tensor) -> Tensor:
         """Return a tensor of a parameter's shape with 0 in the rows of sleeping channels."""
         return self.zero_pruned_(key, values.clone()) if self.holds(key) else values
+
+    def zero_in_copy(self, key: str, values: Tensor) -> Tensor:
+        """Return a copy's parameter with 0 in the rows of pruned channels, however masks bind."""
+        for part in self._parts[key]:
+            values = part.zeroed_in(values, self._dead[part.group])
+        return values
 
     def holds(self, key: str) -> bool:
         """Tell whether a row of a parameter sleeps."""
