@@ -129,6 +129,9 @@ class MaskManager(Mapping[str, Tensor]):
         """Return how many parameters of the network are pruned."""
         return sum(self.units().values()) - sum(self.kept_units().values())
 
+    def bind_always(self) -> None:
+        """Hold masks between updates too: those of single weights are held anyway."""
+
     def burn(self) -> None:
         """Write zeros where weights are pruned."""
         self.enforce(self, ())

@@ -257,3 +257,30 @@ def test_masks_are_applied_to_a_copy(enforce):
         assert not value[pruned].any(), key
         assert value[~pruned].equal(before[key][~pruned]), key
     assert same_state(snapshot(model.net), mine)
+
+
+# ---- finalizing what has come back ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "revived"), [(8, False), (9, True)])
+def test_channels_that_came_back_are_said_when_they_are_zeroed(steps, revived, caplog):
+    """The last update is in step 8: one step later momentum has moved what it zeroed."""
+    model, optimizer = pruner(sca(enforce="update"))
+    train(model, optimizer, steps)
+    masks = model.masks.masks
+    back = [n for n in NORMS if model.net.get_submodule(n).weight[~masks[n]].any()]
+    with caplog.at_level(logging.WARNING, logger="sj_prune"):
+        net = model.finalize()
+    said = [r.getMessage() for r in caplog.records if "have come back" in r.getMessage()]
+    assert len(said) == revived == bool(back)
+    assert all(str(back) in text for text in said)
+    for name, mask in masks.items():
+        assert not net.get_submodule(name).weight[~mask].any()
+
+
+def test_masks_that_always_bind_have_nothing_to_say(caplog):
+    model, optimizer = pruner(sca())
+    train(model, optimizer, 9)
+    with caplog.at_level(logging.WARNING, logger="sj_prune"):
+        model.finalize()
+    assert not caplog.records
