@@ -98,6 +98,7 @@ def prune(
     found = few_batches(loader, batches, device)
     with restored_on_error(net):
         model = PruningWrapper(net, method, example_input=found[0][0], skip=skip, seed=seed)
+        model.masks.bind_always()  # no other update follows that would zero what comes back
         try:
             _update(model, found, kind, value, loss, renormalize)
             if fine_tune is not None:

@@ -27,8 +27,15 @@ def compact_with_optimizer(
 
     Training goes on as that of the masked network would: momentum, Adam's moments and step counts
     are taken over, cut where the parameter was cut. Hooks of the old optimizer and learning rate
-    schedulers stay with the old one: make a new scheduler with
-    ``last_epoch=scheduler.last_epoch``, which finds ``initial_lr`` in the parameter groups.
+    schedulers stay with the old one. A scheduler is built anew and takes over the old one's state;
+    since building it starts the learning rates from the beginning, the optimizer's state is put
+    back after that::
+
+        small, new = compact_with_optimizer(net, optimizer, x_seq)
+        state = new.state_dict()
+        following = StepLR(new, ...)  # with the arguments of the old one
+        following.load_state_dict(scheduler.state_dict())
+        new.load_state_dict(state)
 
     Args:
         net: as in `compact`.

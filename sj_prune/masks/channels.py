@@ -8,6 +8,7 @@ do to it. So the gradient of gamma stays alive, and a method can tell which chan
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.select import count
 
 __all__ = ["ChannelGroup", "ChannelMasks"]
+
+logger = logging.getLogger("sj_prune")
 
 
 class ChannelGroup(Protocol):
@@ -59,6 +62,10 @@ class ChannelGroup(Protocol):
     def neurons(self) -> Mapping[str, Tensor]:
         """Neuron layer name -> its channels."""
         ...
+
+
+def _no_neurons(name: str, channels: Tensor) -> None:
+    """Before groups are known no neuron is to go to rest; a function, so that it pickles."""
 
 
 @dataclass
@@ -120,6 +127,10 @@ class _Part:
         # With "zero" woken rows stay as the network has them; new ones are silenced by `hold`.
         self.index, self.aside = index, awake[index]
 
+    def zeroed_in(self, values: Tensor, dead: Tensor) -> Tensor:
+        """Return another copy of the parameter with zeros in the rows of pruned units."""
+        return values.index_fill(0, self._dead_rows(dead).to(values.device), 0)
+
     def clear(self, dead: Tensor) -> None:
         """Write zeros into the rows of pruned units, and keep nothing aside."""
         self.parameter.index_fill_(0, self._dead_rows(dead), 0)
@@ -174,7 +185,7 @@ class ChannelMasks(MaskManager):
         self._dead: dict[str, Tensor] = {}
         self._parts: dict[str, list[_Part]] = {}
         self._rows: dict[str, list[tuple[str, Tensor]]] = {}
-        self._silence: Callable[[str, Tensor], None] = lambda name, channels: None
+        self._silence: Callable[[str, Tensor], None] = _no_neurons
 
     def build(
         self,
@@ -210,6 +221,10 @@ class ChannelMasks(MaskManager):
                 self._parts.setdefault(f"{name}.{attribute}", []).append(part)
         if silent:
             self._rows.setdefault(name, []).append((group.name, rows))
+
+    def bind_always(self) -> None:
+        """Hold masks between updates too, from the next update on."""
+        self.binds = "always"
 
     # ---- masks by name -------------------------------------------------------------------------
 
@@ -412,6 +427,12 @@ class ChannelMasks(MaskManager):
         """Return a tensor of a parameter's shape with 0 in the rows of sleeping channels."""
         return self.zero_pruned_(key, values.clone()) if self.holds(key) else values
 
+    def zero_in_copy(self, key: str, values: Tensor) -> Tensor:
+        """Return a copy's parameter with 0 in the rows of pruned channels, however masks bind."""
+        for part in self._parts[key]:
+            values = part.zeroed_in(values, self._dead[part.group])
+        return values
+
     def holds(self, key: str) -> bool:
         """Tell whether a row of a parameter sleeps."""
         return any(len(part.index) for part in self._parts[key])
@@ -419,11 +440,30 @@ class ChannelMasks(MaskManager):
     @torch.no_grad()
     def burn(self) -> None:
         """Write zeros where channels are pruned: norms, sleeping filters, and what reads them."""
+        if self.binds != "always":
+            self._warn_of_revived()
         for parts in self._parts.values():
             for part in parts:
                 part.clear(self._dead[part.group])
         for layer, mask in self.element_masks().items():
             self.weight(layer).masked_fill_(~mask, 0)
+
+    def _warn_of_revived(self) -> None:
+        """Say which channels training has brought back since the update that pruned them."""
+        names = [name for name in self if self._revived(name)]
+        if names:
+            logger.warning(
+                "channels of %s are pruned but have come back since the last update, for these "
+                "masks bind at updates only: they are zeroed now, so the network computes "
+                "something else than when it was trained last; finalize right after an update, or "
+                'let masks bind in between too (SCA: enforce="always")',
+                names,
+            )
+
+    def _revived(self, name: str) -> bool:
+        found = (self._modules[name]._parameters.get(each) for each in ("weight", "bias"))
+        pruned = self.pruned(name)
+        return any(bool(p[pruned].any()) for p in found if p is not None)
 
     def _silent(self) -> dict[str, list[_Part]]:
         return {k: parts for k, parts in self._parts.items() if parts[0].silent}
@@ -476,11 +516,13 @@ class ChannelMasks(MaskManager):
         return {name: ~dead for name, dead in self._dead.items()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse masks of another network.
+        """Refuse masks of another network; none at all are those from before groups were known.
 
         Raises:
             ValueError: naming the first group that is missing, unknown or of another size.
         """
+        if not state:
+            return
         for name in [*self._dead, *state]:
             wanted = tuple(self._dead[name].shape) if name in self._dead else None
             got = tuple(state[name].shape) if name in state else None
@@ -493,14 +535,18 @@ class ChannelMasks(MaskManager):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over masks; parameters are left as they are, and what is asleep comes separately.
 
+        Without any, saved before groups were known, all channels are kept.
+
         Raises:
             ValueError: as `check_state`; nothing is changed then.
         """
         self.check_state(state)
-        for name, mask in state.items():
+        for name, dead in self._dead.items():
+            mask = state.get(name, torch.ones_like(dead))
             self._dead[name] = ~mask.to("cpu", torch.bool)
         for parts in self._parts.values():
             for part in parts:
+                part.zeroed = None  # what an update before was still to write
                 if self.binds == "always":
                     part.index = part._dead_rows(self._dead[part.group])
                     part.aside = part.parameter.detach()[part.index].clone()

@@ -113,6 +113,10 @@ class MaskManager(Mapping[str, Tensor]):
         """Return a tensor of a parameter's shape with 0 at pruned entries."""
         return values.masked_fill(self.pruned(key), 0)
 
+    def zero_in_copy(self, key: str, values: Tensor) -> Tensor:
+        """Return the parameter of another copy of the network with 0 at pruned entries."""
+        return values.masked_fill(self.pruned(key).to(values.device), 0)
+
     def element_masks(self) -> dict[str, Tensor]:
         """Return which weights of each layer remain, by layer name, in the weight's shape."""
         return self.masks
@@ -124,6 +128,9 @@ class MaskManager(Mapping[str, Tensor]):
     def removed_parameters(self) -> int:
         """Return how many parameters of the network are pruned."""
         return sum(self.units().values()) - sum(self.kept_units().values())
+
+    def bind_always(self) -> None:
+        """Hold masks between updates too: those of single weights are held anyway."""
 
     def burn(self) -> None:
         """Write zeros where weights are pruned."""
@@ -254,7 +261,7 @@ class MaskManager(Mapping[str, Tensor]):
                 )
         for key, (name, attribute) in targets.items():
             parameter = getattr(modules[name], attribute)
-            parameter.copy_(self.zero_pruned(key, parameter))
+            parameter.copy_(self.zero_in_copy(key, parameter))
         return other_net
 
     def _targets(self) -> dict[str, tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sj_prune.masks.allocation import Allocation, Uniform
+from sj_prune.masks.allocation import ERK, Allocation, Uniform
 from sj_prune.masks.schedule import Constant, Cubic, Manual, OneShot, Schedule
 from sj_prune.masks.structure import Channels
 from sj_prune.methods.base import LayerView, ScheduledMethod, check_fraction
@@ -82,8 +82,8 @@ class ChannelMethod(ScheduledMethod):
         interval: optimizer steps between updates (cubic sparsity); None: one update, at `end`.
         begin: updates start after this step.
         end: step of the last update; None: masks change by `update_masks` and `sj_prune.prune`.
-        structure: `Channels(linear=..., min_keep=...)`.
-        allocation: `Global()`, `Uniform()` or `ERK()`.
+        structure: `Channels(linear=..., min_keep=...)`, of `sj_prune.masks`.
+        allocation: `Global()` or `Uniform()`.
         wake: "restore" gives a waking channel the gamma and beta that it fell asleep with; "zero"
             starts them at 0.
         batches: optimizer steps before an update whose batches are scored, where a score reads
@@ -111,6 +111,12 @@ class ChannelMethod(ScheduledMethod):
                 f"{self.structure!r}"
             )
         super().__post_init__()
+        if isinstance(self.allocation, ERK):
+            raise ValueError(
+                f"Expected allocation of {type(self).__name__} to be Global() or Uniform() but got "
+                f"{self.allocation!r}: it gives densities by the shape of weights, which channels "
+                "do not have"
+            )
         if self.interval is not None:
             check_steps("interval", self.interval)
         if self.batches is not None:

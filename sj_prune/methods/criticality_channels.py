@@ -35,7 +35,7 @@ class CriticalityChannels(NetworkSlimming):
         end: step of the last update; the penalty ends there. None: masks change by `update_masks`
             and `sj_prune.prune`, and nothing is penalized.
         structure: `Channels(linear=..., min_keep=...)`.
-        allocation: `Global()`, `Uniform()` or `ERK()`.
+        allocation: `Global()` or `Uniform()`.
         wake: "restore" or "zero": gamma and beta of a waking channel.
         batches: optimizer steps before an update whose batches are scored; the paper scores the
             whole training set with the trained network, so give the steps of the last epoch. None:

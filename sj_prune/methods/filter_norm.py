@@ -27,7 +27,7 @@ class FilterNorm(ChannelMethod):
         begin: updates start after this step.
         end: step of the last update; None: masks change by `update_masks` and `sj_prune.prune`.
         structure: `Channels(linear=..., min_keep=...)`.
-        allocation: `Uniform()`, `Global()` or `ERK()`.
+        allocation: `Uniform()` or `Global()`.
         wake: "restore" or "zero": gamma and beta of a waking channel.
         batches: optimizer steps before an update that growth by criticality looks at; None: all.
         p: 1 or 2.

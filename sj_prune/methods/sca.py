@@ -48,7 +48,7 @@ class SCA(ChannelMethod):
         begin: updates start after this step.
         end: step of the last update; None: masks change by `update_masks` and `sj_prune.prune`.
         structure: `Channels()` without linear layers, as published.
-        allocation: `Global()`, `Uniform()` or `ERK()` (where q is taken of every layer's channels).
+        allocation: `Global()`, or `Uniform()` (where q is taken of every layer's channels).
         wake: "restore" or "zero": gamma and beta of a waking channel.
         batches: optimizer steps before an update whose batches are scored; None: all since the
             update before, so an epoch.

@@ -32,7 +32,7 @@ class NetworkSlimming(ChannelMethod):
         end: step of the last update; the penalty ends there. None: masks change by `update_masks`
             and `sj_prune.prune`, and nothing is penalized.
         structure: `Channels(linear=..., min_keep=...)`.
-        allocation: `Global()`, `Uniform()` or `ERK()`.
+        allocation: `Global()` or `Uniform()`.
         wake: "restore" or "zero": gamma and beta of a waking channel.
         batches: optimizer steps before an update that growth by criticality looks at; None: all.
         l1: strength of the penalty; the paper uses 1e-4 (VGG) and 1e-5 (ResNet, DenseNet).

@@ -510,7 +510,9 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["Magnitude", "FilterNorm-1", "SCA", "TaylorChannels"])
+@pytest.mark.parametrize(
+    "name", ["Magnitude", "FilterNorm-1", "SCA", "SCA-update", "TaylorChannels"]
+)
 def test_masks_stay_on(name, optimizer):
     net, losses, kept = trained_like(), [], {}
 
@@ -530,7 +532,9 @@ def test_masks_stay_on(name, optimizer):
                 losses.append(loss.item())
                 for key, mask in model.masks.masks.items():
                     assert torch.equal(mask, kept[key])
-                    assert not model.net.get_submodule(key).weight[~mask].any()
+                    module = model.net.get_submodule(key)
+                    assert not module.weight[~mask].any()
+                    assert name in WEIGHTS or not module.bias[~mask].any()
         assert not torch.equal(weights["conv1.weight"], net.conv1.weight)
         made_here.append(made)
 
@@ -546,6 +550,32 @@ def test_masks_stay_on(name, optimizer):
     # Nothing of the pruner stays on the optimizer.
     assert not made_here[0]._optimizer_step_pre_hooks
     assert not made_here[0]._optimizer_step_post_hooks
+
+
+def test_binding_at_updates_only_makes_no_difference_at_once(caplog):
+    """No update follows: what is fine-tuned is what is returned, and as SCA that always binds."""
+
+    def tune(model):
+        made = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        model.attach(made)
+        model.train()
+        for x, y in batches(8):
+            functional.reset_net(model)
+            made.zero_grad()
+            loss_of(model(x), y).backward()
+            made.step()
+        model.eval()
+        tuned.append(evaluate(model.net, batches(1)[0][0]))
+
+    tuned, results = [], []
+    for name in ("SCA", "SCA-update"):
+        method = METHODS[name](sparsity=0.4, regrow=0.2)
+        net, _ = sj_prune.prune(trained_like(), batches(2), method, fine_tune=tune)
+        assert torch.equal(evaluate(net.eval(), batches(1)[0][0]), tuned[-1]), name
+        results.append(net.state_dict())
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
+    assert not caplog.records
 
 
 def test_without_an_attached_optimizer_the_result_is_masked_all_the_same(caplog):

@@ -7,6 +7,7 @@ import torch
 from compaction_cases import as_tuple, assert_equal, awake, mask_at_random
 from spikingjelly.activation_based import functional
 from torch import nn
+from torch.optim import lr_scheduler
 from user_cases import build
 from user_networks import Concatenation, Depthwise, Grouped, NoNorm, SharedNeuron
 
@@ -120,7 +121,7 @@ def test_groups_settings_and_order_are_kept():
          {"params": [outside], "lr": 0.7}],
         lr=0.1, momentum=0.9, weight_decay=1e-2,
     )  # fmt: skip
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
+    scheduler = lr_scheduler.StepLR(optimizer, 1, 0.1)
     (loss_of(net, x) + outside.sum()).backward()
     optimizer.step()
     scheduler.step()
@@ -139,8 +140,52 @@ def test_groups_settings_and_order_are_kept():
     assert torch.equal(
         other.state[outside]["momentum_buffer"], optimizer.state[outside]["momentum_buffer"]
     )
-    following = torch.optim.lr_scheduler.StepLR(other, 1, 0.1, last_epoch=scheduler.last_epoch)
-    assert following.base_lrs == scheduler.base_lrs
+
+
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 3, 0.1),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 3, 7], 0.5),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 10),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, [0.5, 0.2], total_steps=12),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o, 0.1, 1.0, 3), lr_scheduler.StepLR(o, 2, 0.1)], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_a_scheduler_goes_on_as_documented(make, stop):
+    """The docstring's recipe: rates, and OneCycle's momentum, are those of a run without a cut."""
+    net, x = build(SharedNeuron)
+    awake(net, x)
+    mask_at_random(net, x, 0, 0.5)
+    norms = [p for n, p in net.named_parameters() if n.startswith("bn")]
+    rest = [p for n, p in net.named_parameters() if not n.startswith("bn")]
+    optimizer = torch.optim.SGD([{"params": rest}, {"params": norms, "lr": 0.3}], 0.1, 0.9)
+    scheduler = make(optimizer)
+
+    def step(net, optimizer, scheduler):
+        used = [(group["lr"], group["momentum"]) for group in optimizer.param_groups]
+        optimizer.zero_grad()
+        loss_of(net, x).backward()
+        optimizer.step()
+        scheduler.step()
+        return used
+
+    for _ in range(stop):
+        step(net, optimizer, scheduler)
+    small, new = compact_with_optimizer(net, optimizer, x)
+    slots = {p: dict(slots) for p, slots in new.state.items()}
+    state = new.state_dict()
+    following = make(new)
+    following.load_state_dict(scheduler.state_dict())
+    new.load_state_dict(state)
+    for p, kept in slots.items():
+        assert torch.equal(new.state[p]["momentum_buffer"], kept["momentum_buffer"])
+    expected = [step(net, optimizer, scheduler) for _ in range(6)]
+    assert [step(small, new, following) for _ in range(6)] == expected
+    assert len({rates[0][0] for rates in expected}) > 1
 
 
 def test_slots_are_cut_where_the_parameter_is():

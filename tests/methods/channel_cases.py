@@ -9,7 +9,7 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 from sj_prune import methods
-from sj_prune.masks import ERK, Global, Uniform
+from sj_prune.masks import Global, Uniform
 from sj_prune.methods import LayerActivity, LayerView
 from sj_prune.neurons.activity import STATISTICS
 
@@ -81,8 +81,8 @@ CHANNEL_METHODS = {
         maker(methods.CriticalityChannels, aggregate="mean", batches=2), **GAMMA
     ),
     "NetworkSlimming": Row(maker(methods.NetworkSlimming), **GAMMA),
-    "NetworkSlimming-ERK": Row(
-        maker(methods.NetworkSlimming, allocation=ERK()), **{**GAMMA, "allocation": ERK()}
+    "NetworkSlimming-Uniform": Row(
+        maker(methods.NetworkSlimming, allocation=Uniform()), **{**GAMMA, "allocation": Uniform()}
     ),
     "GReg-1": Row(greg, penalizes=True),
     "GReg-2": Row(lambda **changed: greg(**{"variant": 2, **changed}), penalizes=True),

@@ -48,6 +48,11 @@ EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
         ({"structure": "channels"}, TypeError, r"to be Channels\(\) but got 'channels'"),
         ({"allocation": "ERK"}, TypeError, "Expected allocation to be an instance"),
         ({"allocation": Global}, TypeError, "Expected allocation to be an instance"),
+        (
+            {"allocation": ERK()},
+            ValueError,
+            r"Expected allocation of \w+ to be Global\(\) or Uniform\(\) but got ERK\(\)",
+        ),
     ],
 )
 def test_wrong_settings(name, wrong, error, message):
@@ -334,7 +339,7 @@ def test_counts_are_exact(name, network, sparsity, regrow):
             assert grown == (keep < sum(sizes)) * min(int(regrow * keep), keep - len(layers))
 
 
-@pytest.mark.parametrize("allocation", [Global(), Uniform(), ERK()])
+@pytest.mark.parametrize("allocation", [Global(), Uniform()])
 def test_sca_with_any_allocation_keeps_its_total(allocation):
     method = sca(sparsity=0.5, regrow=0.2, allocation=allocation)
     for _, keep, found in run_updates(method, ([8, 10, 7], 3, 1000)):

@@ -1,6 +1,7 @@
 """Channel training goes on bit-identically after a checkpoint, saved anywhere."""
 
 import io
+import pickle
 
 import pytest
 import torch
@@ -72,3 +73,57 @@ def test_loading_rewinds_a_running_wrapper(name):
     train(model, opt, 6, start=4)
     got = everything(model, opt)
     assert [key for key in expected if not same_state(expected[key], got[key])] == []
+
+
+@pytest.mark.parametrize("name", ["SCA", "SCA-update", "FilterNorm-1"])
+def test_pickled_before_the_first_forward(name):
+    """The copy trains as the original does."""
+    model = PruningWrapper(channel_net(), settings(name))
+    other = pickle.loads(pickle.dumps(model))
+    runs = []
+    for each in (model, other):
+        optimizer = OPTIMIZERS["sgd_momentum"](each.parameters())
+        each.attach(optimizer)
+        train(each, optimizer, STEPS)
+        runs.append(everything(each, optimizer))
+    assert [key for key in runs[0] if not same_state(runs[0][key], runs[1][key])] == []
+    assert any(runs[0]["history"][-1]["dropped"].values())
+
+
+def recorded(model):
+    """Sums of nothing may have been allocated or not: the trace of a first forward does."""
+    nodes = model.nodes.values()
+    return [node.activity.state_dict() if node.activity.count else None for node in nodes]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd_momentum", "adamw"])
+@pytest.mark.parametrize("name", CHANNEL_METHODS)
+def test_rewinds_to_before_the_first_forward(name, optimizer):
+    """As lottery tickets are: what was saved of a fresh wrapper has no masks, so nothing pruned."""
+    model, opt = wrapped(settings(name), optimizer, net=channel_net())
+    data = save(model, opt)
+    assert model.inputs is None
+    train(model, opt, STEPS)
+    expected = everything(model, opt) | {"statistics": recorded(model)}
+    assert any(not mask.all() for mask in model.masks.values())
+    load(model, opt, data)
+    assert all(mask.all() for mask in model.masks.values())
+    assert model.step == 0
+    assert model.history == []
+    first = channel_net().state_dict()
+    assert all(value.equal(first[key]) for key, value in snapshot(model.net).items())
+    train(model, opt, STEPS)
+    got = everything(model, opt) | {"statistics": recorded(model)}
+    assert [key for key in expected if not same_state(expected[key], got[key])] == []
+
+
+def test_masks_of_another_network_are_refused_where_there_are_any():
+    model, opt = wrapped(settings("SCA"), net=channel_net())
+    train(model, opt, 3)
+    state = model.state_dict()
+    masks = state["_extra_state"]["masks"]
+    masks.pop(next(iter(masks)))
+    before = everything(model, opt)
+    with pytest.raises(ValueError, match=r"Expected a mask of shape .* but .* has None"):
+        model.load_state_dict(state)
+    assert same_state(before, everything(model, opt))

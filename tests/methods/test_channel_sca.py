@@ -1,5 +1,6 @@
 """SCA in a wrapper: its rule, silence, sleep and waking, and growth without a signal."""
 
+import copy
 import logging
 
 import pytest
@@ -19,7 +20,7 @@ from channel_cases import (
     sca,
     units_kept,
 )
-from pruning_cases import OPTIMIZERS, batch, loss_of, slots_of, snapshot, train
+from pruning_cases import OPTIMIZERS, batch, loss_of, same_state, slots_of, snapshot, train
 from spikingjelly.activation_based import surrogate
 
 from sj_prune import PruningWrapper
@@ -232,4 +233,54 @@ def test_live_growth_signal_is_left_alone(caplog):
     model, optimizer = pruner(sca())
     with caplog.at_level(logging.WARNING, logger="sj_prune"):
         train(model, optimizer, 8)
+    assert not caplog.records
+
+
+# ---- copies of the network -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enforce", ["always", "update"])
+def test_masks_are_applied_to_a_copy(enforce):
+    """Zeros where the masks say so, the copy's own values elsewhere."""
+    model, optimizer = pruner(sca(enforce=enforce))
+    train(model, optimizer, 3)
+    ema = copy.deepcopy(model.net)
+    with torch.no_grad():
+        for parameter in ema.parameters():
+            parameter.add_(1.0 + parameter.abs())  # nothing is 0
+    before, mine = snapshot(ema), snapshot(model.net)
+    assert model.masks.apply_(ema) is ema
+    zeros = {f"{n}.{a}": ~model.masks[n] for n in NORMS for a in ("weight", "bias")}
+    assert any(pruned.any() for pruned in zeros.values())
+    for key, value in ema.named_parameters():
+        pruned = zeros.get(key, torch.zeros(len(value), dtype=torch.bool))
+        assert not value[pruned].any(), key
+        assert value[~pruned].equal(before[key][~pruned]), key
+    assert same_state(snapshot(model.net), mine)
+
+
+# ---- finalizing what has come back ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "revived"), [(8, False), (9, True)])
+def test_channels_that_came_back_are_said_when_they_are_zeroed(steps, revived, caplog):
+    """The last update is in step 8: one step later momentum has moved what it zeroed."""
+    model, optimizer = pruner(sca(enforce="update"))
+    train(model, optimizer, steps)
+    masks = model.masks.masks
+    back = [n for n in NORMS if model.net.get_submodule(n).weight[~masks[n]].any()]
+    with caplog.at_level(logging.WARNING, logger="sj_prune"):
+        net = model.finalize()
+    said = [r.getMessage() for r in caplog.records if "have come back" in r.getMessage()]
+    assert len(said) == revived == bool(back)
+    assert all(str(back) in text for text in said)
+    for name, mask in masks.items():
+        assert not net.get_submodule(name).weight[~mask].any()
+
+
+def test_masks_that_always_bind_have_nothing_to_say(caplog):
+    model, optimizer = pruner(sca())
+    train(model, optimizer, 9)
+    with caplog.at_level(logging.WARNING, logger="sj_prune"):
+        model.finalize()
     assert not caplog.records
