@@ -158,16 +158,14 @@ class PruningWrapper(nn.Module):
         if self.topology is not None:
             return
         if self._outline is None:
-            name = type(self.method).__name__
-            what = (
-                f"a forward of the wrapper, to learn which channels are coupled, for {name}, but "
-                "none"
+            wanted = (
+                "a forward of the wrapper, to learn which channels are coupled"
                 if isinstance(self.masks, ChannelMasks)
-                else f"statistics of neuron layers {list(self.nodes)}, for {name}, but no forward"
+                else f"statistics of neuron layers {list(self.nodes)}"
             )
             raise RuntimeError(
-                f"Expected {what} with gradients has run: call model(x), not net(x), or pass "
-                "example_input="
+                f"Expected {wanted}, for {type(self.method).__name__}, but no forward with "
+                "gradients has run: call model(x), not net(x), or pass example_input="
             )
         args, kwargs = self._outline
         self._trace(materialize(args), materialize(kwargs))
