@@ -20,6 +20,7 @@ from common import checkpoint, guard, logs, options, ranks, rates
 from common.ema import Average
 from sj_prune import cost
 
+STOPPED = 130  # exit status of a run that was asked to stop, in all its processes
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -149,7 +150,7 @@ class Trainer:
                         f"{self.steps:,}; saved to {args.out / 'last.pt'}. The same command goes "
                         "on from there."
                     )
-                    raise SystemExit(130)
+                    raise SystemExit(STOPPED)
                 row = self._finish_epoch()
                 board.add(row, row["epoch"])
         board.close()
@@ -450,6 +451,11 @@ def leave(main):
     """Call `main` for a script; a message goes to standard error, a number is the exit status."""
     try:
         main()
-        ranks.stop()
     except KeyboardInterrupt:
         sys.exit("\nInterrupted twice: stopped at once, the last checkpoint stays as it is.")
+    except SystemExit as status:
+        if status.code != STOPPED:
+            raise
+        ranks.stop()
+        sys.exit(STOPPED)
+    ranks.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,8 +30,9 @@ def refuse_several(script):
 
 
 def stop():
-    """Leave the others."""
+    """Leave the others; the threads that have carried our tensors end here."""
     if dist.is_initialized():
+        gc.collect()  # a trainer that nobody needs any more holds the group
         dist.destroy_process_group()
 
 
@@ -73,7 +75,11 @@ def parallel(model, device):
     if number() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    # A group of its own: DistributedDataParallel never lets go of it, and gloo's threads must be
+    # gone before Python shuts down, or one that still holds the tensor of the last sum aborts the
+    # process. Those of the default group are joined by `stop`.
+    group = dist.new_group(timeout=PATIENCE)
+    return torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, process_group=group)
 
 
 def share_buffers(net):
