@@ -22,45 +22,74 @@ def count(masks: Sequence[Tensor]) -> list[int]:
     return torch.stack([mask.count_nonzero().to(device) for mask in masks]).tolist()
 
 
-def kth_largest(values: Sequence[Tensor], k: int) -> Tensor:
-    """Return the k-th largest of all `values` (1-D tensors), 1 <= k <= their number.
+def kth_largest(values: Sequence[Tensor], k: int, among: Sequence[Tensor] | None = None) -> Tensor:
+    """Return the k-th largest of all `values`, 1 <= k <= their number.
 
-    A strided sample brackets the answer; only what lies inside the bracket is selected from. Two
-    reads of every value and no sort: 100 million values cost about as much as reading them.
+    A strided sample brackets the answer; only what lies inside the bracket is gathered and selected
+    from. Two reads of every value and no sort: 100 million values cost about as much as reading
+    them.
+
+    Args:
+        values: tensors of any shapes.
+        k: the rank, 1 for the largest.
+        among: which of them count, a bool tensor like each; None: all do.
     """
-    total = sum(v.numel() for v in values)
+    if among is None:
+        among = [torch.ones((), dtype=torch.bool, device=v.device).expand_as(v) for v in values]
+        total = sum(v.numel() for v in values)
+    else:
+        total = sum(count(among))
     if total > _SMALL:
-        found = _bracketed(values, k, total)
+        found = _bracketed(values, k, total, among)
         if found is not None:
             return found
-    return _select(torch.cat([v.to(values[0].device) for v in values]), k)
+    return _select(_join([v[m] for v, m in zip(values, among, strict=True)]), k)
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.to(parts[0].device) for part in parts])
 
 
 def _select(x: Tensor, k: int) -> Tensor:
     return torch.kthvalue(x, x.numel() - k + 1).values
 
 
-def _bracketed(values: Sequence[Tensor], k: int, total: int) -> Tensor | None:
-    stride = total // _SAMPLE
-    sample = torch.cat([v[::stride].to(values[0].device) for v in values]).sort().values
+def _sample(values: Sequence[Tensor], among: Sequence[Tensor]) -> Tensor:
+    """Return candidates from evenly spaced places, sorted; about `_SAMPLE` places are looked at."""
+    stride = max(1, sum(v.numel() for v in values) // _SAMPLE)
+    found = []
+    for v, m in zip(values, among, strict=True):
+        places = torch.arange(0, v.numel(), stride, device=v.device)
+        found.append(v.take(places)[m.take(places)])  # whatever the strides of each
+    return _join(found).sort().values
+
+
+def _bracketed(
+    values: Sequence[Tensor], k: int, total: int, among: Sequence[Tensor]
+) -> Tensor | None:
+    sample = _sample(values, among)
     n = sample.numel()
+    if n == 0:
+        return None
     quantile = 1.0 - k / total
     # Six standard deviations of a sample quantile; a miss only costs the full selection.
     margin = 6.0 * (quantile * (1.0 - quantile) / n) ** 0.5 + 2.0 / n
     low = sample[max(0, int((quantile - margin) * n))]
     high = sample[min(n - 1, int((quantile + margin) * n) + 1)]
-    inside, above = [], 0
-    for v in values:
-        lo, hi = low.to(v.device), high.to(v.device)
-        above += int((v > hi).count_nonzero())
-        inside.append(v[(v > lo) & (v <= hi)].to(values[0].device))
-    pool = torch.cat(inside)
-    rank = k - above
+    inside, above = [], []
+    for v, m in zip(values, among, strict=True):
+        # In place: of masks this large, fresh memory costs more than the arithmetic.
+        over = (v > low.to(v.device)).logical_and_(m)
+        inner = (v <= high.to(v.device)).logical_and_(over)
+        inside.append(v[inner])
+        above.append(over.logical_xor_(inner))
+    pool = _join(inside)
+    rank = k - sum(count(above))
     if 1 <= rank <= pool.numel():
         return _select(pool, rank)
     # What equals the lower end stays out of the pool: weights that are pruned already all do.
-    ties = sum(int((v == low.to(v.device)).count_nonzero()) for v in values)
-    return low if pool.numel() < rank <= pool.numel() + ties else None
+    ties = count(_both([v == low.to(v.device) for v in values], among))
+    return low if pool.numel() < rank <= pool.numel() + sum(ties) else None
 
 
 def top_k(
@@ -85,15 +114,11 @@ def top_k(
     """
     if k <= 0:
         return [torch.zeros_like(mask) for mask in among]
-    values = [score[mask] for score, mask in zip(scores, among, strict=True)]
-    total = sum(v.numel() for v in values)
-    if k >= total:
+    if k >= sum(count(among)):
         return [mask.clone() for mask in among]
-    threshold = kth_largest(values, k)
-    del values
-    pairs = list(zip(scores, among, strict=True))
-    above = [(s > threshold.to(s.device)) & m for s, m in pairs]
-    tied = [(s == threshold.to(s.device)) & m for s, m in pairs]
+    threshold = kth_largest(scores, k, among)
+    above = _both([s > threshold.to(s.device) for s in scores], among)
+    tied = _both([s == threshold.to(s.device) for s in scores], among)
     missing = k - sum(count(above))
     if not exact:
         chosen = tied if float(threshold) > 0 else [torch.zeros_like(m) for m in tied]
@@ -101,7 +126,12 @@ def top_k(
         chosen = top_k(ties, missing, tied, generator=generator)
     else:
         chosen = _random(tied, missing, generator)
-    return [a | c for a, c in zip(above, chosen, strict=True)]
+    return [a.logical_or_(c) for a, c in zip(above, chosen, strict=True)]
+
+
+def _both(masks: Sequence[Tensor], among: Sequence[Tensor]) -> list[Tensor]:
+    """Return which candidates are True, in the memory of `masks`."""
+    return [mask.logical_and_(m) for mask, m in zip(masks, among, strict=True)]
 
 
 def _random(among: Sequence[Tensor], k: int, generator: torch.Generator | None) -> list[Tensor]:

@@ -101,6 +101,42 @@ def test_kth_largest_through_a_bracket(values, data):
         select._SMALL, select._SAMPLE = old
 
 
+@given(problems(), st.integers(1, 48))
+def test_kth_candidate_through_a_bracket(problem, places):
+    """What is no candidate enters neither the sample nor the pool."""
+    scores, among, _, k = problem
+    ordered = torch.cat(scores)[torch.cat(among)].sort(descending=True).values
+    if not 1 <= k <= len(ordered):
+        return
+    old = select._SMALL, select._SAMPLE
+    select._SMALL, select._SAMPLE = 0, places
+    try:
+        assert kth_largest(scores, k, among) == ordered[k - 1]
+    finally:
+        select._SMALL, select._SAMPLE = old
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.01])
+def test_large_tensors_of_any_strides(kept, monkeypatch):
+    """Weights in channels-last, and scores of channels, expanded."""
+    monkeypatch.setattr(select, "_SMALL", 100)
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.randn(64, 32, 3, 3, generator=generator).to(memory_format=torch.channels_last)
+    channels = torch.randn(70, 1, generator=generator).expand(70, 900)
+    among = [torch.rand(s.shape, generator=generator) < kept for s in (weights, channels)]
+    before = [mask.clone() for mask in among]
+    k = sum(count(among)) // 3
+    answers = spy_bracket(monkeypatch)
+    chosen = top_k([weights, channels], k, among, generator=torch.Generator().manual_seed(0))
+    assert answers[0] is not None or kept < 0.5
+    candidates = torch.cat([weights[among[0]], channels[among[1]]])
+    expected = candidates.sort(descending=True).values[:k]
+    mine = torch.cat([weights[chosen[0]], channels[chosen[1]]])
+    assert mine.sort(descending=True).values.equal(expected)
+    assert all(not (c & ~m).any() for c, m in zip(chosen, before, strict=True))
+    assert all(m.equal(b) for m, b in zip(among, before, strict=True))
+
+
 def spy_bracket(monkeypatch):
     """Return the list of what `_bracketed` answers."""
     answers, original = [], select._bracketed
