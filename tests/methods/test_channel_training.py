@@ -26,7 +26,7 @@ from pruning_cases import OPTIMIZERS, batch, loss_of, same, snapshot, train
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
-from sj_prune import PruningWrapper, methods
+from sj_prune import PruningWrapper, methods, to_recording
 from sj_prune.masks import Global
 
 EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
@@ -231,7 +231,8 @@ def test_greg_shrinks_exactly_what_it_removes(variant):
 
 def plain_greg(variant, chosen):
     """Return the network after 29 steps of a plain loop with the factors written out."""
-    net = channel_net()
+    # The wrapper's neurons: those of an old SpikingJelly round otherwise, which training amplifies.
+    net = to_recording(channel_net())
     optimizer = OPTIMIZERS["sgd"](net.parameters())
     for k in range(1, 30):
         optimizer.zero_grad()
