@@ -137,10 +137,11 @@ DVS_CPU = Setup(
         *("--generated", "80", "--train-part", "0.5", "--batch", "16"),
         *("--frames", "6", "--size", "32", "--widths", "16", "32", "32", "48", "48"),
         *("--pool", "max", "--lr", "0.003", "--channels-last"),
-        *("--interval", "25", "--prune-until", "0.6"),
+        *("--interval", "25", "--prune-until", "0.5"),
     ),
-    epochs=30,
-    schedule="shortened: 30 epochs of 400 recordings",
+    # Chosen with seeds 10 and 11 on `--generated 78`, of which no image is among these.
+    epochs=60,
+    schedule="shortened: 60 epochs of 400 recordings",
 )
 SPARSITIES = (0.90, 0.95, 0.98)
 
