@@ -1,6 +1,7 @@
 """The CPU engine against the reference: spikes and potentials bit by bit, the rest closely."""
 
 import itertools
+import math
 import multiprocessing
 import os
 import platform
@@ -188,6 +189,35 @@ def test_other_layouts():
     assert_equal_runs(x[:, ::2], v[::2], w, eq, ATAN)
     assert_equal_runs(x.transpose(1, 2), v.transpose(0, 1), w, eq, ATAN)
     assert_equal_runs(x[:1].expand(4, -1, -1, -1, -1), v, w, eq, ATAN)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(4, 2, 3, 4, 4), (4, 2, 3, 20, 20), (4, 2, 3, 3, 3), (4, 2, 70)])
+def test_an_overflow_shows_in_every_result_as_in_the_reference(shape, bad):
+    """Statistics above all: a sample that is not finite in them is not counted."""
+    x, v, w, eq = problem(shape, LIF)
+    x[1].view(2, -1)[0, 7] = bad
+    for layout in (x, x.movedim(2, -1).contiguous().movedim(-1, 2)):
+        for name in KNOWN:
+            known = Known(list(KNOWN).index(name), 2.0)
+            mine, theirs = both_forward(layout, v, w, eq, known, sequences=True)
+            grads = (torch.ones_like(x), None, None)
+            mine_too, theirs_too = both_backward(grads, layout, v, w, eq, known)
+            for one, other in zip((*mine, *mine_too), (*theirs, *theirs_too), strict=True):
+                torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5, equal_nan=True)
+
+
+def test_sums_over_a_large_map_do_not_drift():
+    """Equal numbers: rounding errors of one long sum would all have the same sign."""
+    x = torch.full((1, 1, 8, 256, 512), 0.1)
+    eq = Equations(IF, 1.0, False, 1.0, 0.0, False)
+    for layout in (x, x.movedim(2, -1).contiguous().movedim(-1, 2)):
+        out = outputs_for(layout, ALL, False)
+        cpp_engine.forward(layout, torch.zeros_like(layout[0]), None, eq, ATAN, ALL, out)
+        exact = torch.tensor(0.1).double()
+        g = 1.0 / (1.0 + (math.pi * (exact - 1.0)).square())
+        expected = torch.stack([exact * 0, exact, exact, g, g]).expand(1, 8, 5)
+        torch.testing.assert_close(out[2].double(), expected, rtol=1e-5, atol=0)
 
 
 def test_one_number_as_initial_potential():

@@ -80,6 +80,7 @@ struct Lanes {
   SJ_MEMBER friend Mask operator>=(Lanes a, Lanes b) { return a.raw >= b.raw; }
   SJ_MEMBER friend Mask operator>(Lanes a, Lanes b) { return a.raw > b.raw; }
   SJ_MEMBER friend Mask operator<(Lanes a, Lanes b) { return a.raw < b.raw; }
+  SJ_MEMBER friend Mask operator!=(Lanes a, Lanes b) { return a.raw != b.raw; }
   SJ_MEMBER Lanes& operator+=(Lanes other) { return *this = *this + other; }
 };
 
@@ -137,23 +138,13 @@ SJ_FN Lanes<double> exponential(Lanes<double> x) {
   return x;
 }
 
-// The sum and the largest of the lanes, always in the same order.
+// The sum of the lanes, always in the same order.
 template <typename A>
 SJ_FN A total(Lanes<A> x) {
   A values[Lanes<A>::kCount];
   x.store(values);
   for (int half = Lanes<A>::kCount / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) values[i] += values[i + half];
-  return values[0];
-}
-
-template <typename A>
-SJ_FN A largest(Lanes<A> x) {
-  A values[Lanes<A>::kCount];
-  x.store(values);
-  for (int half = Lanes<A>::kCount / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i)
-      values[i] = values[i] > values[i + half] ? values[i] : values[i + half];
   return values[0];
 }
 

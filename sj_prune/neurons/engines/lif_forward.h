@@ -33,10 +33,7 @@ struct Sums {
     if (kPotential) (V::load(potential + at) + block.potential).store(potential + at);
     if (kCharge) (V::load(charge + at) + block.charge).store(charge + at);
     if (kMean) (V::load(mean + at) + block.derivative).store(mean + at);
-    if (kMax) {
-      const V before = V::load(max + at);
-      sj::select(before > block.derivative, before, block.derivative).store(max + at);
-    }
+    if (kMax) sj::larger(V::load(max + at), block.derivative).store(max + at);
   }
 };
 
@@ -51,7 +48,7 @@ struct Channel {
       if (kPotential) potential += sums.potential[i];
       if (kCharge) charge += sums.charge[i];
       if (kMean) mean += sums.mean[i];
-      if (kMax) max = std::max(max, double(sums.max[i]));
+      if (kMax) max = sj::larger(max, double(sums.max[i]));
     }
   }
 
@@ -141,7 +138,7 @@ struct Forward {
       all.potential += one.potential;
       all.charge += one.charge;
       all.derivative += one.derivative;
-      max = sj::select(max > one.derivative, max, one.derivative);
+      max = sj::larger(max, one.derivative);
     };
     for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
       Block sums[kWidth];
@@ -153,7 +150,11 @@ struct Forward {
     if (kPotential) channel.potential += sj::total(all.potential);
     if (kCharge) channel.charge += sj::total(all.charge);
     if (kMean) channel.mean += sj::total(all.derivative);
-    if (kMax) channel.max = std::max(channel.max, double(sj::largest(max)));
+    if (kMax) {
+      A lanes[kLanes];
+      max.store(lanes);
+      for (A lane : lanes) channel.max = sj::larger(channel.max, double(lane));
+    }
     if (i < count) rest<kSequences>(at + i, count - i, channel);
   }
 
@@ -196,17 +197,20 @@ void some_channels(const Forward& f, int64_t row, int count, int64_t map, A* par
   }
 }
 
-// Channels last: a tile of channels, over the whole map.
+// Channels last: a tile of channels, over the map kTile elements at a time.
 void columns(const Forward& f, int64_t sample, int64_t first, int count, int64_t channels,
              int64_t map, A* partials) {
+  Channel found[kTile];
   Sums sums;
-  sums.clear(count);
-  for (int64_t m = 0; m < map; ++m)
-    f.run((sample * map + m) * channels + first, count, sums);
-  if (!kNames) return;
+  for (int64_t from = 0; from < map; from += kTile) {
+    sums.clear(count);
+    for (int64_t m = from; m < std::min(map, from + kTile); ++m)
+      f.run((sample * map + m) * channels + first, count, sums);
+    for (int i = 0; i < count; ++i) found[i].add(sums, i, i + 1);
+  }
   for (int i = 0; i < count; ++i)
-    Channel{sums.rate[i], sums.potential[i], sums.charge[i], sums.mean[i], sums.max[i]}.write(
-        partials + (sample * channels + first + i) * kNames, double(f.steps), double(map));
+    found[i].write(partials + (sample * channels + first + i) * kNames, double(f.steps),
+                   double(map));
 }
 
 }  // namespace
