@@ -162,9 +162,9 @@ SJ_FN A derivative(A u, const Neuron<A>& n) {
   return select(z < A(0), A(0), z);  // a nan stays one
 #elif SJ_SURROGATE == 3  // PiecewiseExp
   return a * A(0.5) * exponential(a * minus_absolute(u));
-#elif SJ_SURROGATE == 4  // SoftSign
-  const A z = A(1) / a + absolute(u);
-  return ratio(A(1), A(2) * a * (z * z));
+#elif SJ_SURROGATE == 4  // SoftSign: 1 / (2 a (1 / a + |u|)^2) = (a / 2) / (1 + a |u|)^2
+  const A z = fused(a, absolute(u), A(1));
+  return ratio(a * A(0.5), z * z);
 #elif SJ_SURROGATE == 5  // SuperSpike
   const A z = A(1) + absolute(u);
   return ratio(a, z * z);
