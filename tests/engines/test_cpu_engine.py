@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 
 import pytest
 import torch
@@ -285,6 +286,27 @@ def test_compiler_without_openmp_serves_on_one_thread(tmp_path, monkeypatch, cap
     finally:
         cpp_engine._library.cache_clear()
     assert sum("no OpenMP" in r.message for r in caplog.records) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SJ_PRUNE_CACHE", str(tmp_path / "file" / "cache"))
+    reason = build.problem.__wrapped__()
+    assert re.search(r"cannot be kept in .*file/cache .*: set SJ_PRUNE_CACHE to a folder", reason)
+
+
+def test_a_broken_library_in_the_cache_is_compiled_anew(tmp_path, monkeypatch, caplog):
+    defines = {"SJ_KIND": 0, "SJ_DECAY_INPUT": 0, "SJ_HARD": 1, "SJ_DETACH": 0, "SJ_SURROGATE": 7}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    monkeypatch.setenv("SJ_PRUNE_CACHE", str(whole))
+    tile = build.load(defines).sj_tile()
+    (library,) = whole.iterdir()
+    broken.mkdir()
+    (broken / library.name).write_bytes(library.read_bytes()[:50])
+    monkeypatch.setenv("SJ_PRUNE_CACHE", str(broken))
+    assert build.load(defines).sj_tile() == tile
+    assert (broken / library.name).stat().st_size == library.stat().st_size
+    assert sum("compiled anew" in r.message for r in caplog.records) == 1
 
 
 def test_compiler_errors_are_shown(tmp_path, monkeypatch):

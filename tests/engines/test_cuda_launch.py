@@ -1,5 +1,6 @@
 """Launch geometry, variants and the CuPy side of the CUDA engine, without a device."""
 
+import builtins
 import contextlib
 import ctypes
 import re
@@ -134,6 +135,7 @@ def test_available(machine):
 @pytest.mark.parametrize(
     ("pretended", "words"),
     [
+        ({"torch_cuda": "11.8"}, "CUDA 11: no extra .* fits"),
         ({"cupy_runtime": None}, "CuPy cannot be imported .* pip install sj_prune.cuda13."),
         ({"cupy_runtime": 12090}, "built for CUDA 12 but torch for CUDA 13: .*cuda13"),
         ({"torch_cuda": "12.6"}, "built for CUDA 13 but torch for CUDA 12: .*cuda12"),
@@ -143,6 +145,20 @@ def test_available(machine):
 )
 def test_unavailable_says_what_to_do(machine, pretended, words):
     assert re.search(words, machine(**pretended))
+
+
+def test_a_cupy_that_cannot_write_its_cache_is_no_crash(machine, monkeypatch):
+    """CuPy makes the folder of its cache when it is imported."""
+    original = builtins.__import__
+
+    def importing(name, *args, **kwargs):
+        if name == "cupy":
+            raise PermissionError(13, "Permission denied", "/.cupy")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    reason = machine()
+    assert re.search(r"Permission denied: '/.cupy'.*: set CUPY_CACHE_DIR to a folder", reason)
 
 
 # ---- CuPy ----------------------------------------------------------------------------------------
