@@ -5,28 +5,27 @@ gradients against double precision, that every output is written and nothing out
 accesses are aligned and barriers reached by all; see `cuda_shim.cpp` and `engine_cases.py`.
 """
 
-import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from cuda_shim import host  # noqa: F401 (a fixture)
 from engine_cases import (
     LAYOUTS,
+    NOT_FINITE,
     SHAPES,
-    SURROGATES,
     Call,
     Case,
     assert_backward,
     assert_forward,
+    assert_overflow,
+    of_every_surrogate,
     settings,
 )
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sj_prune.neurons import STATISTICS, reference
 from sj_prune.neurons.reference import IF, LIF, PLIF
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -128,30 +127,11 @@ def test_quotient_of_extremes():
     assert torch.equal(v, call.x[0] / 1.7 - spikes[0])
 
 
-TURNS = itertools.cycle(itertools.product([LIF, PLIF, IF], LAYOUTS[:2]))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(
-    "case",
-    [Case(surrogate=s, kind=k, layout=y) for s, (k, y) in zip(SURROGATES, TURNS, strict=False)],
-)
+@pytest.mark.parametrize("bad", NOT_FINITE)
+@pytest.mark.parametrize("case", of_every_surrogate())
 def test_an_overflow_shows_in_every_result_as_in_the_reference(case, bad):
     """Statistics above all: a sample that is not finite in them is not counted."""
-    known = case.surrogate
-    call = Call(replace(case, shape=(4, 2, 3, 8, 9), store=3))
-    call.x[1, 0, 2, 7, 3] = bad
-    found, gradients = call.forward(), call.backward()
-    x, v, w, grads = call.on_cpu()
-    done = reference.forward(x, v, w, case.equations, known, STATISTICS, True, True)
-    sequences = map(torch.stack, (done.v_seq, done.h_seq, done.g_seq))
-    expected = (torch.stack(done.spikes), done.v, torch.stack(done.partials, -1), *sequences)
-    steps, grad_v, grad_w = reference.backward(*grads, x, v, w, case.equations, known)
-    expected += (torch.stack(steps), grad_v)
-    if case.kind == PLIF:
-        expected += (grad_w.float(),)
-    for one, other in zip((*found, *gradients), expected, strict=False):
-        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5, equal_nan=True)
+    assert_overflow(case, bad)
 
 
 @st.composite
