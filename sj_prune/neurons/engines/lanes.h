@@ -138,13 +138,23 @@ SJ_FN Lanes<double> exponential(Lanes<double> x) {
   return x;
 }
 
-// The sum of the lanes, always in the same order.
+// The sum and the largest (of numbers) of the lanes, always in the same order.
 template <typename A>
 SJ_FN A total(Lanes<A> x) {
   A values[Lanes<A>::kCount];
   x.store(values);
   for (int half = Lanes<A>::kCount / 2; half > 0; half /= 2)
     for (int i = 0; i < half; ++i) values[i] += values[i + half];
+  return values[0];
+}
+
+template <typename A>
+SJ_FN A largest(Lanes<A> x) {
+  A values[Lanes<A>::kCount];
+  x.store(values);
+  for (int half = Lanes<A>::kCount / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i)
+      values[i] = values[i] > values[i + half] ? values[i] : values[i + half];
   return values[0];
 }
 

@@ -138,7 +138,7 @@ struct Forward {
       all.potential += one.potential;
       all.charge += one.charge;
       all.derivative += one.derivative;
-      max = sj::larger(max, one.derivative);
+      max = sj::select(max > one.derivative, max, one.derivative);
     };
     for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
       Block sums[kWidth];
@@ -151,9 +151,9 @@ struct Forward {
     if (kCharge) channel.charge += sj::total(all.charge);
     if (kMean) channel.mean += sj::total(all.derivative);
     if (kMax) {
-      A lanes[kLanes];
-      max.store(lanes);
-      for (A lane : lanes) channel.max = sj::larger(channel.max, double(lane));
+      // The maximum of numbers is the cheaper one; the sum knows of a nan (else this adds 0).
+      const A sum = sj::total(all.derivative);
+      channel.max = sj::larger(channel.max, double(sj::largest(max) + (sum - sum)));
     }
     if (i < count) rest<kSequences>(at + i, count - i, channel);
   }
@@ -197,20 +197,34 @@ void some_channels(const Forward& f, int64_t row, int count, int64_t map, A* par
   }
 }
 
-// Channels last: a tile of channels, over the map kTile elements at a time.
+// Channels last: a tile of channels, over at most kTile elements of the map from `begin`.
+void columns_once(const Forward& f, int64_t begin, int count, int64_t channels, int64_t map,
+                  Sums& sums) {
+  sums.clear(count);
+  for (int64_t m = 0; m < map; ++m) f.run(begin + m * channels, count, sums);
+}
+
+// Channels last: a tile of channels, over the whole map.
 void columns(const Forward& f, int64_t sample, int64_t first, int count, int64_t channels,
              int64_t map, A* partials) {
-  Channel found[kTile];
+  const int64_t begin = sample * map * channels + first;
+  A* const out = partials + (sample * channels + first) * kNames;
+  const double steps = double(f.steps), size = double(map);
   Sums sums;
-  for (int64_t from = 0; from < map; from += kTile) {
-    sums.clear(count);
-    for (int64_t m = from; m < std::min(map, from + kTile); ++m)
-      f.run((sample * map + m) * channels + first, count, sums);
+  if (map <= kTile || !kNames) {
+    columns_once(f, begin, count, channels, map, sums);
+    if (!kNames) return;
+    for (int i = 0; i < count; ++i)
+      Channel{sums.rate[i], sums.potential[i], sums.charge[i], sums.mean[i], sums.max[i]}.write(
+          out + i * kNames, steps, size);
+    return;
+  }
+  Channel found[kTile];
+  for (int64_t m = 0; m < map; m += kTile) {
+    columns_once(f, begin + m * channels, count, channels, std::min<int64_t>(kTile, map - m), sums);
     for (int i = 0; i < count; ++i) found[i].add(sums, i, i + 1);
   }
-  for (int i = 0; i < count; ++i)
-    found[i].write(partials + (sample * channels + first + i) * kNames, double(f.steps),
-                   double(map));
+  for (int i = 0; i < count; ++i) found[i].write(out + i * kNames, steps, size);
 }
 
 }  // namespace
