@@ -121,6 +121,18 @@ class RecordingNode:
             self.detach_reset,
         )
 
+    def _w(self, x_seq: Tensor) -> Tensor | None:
+        """Return PLIF's parameter where the input is, else None."""
+        w = getattr(self, "w", None)
+        if w is None:
+            return None
+        if w.numel() != 1:
+            raise ValueError(
+                f"Expected w of {type(self).__name__} to be one number but got shape "
+                f"{tuple(w.shape)}: keep the host's own node for a layer of several time constants"
+            )
+        return w.to(x_seq.device)
+
     def _initial_v(self, x_seq: Tensor) -> Tensor:
         """Return the carried-over potential in the computing type, or rest where none fits."""
         shape, dtype = x_seq.shape[1:], compute_dtype(x_seq.dtype)
@@ -138,7 +150,8 @@ class RecordingNode:
 
         Raises:
             TypeError: if ``x_seq`` is not a floating-point tensor.
-            ValueError: if it has no time or batch dimension, or is empty.
+            ValueError: if it has no time or batch dimension, or is empty, or if PLIF's `w` is not
+                one number.
         """
         _check_input(x_seq, type(self).__name__)
         v_init = self._initial_v(x_seq)
@@ -154,7 +167,7 @@ class RecordingNode:
         out = multi_step(
             x_seq,
             v_init,
-            getattr(self, "w", None),
+            self._w(x_seq),
             self._equations(),
             self.surrogate_function,
             surrogates.lookup(self.surrogate_function),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sj_prune.neurons import reference
 from sj_prune.neurons.activity import STATISTICS
@@ -245,6 +246,17 @@ def _plain(x_seq: Tensor) -> bool:
     )
 
 
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raise in forward mode: torch takes a custom op's missing derivative for zero there."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            "Expected derivatives of neurons in reverse mode but got forward mode: use "
+            "torch.autograd.grad or backward"
+        )
+
+
 def _backward_now(
     grads: tuple[Tensor | None, Tensor | None, Tensor | None],
     saved: tuple[Tensor, Tensor, Tensor | None],
@@ -339,6 +351,7 @@ def multi_step(
     if _plain(x_seq):
         outputs = _Eager.apply(x_seq, v_init, w, settings, eq, known, *wanted)
     else:
+        _refuse_tangents(x_seq, v_init, w)
         outputs = torch.ops.sj_prune.multi_step(x_seq, v_init, w, *settings, *wanted)
     spikes, v, partials, v_seq, h_seq, g_seq = outputs
     sequences = (v_seq if store_v_seq else None, *((h_seq, g_seq) if trace else (None, None)))

@@ -3,6 +3,7 @@
 The same checks serve the engine on the host (`cuda_shim`) and on a device.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from unittest import mock
@@ -19,6 +20,7 @@ from sj_prune.neurons.surrogates import KNOWN, Known, derivative
 ALPHA = {"Sigmoid": 4.0, "ATan": 2.0, "SoftSign": 2.0, "Erf": 2.0, "Tanh": 3.0}
 SURROGATES = [Known(i, ALPHA.get(name, 1.0)) for i, name in enumerate(KNOWN)]
 LAYOUTS = ("contiguous", "channels_last", "batch_first")
+NOT_FINITE = (math.nan, math.inf, -math.inf)
 _MARGIN = 64
 
 
@@ -237,6 +239,32 @@ def _reference_gradients(call, dtype):
     with mock.patch.object(reference, "_charges", return_value=(before, charges)):
         steps, grad_v, grad_w = reference.backward(*grads, x, v, w, eq, call.case.surrogate)
     return torch.stack(steps), grad_v, None if w is None else grad_w
+
+
+def of_every_surrogate():
+    """Return a case a surrogate; kinds and layouts take turns."""
+    kinds, layouts = itertools.cycle((LIF, PLIF, IF)), itertools.cycle(LAYOUTS[:2])
+    shape = (4, 2, 3, 8, 9)
+    return [
+        Case(shape=shape, surrogate=s, kind=next(kinds), layout=next(layouts), store=3)
+        for s in SURROGATES
+    ]
+
+
+def assert_overflow(case, bad):
+    """Check all results, where one number of the input is not finite, against the reference."""
+    call = Call(case)
+    call.x[1, 0, 2, 7, 3] = bad
+    found = [*call.forward(), *call.backward()]
+    x, v, w, grads = call.on_cpu()
+    done = reference.forward(x, v, w, case.equations, case.surrogate, STATISTICS, True, True)
+    sequences = [torch.stack(s) for s in (done.v_seq, done.h_seq, done.g_seq)]
+    expected = [torch.stack(done.spikes), done.v, torch.stack(done.partials, -1), *sequences]
+    steps, *rest = reference.backward(*grads, x, v, w, case.equations, case.surrogate)
+    expected += [torch.stack(steps), *(rest if case.kind == PLIF else rest[:1])]
+    for one, other in zip(found, expected, strict=False):  # without a w, an empty one
+        same = {"rtol": 2e-4, "atol": 2e-5, "equal_nan": True, "check_dtype": False}
+        torch.testing.assert_close(one.cpu(), other, **same)
 
 
 def settings():

@@ -1,9 +1,11 @@
 """The CPU engine against the reference: spikes and potentials bit by bit, the rest closely."""
 
 import itertools
+import math
 import multiprocessing
 import os
 import platform
+import re
 
 import pytest
 import torch
@@ -190,6 +192,35 @@ def test_other_layouts():
     assert_equal_runs(x[:1].expand(4, -1, -1, -1, -1), v, w, eq, ATAN)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(4, 2, 3, 4, 4), (4, 2, 3, 20, 20), (4, 2, 3, 3, 3), (4, 2, 70)])
+def test_an_overflow_shows_in_every_result_as_in_the_reference(shape, bad):
+    """Statistics above all: a sample that is not finite in them is not counted."""
+    x, v, w, eq = problem(shape, LIF)
+    x[1].view(2, -1)[0, 7] = bad
+    for layout in (x, x.movedim(2, -1).contiguous().movedim(-1, 2)):
+        for name in KNOWN:
+            known = Known(list(KNOWN).index(name), 2.0)
+            mine, theirs = both_forward(layout, v, w, eq, known, sequences=True)
+            grads = (torch.ones_like(x), None, None)
+            mine_too, theirs_too = both_backward(grads, layout, v, w, eq, known)
+            for one, other in zip((*mine, *mine_too), (*theirs, *theirs_too), strict=True):
+                torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5, equal_nan=True)
+
+
+def test_sums_over_a_large_map_do_not_drift():
+    """Equal numbers: rounding errors of one long sum would all have the same sign."""
+    x = torch.full((1, 1, 8, 256, 512), 0.1)
+    eq = Equations(IF, 1.0, False, 1.0, 0.0, False)
+    for layout in (x, x.movedim(2, -1).contiguous().movedim(-1, 2)):
+        out = outputs_for(layout, ALL, False)
+        cpp_engine.forward(layout, torch.zeros_like(layout[0]), None, eq, ATAN, ALL, out)
+        exact = torch.tensor(0.1).double()
+        g = 1.0 / (1.0 + (math.pi * (exact - 1.0)).square())
+        expected = torch.stack([exact * 0, exact, exact, g, g]).expand(1, 8, 5)
+        torch.testing.assert_close(out[2].double(), expected, rtol=1e-5, atol=0)
+
+
 def test_one_number_as_initial_potential():
     x, v, w, eq = problem((4, 3, 5, 6, 6), LIF)
     assert_equal_runs(x, torch.full((), 0.25).expand(v.shape), w, eq, ATAN)
@@ -255,6 +286,27 @@ def test_compiler_without_openmp_serves_on_one_thread(tmp_path, monkeypatch, cap
     finally:
         cpp_engine._library.cache_clear()
     assert sum("no OpenMP" in r.message for r in caplog.records) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SJ_PRUNE_CACHE", str(tmp_path / "file" / "cache"))
+    reason = build.problem.__wrapped__()
+    assert re.search(r"cannot be kept in .*file/cache .*: set SJ_PRUNE_CACHE to a folder", reason)
+
+
+def test_a_broken_library_in_the_cache_is_compiled_anew(tmp_path, monkeypatch, caplog):
+    defines = {"SJ_KIND": 0, "SJ_DECAY_INPUT": 0, "SJ_HARD": 1, "SJ_DETACH": 0, "SJ_SURROGATE": 7}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    monkeypatch.setenv("SJ_PRUNE_CACHE", str(whole))
+    tile = build.load(defines).sj_tile()
+    (library,) = whole.iterdir()
+    broken.mkdir()
+    (broken / library.name).write_bytes(library.read_bytes()[:50])
+    monkeypatch.setenv("SJ_PRUNE_CACHE", str(broken))
+    assert build.load(defines).sj_tile() == tile
+    assert (broken / library.name).stat().st_size == library.stat().st_size
+    assert sum("compiled anew" in r.message for r in caplog.records) == 1
 
 
 def test_compiler_errors_are_shown(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ WORST = [
     replace(FORWARD, type="Half", vec=8, store=3),
     replace(FORWARD, type="Bfloat16", vec=8, kind=PLIF, surrogate=8),
     replace(FORWARD, store=3, surrogate=8),
+    replace(FORWARD, type="Bfloat16", vec=8, kind=IF, decay_input=0, store=3, surrogate=4),
     replace(BACKWARD, chunk=16, grads=3),
     replace(BACKWARD, chunk=16, vec=1, grads=3),
     replace(BACKWARD, type="Half", vec=8, chunk=8, grads=3, surrogate=8),
@@ -112,6 +113,22 @@ def name_of(variant):
 @pytest.mark.parametrize("variant", WORST, ids=name_of)
 def test_largest_variants(variant, architecture):
     assert_compiles(variant, architecture)
+
+
+def largest_of_every_surrogate():
+    """Return forward variants that record and store everything, eight elements a thread."""
+    full = [
+        replace(FORWARD, vec=8, store=3, surrogate=i, kind=kind, decay_input=int(kind != IF))
+        for i, kind in product(range(len(KNOWN)), (IF, LIF, PLIF))
+    ]
+    return turns(full, type=["Half", "Bfloat16"], hard=[1, 0, 1, 1, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_largest_variants_of_every_surrogate(architecture):
+    for variant in largest_of_every_surrogate():
+        assert_compiles(variant, architecture)
 
 
 ALL = forward_variants() + backward_variants()

@@ -13,11 +13,14 @@ import torch
 from cuda_shim import host  # noqa: F401 (a fixture)
 from engine_cases import (
     LAYOUTS,
+    NOT_FINITE,
     SHAPES,
     Call,
     Case,
     assert_backward,
     assert_forward,
+    assert_overflow,
+    of_every_surrogate,
     settings,
 )
 from hypothesis import HealthCheck, given
@@ -143,6 +146,24 @@ def test_compiled_node_equals_eager(device):
     assert torch.equal(node.activity.sums, eager[-1])
 
 
+@pytest.mark.gpu
+def test_inductor_on_device(monkeypatch):
+    """The compiler of torch's own choice: its kernels before and after the custom op."""
+    use_cupy(monkeypatch)
+    eager, traced = (NODES["PLIF"](step_mode="m").cuda() for _ in range(2))
+    compiled = torch.compile(lambda x: traced(x * 2.0) * 4.0, fullgraph=True)
+    found = []
+    for node, run in ((eager, lambda x: eager(x * 2.0) * 4.0), (traced, compiled)):
+        x = current(4, 3, 8, 5, 5, device="cuda")
+        spikes = run(x)
+        (spikes * weights(x)).sum().backward()
+        found.append((spikes, x.grad, node.w.grad, node.activity.sums))
+    assert found[0][0].any()
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_nothing_is_read_beyond_the_input(host):  # noqa: F811
     """The input ends where a page without access begins: reading on would end the process."""
     page = mmap.PAGESIZE
@@ -220,6 +241,14 @@ def test_shapes_on_device(shape, layout, dtype):
 )
 def test_any_shape_on_device(shape, layout, offset, kind, seed):
     assert_on_device(Case(shape=shape, layout=layout, offset=offset, kind=kind, seed=seed))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("bad", NOT_FINITE)
+@pytest.mark.parametrize("case", of_every_surrogate())
+def test_an_overflow_shows_on_device(case, bad):
+    assert_overflow(replace(case, device="cuda"), bad)
 
 
 def plain_gradient(x_seq, dtype):

@@ -1,5 +1,6 @@
 """Launch geometry, variants and the CuPy side of the CUDA engine, without a device."""
 
+import builtins
 import contextlib
 import ctypes
 import re
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_prune.neurons.engines import cupy_engine, launch
+from sj_prune.neurons.engines import choice, cupy_engine, launch, torch_engine
 from sj_prune.neurons.engines.launch import FORWARD_THREADS, Launch
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
 from sj_prune.neurons.surrogates import Known
@@ -134,6 +135,7 @@ def test_available(machine):
 @pytest.mark.parametrize(
     ("pretended", "words"),
     [
+        ({"torch_cuda": "11.8"}, "CUDA 11: no extra .* fits"),
         ({"cupy_runtime": None}, "CuPy cannot be imported .* pip install sj_prune.cuda13."),
         ({"cupy_runtime": 12090}, "built for CUDA 12 but torch for CUDA 13: .*cuda13"),
         ({"torch_cuda": "12.6"}, "built for CUDA 13 but torch for CUDA 12: .*cuda12"),
@@ -143,6 +145,32 @@ def test_available(machine):
 )
 def test_unavailable_says_what_to_do(machine, pretended, words):
     assert re.search(words, machine(**pretended))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn], ids=str)
+def test_other_types_go_to_torch_unless_forced(machine, monkeypatch, dtype):
+    machine()
+    cuda = torch.device("cuda")
+    monkeypatch.setenv("SJ_PRUNE_ENGINE", "auto")
+    assert choice.choose(cuda, torch.float16) is cupy_engine
+    assert choice.choose(cuda, dtype) is torch_engine
+    monkeypatch.setenv("SJ_PRUNE_ENGINE", "cupy")
+    with pytest.raises(RuntimeError, match="'cupy'.*float.*float32, float16 and bfloat16 alone"):
+        choice.choose(cuda, dtype)
+
+
+def test_a_cupy_that_cannot_write_its_cache_is_no_crash(machine, monkeypatch):
+    """CuPy makes the folder of its cache when it is imported."""
+    original = builtins.__import__
+
+    def importing(name, *args, **kwargs):
+        if name == "cupy":
+            raise PermissionError(13, "Permission denied", "/.cupy")
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    reason = machine()
+    assert re.search(r"Permission denied: '/.cupy'.*: set CUPY_CACHE_DIR to a folder", reason)
 
 
 # ---- CuPy ----------------------------------------------------------------------------------------

@@ -12,11 +12,14 @@ import torch
 from cuda_shim import host  # noqa: F401 (a fixture)
 from engine_cases import (
     LAYOUTS,
+    NOT_FINITE,
     SHAPES,
     Call,
     Case,
     assert_backward,
     assert_forward,
+    assert_overflow,
+    of_every_surrogate,
     settings,
 )
 from hypothesis import HealthCheck, given
@@ -122,6 +125,13 @@ def test_quotient_of_extremes():
     call.v.zero_()
     spikes, v, *_ = call.forward()
     assert torch.equal(v, call.x[0] / 1.7 - spikes[0])
+
+
+@pytest.mark.parametrize("bad", NOT_FINITE)
+@pytest.mark.parametrize("case", of_every_surrogate())
+def test_an_overflow_shows_in_every_result_as_in_the_reference(case, bad):
+    """Statistics above all: a sample that is not finite in them is not counted."""
+    assert_overflow(case, bad)
 
 
 @st.composite

@@ -49,6 +49,39 @@ def test_a_watching_mode_sees_the_custom_op(monkeypatch):
     functional.reset_net(node)
 
 
+def test_a_transform_that_maps_over_samples_sees_the_custom_op():
+    node = RecordingLIFNode(step_mode="m")
+    node.recording = False
+    xs = torch.stack([current(4, 3, 2, 5), current(4, 3, 2, 5, seed=1)])
+
+    def run_once(x):
+        node.reset()
+        return node(x)
+
+    mapped = torch.vmap(run_once)(xs)
+    for found, x in zip(mapped, xs, strict=True):
+        assert torch.equal(found, run_once(x))
+
+
+def test_forward_mode_is_refused_and_not_answered_with_zeros():
+    """The host's surrogates have no rule for it; torch takes that of a custom op as zero."""
+    x = current(4, 3, 2, 5)
+    for carried in (False, True):
+        node = RecordingLIFNode(step_mode="m")
+        node.recording = False
+        if carried:  # the tangent comes in through the state alone
+            node.v = torch.zeros(3, 2, 5)
+
+        def run_once(value, node=node, carried=carried):
+            if carried:
+                node.v = value[0]
+                return node(x)
+            return node(value)
+
+        with pytest.raises(NotImplementedError, match=r"reverse mode.*forward mode: use"):
+            torch.func.jvp(run_once, (x,), (torch.ones_like(x),))
+
+
 def test_statistics_of_an_overflowed_sample_are_left_out():
     """The short way adds finite batches; one that is not goes the long way, sample by sample."""
     partials = torch.rand(5, 3, 5, generator=torch.Generator().manual_seed(0))

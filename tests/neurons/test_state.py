@@ -5,7 +5,7 @@ import torch
 from neuron_cases import LEGACY, RECORDING, STOCK, assert_near, current, pair, settings
 from spikingjelly.activation_based import functional, surrogate
 
-from sj_prune.neurons import STATISTICS, Activity, RecordingLIFNode
+from sj_prune.neurons import STATISTICS, Activity, RecordingLIFNode, nodes
 
 FUNCTIONS = [surrogate.ATan(), surrogate.S2NN()]
 MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode}
@@ -118,6 +118,25 @@ def test_empty_input(kind, shape):
 def test_input_that_is_no_floating_point(dtype):
     with pytest.raises(TypeError, match=f"RecordingLIFNode to be floating point but got {dtype}"):
         RecordingLIFNode(step_mode="m")(torch.zeros(4, 2, 3, dtype=dtype))
+
+
+def test_w_that_is_not_one_number():
+    """One for each channel would be broadcast by the host; engines read one."""
+    node = RECORDING["PLIF"](step_mode="m")
+    node.w = torch.nn.Parameter(torch.zeros(2, 1))
+    with pytest.raises(ValueError, match=r"Expected w of .* one number .* \(2, 1\)"):
+        node(torch.zeros(4, 3, 2, 5))
+
+
+def test_w_follows_the_input_to_its_device(monkeypatch):
+    """The host multiplies with a number on the CPU everywhere; a kernel could not read it."""
+    node, seen = RECORDING["PLIF"](step_mode="m"), []
+    monkeypatch.setattr(nodes, "multi_step", lambda x, v, w, *_: seen.extend((x, v, w)))
+    monkeypatch.setattr(type(node), "_keep", lambda self, out: out)
+    node.recording = False
+    node(torch.zeros(4, 3, 2, device="meta"))
+    assert {t.device.type for t in seen} == {"meta"}
+    assert seen[2].requires_grad
 
 
 @pytest.mark.parametrize("shape", [(), (4,)], ids=str)

@@ -72,13 +72,29 @@ def problem() -> str | None:
     path = compiler()
     if path is None:
         return "no C++ compiler (CXX, g++, clang++) was found"
+    if unkept := _cannot_keep():
+        return unkept
     try:
-        cache_folder().mkdir(parents=True, exist_ok=True)
         _flags(path)
         _environment(path)
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         return f"{path} does not work here: {error}"
     return None
+
+
+def _cannot_keep() -> str | None:
+    """Return None if the cache folder can be written, else why not and what to do."""
+    folder: Path | str = "the home folder's cache"
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            return None
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        return (
+            f"compiled engines cannot be kept in {folder} ({error}): set SJ_PRUNE_CACHE to a "
+            "folder that can be written"
+        )
 
 
 @functools.cache
@@ -173,11 +189,17 @@ def load(defines: Mapping[str, object]) -> ctypes.CDLL:
     parts = (sources, *_FLAGS, *flags.compile, *flags.link, *macros, _environment(path))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     library = library_folder / f"lif-{key}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=library_folder) as temporary:
-            built = _link(path, folder / _SOURCES[0], flags, macros, Path(temporary))
-            os.replace(built, library)
-        logger.debug("compiled %s with %s", library.name, " ".join(macros))
+    if library.exists():
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError as error:
+            logger.warning("%s is broken (%s) and is compiled anew", library, error)
+    with tempfile.TemporaryDirectory(dir=library_folder) as temporary:
+        built = _link(path, folder / _SOURCES[0], flags, macros, Path(temporary))
+        with built.open("rb") as file:  # on the disk before it has its name, if the power fails
+            os.fsync(file.fileno())
+        os.replace(built, library)
+    logger.debug("compiled %s with %s", library.name, " ".join(macros))
     return ctypes.CDLL(str(library))
 
 

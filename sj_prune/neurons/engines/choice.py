@@ -164,6 +164,6 @@ def check_without_closed_form(function: object) -> None:
 def _refusal(name: str | None, device: torch.device, dtype: torch.dtype) -> str | None:
     if name is None or not fits(name, device):
         return f"there is no {name or 'own'} engine for {device.type}"
-    if name == "cupy" and dtype == torch.float64:
-        return "the CUDA engine computes in float32"
+    if name == "cupy" and dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return "the CUDA engine is for float32, float16 and bfloat16 alone"
     return load(name).available()

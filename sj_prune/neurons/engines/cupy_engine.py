@@ -30,6 +30,7 @@ __all__ = ["available", "backward", "forward"]
 
 logger = logging.getLogger("sj_prune")
 
+_EXTRAS = (12, 13)  # CUDA releases of the extras in setup.cfg
 # No contraction into fused multiply-adds: spikes equal the reference.
 OPTIONS = ("-std=c++17", "--fmad=false")
 
@@ -41,11 +42,17 @@ def available() -> str | None:
     if built is None or not torch.cuda.is_available():
         return "torch sees no CUDA device"
     major = int(built.split(".")[0])
+    if major not in _EXTRAS:
+        return f"torch is built for CUDA {major}: no extra of sj_prune brings a CuPy that fits"
     extra = f"pip install sj_prune[cuda{major}]"
     try:
         import cupy
     except ImportError as error:
         return f"CuPy cannot be imported ({error}): {extra}"
+    except OSError as error:  # it makes the folder of its cache
+        return (
+            f"CuPy cannot be imported ({error}): set CUPY_CACHE_DIR to a folder that can be written"
+        )
     found = cupy.cuda.runtime.runtimeGetVersion() // 1000
     if found != major:
         return f"CuPy is built for CUDA {found} but torch for CUDA {major}: {extra}"

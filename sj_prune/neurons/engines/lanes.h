@@ -80,6 +80,7 @@ struct Lanes {
   SJ_MEMBER friend Mask operator>=(Lanes a, Lanes b) { return a.raw >= b.raw; }
   SJ_MEMBER friend Mask operator>(Lanes a, Lanes b) { return a.raw > b.raw; }
   SJ_MEMBER friend Mask operator<(Lanes a, Lanes b) { return a.raw < b.raw; }
+  SJ_MEMBER friend Mask operator!=(Lanes a, Lanes b) { return a.raw != b.raw; }
   SJ_MEMBER Lanes& operator+=(Lanes other) { return *this = *this + other; }
 };
 
@@ -137,7 +138,7 @@ SJ_FN Lanes<double> exponential(Lanes<double> x) {
   return x;
 }
 
-// The sum and the largest of the lanes, always in the same order.
+// The sum and the largest (of numbers) of the lanes, always in the same order.
 template <typename A>
 SJ_FN A total(Lanes<A> x) {
   A values[Lanes<A>::kCount];

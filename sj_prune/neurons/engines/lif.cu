@@ -231,7 +231,7 @@ SJ_FN void run(const ForwardArguments& f, const Neuron& n, Long at, Sums<E>& sum
   for (int e = 0; e < SJ_VEC; ++e) {
     const int c = E == 1 ? 0 : e;
     if constexpr (kMean) sums[kMeanAt][c] += g_sum[e];
-    if constexpr (kMax) sums[kMaxAt][c] = fmaxf(sums[kMaxAt][c], g_sum[e]);
+    if constexpr (kMax) sums[kMaxAt][c] = sj::larger(sums[kMaxAt][c], g_sum[e]);
   }
 }
 
@@ -244,7 +244,9 @@ SJ_FN void clear(Sums<E>& sums) {
     for (int e = 0; e < E; ++e) sums[k][e] = 0.0f;
 }
 
-SJ_FN float combine(int k, float a, float b) { return kMax && k == kMaxAt ? fmaxf(a, b) : a + b; }
+SJ_FN float combine(int k, float a, float b) {
+  return kMax && k == kMaxAt ? sj::larger(a, b) : a + b;
+}
 
 // Joins the sums of the `1 << log_lanes` threads that lie `1 << log_columns` apart, within a warp
 // by shuffles and then across warps; the result is in the thread with `lane` 0.

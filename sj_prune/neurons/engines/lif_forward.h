@@ -33,10 +33,7 @@ struct Sums {
     if (kPotential) (V::load(potential + at) + block.potential).store(potential + at);
     if (kCharge) (V::load(charge + at) + block.charge).store(charge + at);
     if (kMean) (V::load(mean + at) + block.derivative).store(mean + at);
-    if (kMax) {
-      const V before = V::load(max + at);
-      sj::select(before > block.derivative, before, block.derivative).store(max + at);
-    }
+    if (kMax) sj::larger(V::load(max + at), block.derivative).store(max + at);
   }
 };
 
@@ -51,7 +48,7 @@ struct Channel {
       if (kPotential) potential += sums.potential[i];
       if (kCharge) charge += sums.charge[i];
       if (kMean) mean += sums.mean[i];
-      if (kMax) max = std::max(max, double(sums.max[i]));
+      if (kMax) max = sj::larger(max, double(sums.max[i]));
     }
   }
 
@@ -153,7 +150,11 @@ struct Forward {
     if (kPotential) channel.potential += sj::total(all.potential);
     if (kCharge) channel.charge += sj::total(all.charge);
     if (kMean) channel.mean += sj::total(all.derivative);
-    if (kMax) channel.max = std::max(channel.max, double(sj::largest(max)));
+    if (kMax) {
+      // The maximum of numbers is the cheaper one; the sum knows of a nan (else this adds 0).
+      const A sum = sj::total(all.derivative);
+      channel.max = sj::larger(channel.max, double(sj::largest(max) + (sum - sum)));
+    }
     if (i < count) rest<kSequences>(at + i, count - i, channel);
   }
 
@@ -196,17 +197,34 @@ void some_channels(const Forward& f, int64_t row, int count, int64_t map, A* par
   }
 }
 
+// Channels last: a tile of channels, over at most kTile elements of the map from `begin`.
+void columns_once(const Forward& f, int64_t begin, int count, int64_t channels, int64_t map,
+                  Sums& sums) {
+  sums.clear(count);
+  for (int64_t m = 0; m < map; ++m) f.run(begin + m * channels, count, sums);
+}
+
 // Channels last: a tile of channels, over the whole map.
 void columns(const Forward& f, int64_t sample, int64_t first, int count, int64_t channels,
              int64_t map, A* partials) {
+  const int64_t begin = sample * map * channels + first;
+  A* const out = partials + (sample * channels + first) * kNames;
+  const double steps = double(f.steps), size = double(map);
   Sums sums;
-  sums.clear(count);
-  for (int64_t m = 0; m < map; ++m)
-    f.run((sample * map + m) * channels + first, count, sums);
-  if (!kNames) return;
-  for (int i = 0; i < count; ++i)
-    Channel{sums.rate[i], sums.potential[i], sums.charge[i], sums.mean[i], sums.max[i]}.write(
-        partials + (sample * channels + first + i) * kNames, double(f.steps), double(map));
+  if (map <= kTile || !kNames) {
+    columns_once(f, begin, count, channels, map, sums);
+    if (!kNames) return;
+    for (int i = 0; i < count; ++i)
+      Channel{sums.rate[i], sums.potential[i], sums.charge[i], sums.mean[i], sums.max[i]}.write(
+          out + i * kNames, steps, size);
+    return;
+  }
+  Channel found[kTile];
+  for (int64_t m = 0; m < map; m += kTile) {
+    columns_once(f, begin + m * channels, count, channels, std::min<int64_t>(kTile, map - m), sums);
+    for (int i = 0; i < count; ++i) found[i].add(sums, i, i + 1);
+  }
+  for (int i = 0; i < count; ++i) found[i].write(out + i * kNames, steps, size);
 }
 
 }  // namespace

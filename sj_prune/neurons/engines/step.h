@@ -59,6 +59,12 @@ SJ_FN A select(bool condition, A a, A b) {
   return condition ? a : b;
 }
 
+// The larger of two numbers, nan if one of them is.
+template <typename A>
+SJ_FN A larger(A a, A b) {
+  return select((b > a) | (b != b), b, a);
+}
+
 // a / b where the last bits do not matter.
 template <typename A>
 SJ_FN A ratio(A a, A b) {
@@ -96,12 +102,13 @@ template <typename A>
 SJ_FN A leak(A x, const Neuron<A>& n) {
 #if SJ_KIND == 1 && !SJ_INVERSE && defined(SJ_DEVICE)
   // The quotient to the last bit: x (1 / tau), corrected twice by its exact remainder (Markstein),
-  // for x = 0 and finite |x| > 1e-30. The compiler's own division takes 1 / tau anew every time and
+  // for x = 0 and |x| > 1e-30. The compiler's own division takes 1 / tau anew every time and
   // branches, which costs half of the whole step.
   const A inverse = A(1) / n.decay;
   A q = x * inverse;
   q = fmaf(fmaf(-q, n.decay, x), inverse, q);
-  return fmaf(fmaf(-q, n.decay, x), inverse, q);
+  q = fmaf(fmaf(-q, n.decay, x), inverse, q);
+  return absolute(x) <= A(3.4028235e38) ? q : x;  // an infinite x has no remainder
 #elif SJ_KIND == 1 && !SJ_INVERSE
   return x / n.decay;
 #else
@@ -152,12 +159,12 @@ SJ_FN A derivative(A u, const Neuron<A>& n) {
   return ratio(a * A(0.5), fused(z, z, A(1)));
 #elif SJ_SURROGATE == 2  // PiecewiseQuadratic
   const A z = a - a * a * absolute(u);
-  return select(z > A(0), z, A(0));
+  return select(z < A(0), A(0), z);  // a nan stays one
 #elif SJ_SURROGATE == 3  // PiecewiseExp
   return a * A(0.5) * exponential(a * minus_absolute(u));
-#elif SJ_SURROGATE == 4  // SoftSign
-  const A z = A(1) / a + absolute(u);
-  return ratio(A(1), A(2) * a * (z * z));
+#elif SJ_SURROGATE == 4  // SoftSign: 1 / (2 a (1 / a + |u|)^2) = (a / 2) / (1 + a |u|)^2
+  const A z = fused(a, absolute(u), A(1));
+  return ratio(a * A(0.5), z * z);
 #elif SJ_SURROGATE == 5  // SuperSpike
   const A z = A(1) + absolute(u);
   return ratio(a, z * z);
