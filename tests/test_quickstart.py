@@ -11,6 +11,8 @@ from spikingjelly.activation_based import neuron
 pytest.importorskip("matplotlib").use("Agg")
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.xdist_group("quickstart")
+
 SCRIPT = Path(__file__).parent.parent / "examples" / "quickstart.py"
 RUNS = [
     ("dense", 0.0),

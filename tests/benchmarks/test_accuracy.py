@@ -15,6 +15,7 @@ import pytest
 from accuracy_cells import QUICK, Cell, quick
 
 pytest.importorskip("tqdm")
+pytestmark = pytest.mark.xdist_group("accuracy benchmark")
 
 
 def command(tmp_path, *more):
@@ -84,6 +85,7 @@ def test_what_is_done_is_skipped(finished):
     assert (finished / "accuracy_quick.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_killed_between_cells_goes_on(tmp_path, finished):
     """Killed outright once a row is there: the other cells follow, and come out the same."""
     process = start(tmp_path)
@@ -120,6 +122,7 @@ def results(rows):
     return {row["cell"]: [row[name] for name in names] for row in rows}
 
 
+@pytest.mark.slow
 def test_budget_stops_a_cell_and_its_checkpoint_survives(tmp_path, finished):
     """With no time at all every cell is stopped; without a limit it is finished later."""
     name = quick()[1].name

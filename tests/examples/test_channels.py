@@ -13,6 +13,8 @@ import sj_prune
 pytest.importorskip("matplotlib").use("Agg")
 pytest.importorskip("sklearn")
 
+pytestmark = pytest.mark.xdist_group("channels script")
+
 PLOTS = ("importance", "survivors", "exchange", "raster")
 ARGUMENTS = ["--quick", "--threads", "1", "--device", "cpu"]
 
