@@ -173,6 +173,8 @@ class Method:
     Attributes:
         needs: statistics to switch on.
         gradient: when the *dense* gradient is needed: "never", at an "update", or "always".
+        penalizes: what `on_gradient` changes the gradient of: the layer's "weight", or gamma of its
+            "norm"; it runs before the optimizer that moves that steps.
         observed: keys of `state` that `observe` adds to: ranks of a distributed run add theirs up.
         emergent: the weights themselves decide what is pruned; no counts are enforced.
         dense_start: False installs random masks when the network is wrapped.
@@ -195,6 +197,7 @@ class Method:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     gradient: ClassVar[str] = "never"
+    penalizes: ClassVar[str] = "weight"
     observed: ClassVar[tuple[str, ...]] = ()
     emergent: ClassVar[bool] = False
     dense_start: ClassVar[bool] = True
@@ -301,7 +304,10 @@ class Method:
         """
 
     def on_gradient(self, view: LayerView) -> None:
-        """Add the method's terms to ``view.grad`` in place, before the optimizer steps."""
+        """Add the method's terms to ``view.grad`` in place, before the optimizer steps.
+
+        Or, as `penalizes` says, to the gradient of the norm's gamma.
+        """
 
     def on_step(self, view: LayerView) -> None:
         """Change ``view.weight`` in place after the optimizer stepped (proximal step)."""
