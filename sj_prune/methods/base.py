@@ -171,6 +171,7 @@ class Method:
         structure: what is pruned as one piece.
 
     Attributes:
+        allocations: what `allocation` may be, for messages.
         needs: statistics to switch on.
         gradient: when the *dense* gradient is needed: "never", at an "update", or "always".
         penalizes: what `on_gradient` changes the gradient of: the layer's "weight", or gamma of its
@@ -195,6 +196,7 @@ class Method:
     sparsity: float
     structure: Structure = Unstructured()
 
+    allocations: ClassVar[str] = "Global(), Uniform() or ERK()"
     needs: ClassVar[frozenset[str]] = frozenset()
     gradient: ClassVar[str] = "never"
     penalizes: ClassVar[str] = "weight"
@@ -216,8 +218,8 @@ class Method:
             )
         if isinstance(self.allocation, type) or not hasattr(self.allocation, "pools"):
             raise TypeError(
-                "Expected allocation to be an instance such as Global() or ERK() but got "
-                f"{self.allocation!r}"
+                f"Expected allocation of {type(self).__name__} to be {self.allocations} but got "
+                f"{self.allocation!r}: give an instance, with parentheses"
             )
 
     @property
