@@ -21,8 +21,12 @@ __all__ = ["LayerActivity", "LayerView", "Method", "ScheduledMethod", "check_fra
 class _Recorder(Protocol):
     """What a view reads of a recording neuron layer."""
 
-    peak: float
     activity: Any
+
+    @property
+    def peak(self) -> float:
+        """Of the surrogate derivative."""
+        ...
 
 
 class LayerActivity:
