@@ -227,7 +227,8 @@ class Updater:
             view = self.view(masks.members(scope)[0])
             alive = masks.alive(scope)
             noise = torch.rand(alive.shape, device=view.weight.device, generator=view.generator)
-            layers.append(LayerScores(scope, alive, noise.to(alive.device)))
+            scores = LayerScores(scope, alive, noise.to(alive.device), floor=masks.floor(scope))
+            layers.append(replace(scores, multiple=masks.multiple(scope)))
         found = prune_and_regrow(
             layers, self._keep(method.sparsity), method.allocation, generator=self._generator()
         )

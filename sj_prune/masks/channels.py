@@ -34,14 +34,22 @@ class ChannelMasks(GroupMasks):
 
     Args:
         min_keep: number of units that every group keeps at least.
+        channels: what the number of channels that a group keeps is a multiple of.
         wake: "restore" gives a waking channel the gamma and beta (or filter and bias) that it fell
             asleep with; "zero" starts them at 0.
         binds: "always"; or "update": masks bind at updates only, filters are zeroed too, and in
             between the optimizer moves everything, as SCA's released code does.
     """
 
-    def __init__(self, *, min_keep: int = 1, wake: str = "restore", binds: str = "always") -> None:
-        super().__init__(min_keep=min_keep)
+    def __init__(
+        self,
+        *,
+        min_keep: int = 1,
+        channels: int = 1,
+        wake: str = "restore",
+        binds: str = "always",
+    ) -> None:
+        super().__init__(min_keep=min_keep, channels=channels)
         self.wake = wake
         self.binds = binds
         self._parts: dict[str, list[Part]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune.masks.manager import MaskManager
+from sj_prune.masks.multiples import allowed_counts
 from sj_prune.masks.select import count
 
 __all__ = ["ChannelGroup", "GroupMasks"]
@@ -58,11 +60,13 @@ class GroupMasks(MaskManager):
 
     Args:
         min_keep: number of units that every group keeps at least.
+        channels: what the number of channels that a group keeps is a multiple of.
     """
 
-    def __init__(self, *, min_keep: int = 1) -> None:
+    def __init__(self, *, min_keep: int = 1, channels: int = 1) -> None:
         super().__init__({})
         self.min_keep = min_keep
+        self.channels = channels
         self.groups: dict[str, ChannelGroup] = {}
         self._modules: dict[str, nn.Module] = {}
         self._dead: dict[str, Tensor] = {}
@@ -129,7 +133,21 @@ class GroupMasks(MaskManager):
 
     def floor(self, scope: str) -> int:
         """Return how many units of a group are kept at least."""
-        return min(self.min_keep, self.groups[scope].units)
+        return self.least(self.groups[scope])
+
+    def least(self, group: ChannelGroup) -> int:
+        """Return how many units of a group are kept at least, before it is added too."""
+        least = min(self.min_keep, group.units)
+        return allowed_counts(group.units, self._multiple(group), least)[0]
+
+    def multiple(self, scope: str) -> int:
+        """Return what the number of kept units of a group is a multiple of."""
+        return self._multiple(self.groups[scope])
+
+    def _multiple(self, group: ChannelGroup) -> int:
+        """Return it in units, which may hold several channels of a layer (grouped convolutions)."""
+        widths = [rows.shape[1] for rows in group.producers.values()]
+        return math.lcm(*(self.channels // math.gcd(self.channels, width) for width in widths))
 
     def units(self) -> dict[str, int]:
         """Return the number of units of each group."""
