@@ -76,7 +76,7 @@ class Updater:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed(""))
+        return torch.Generator("cpu").manual_seed(self._seed(""))
 
     def view(self, name: str, step: int | None = None) -> LayerView:
         """Return what the method sees of one layer now.

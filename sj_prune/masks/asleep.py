@@ -31,7 +31,7 @@ class Part:
     group: str
     rows: Tensor
     silent: bool
-    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long, device="cpu"))
     aside: Tensor | None = None
     zeroed: Tensor | None = None
 

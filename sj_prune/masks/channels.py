@@ -248,7 +248,8 @@ class ChannelMasks(GroupMasks):
         """Return the values kept aside of silenced parameters, by name."""
         return {
             key: [
-                part.aside.clone() if part.aside is not None else torch.empty(0) for part in parts
+                part.aside.clone() if part.aside is not None else torch.empty(0, device="cpu")
+                for part in parts
             ]
             for key, parts in self._silent().items()
         }

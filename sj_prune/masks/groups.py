@@ -77,7 +77,7 @@ class GroupMasks(MaskManager):
         self.groups[group.name] = group
         used = {*group.consumers, *group.norms, *group.producers}
         self._modules.update((name, net.get_submodule(name)) for name in sorted(used))
-        self._dead[group.name] = torch.zeros(group.units, dtype=torch.bool)
+        self._dead[group.name] = torch.zeros(group.units, dtype=torch.bool, device="cpu")
         silent = {n: rows for n, rows in group.producers.items() if n in group.bare}
         for name, rows in (*group.norms.items(), *silent.items()):
             self._rows.setdefault(name, []).append((group.name, rows))
@@ -92,7 +92,7 @@ class GroupMasks(MaskManager):
 
     def pruned(self, name: str) -> Tensor:
         """Return the inverted mask ``[C]``, on the parameter's device."""
-        dead = torch.zeros(self.weight(name).shape[0], dtype=torch.bool)
+        dead = torch.zeros(self.weight(name).shape[0], dtype=torch.bool, device="cpu")
         for group, rows in self._rows[name]:
             dead[rows[self._dead[group]].flatten()] = True
         return dead.to(self.weight(name).device)
@@ -179,7 +179,7 @@ class GroupMasks(MaskManager):
     def layer_units(self, layer: str, units: Mapping[str, Tensor]) -> Tensor:
         """Return what is true of groups' units, for the output channels of a layer, ``[C_out]``."""
         weight = self.weight(layer)
-        found = torch.zeros(weight.shape[0], dtype=torch.bool)
+        found = torch.zeros(weight.shape[0], dtype=torch.bool, device="cpu")
         for group, rows in self._producing(layer):
             found[rows[units[group].cpu()].flatten()] = True
         return found.to(weight.device)
