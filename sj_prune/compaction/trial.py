@@ -95,7 +95,7 @@ class _Trial:
         self.chosen = {}
         for group in groups:
             units = torch.zeros(group.units, dtype=torch.bool, device="cpu")
-            units[torch.randint(group.units, (), generator=generator)] = True
+            units[torch.randint(group.units, (), generator=generator, device="cpu")] = True
             silence(self.masked, group, units)
             self.chosen[group.name] = units
         self.expected = self._run(self.masked)

@@ -313,3 +313,20 @@ def test_what_left_and_what_stayed_is_logged(caplog):
     for layer_name, reason in coupling.frozen.items():
         assert f"compact: {layer_name} stays as it is: {reason}" in debug
     assert coupling.frozen
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_coupled_alike_under_a_foreign_default_device(kind, caplog):
+    """ "meta" holds no values: a trial whose tensors were made there would decide nothing."""
+    net, x = build(kind)
+    expected = couple_checked(net, as_tuple(x))
+    usual = caplog.text
+    caplog.clear()
+    torch.set_default_device("meta")
+    try:
+        found = couple_checked(net, as_tuple(x))
+    finally:
+        torch.set_default_device(None)
+    assert caplog.text == usual
+    assert found.frozen == expected.frozen
+    assert [(g.name, g.units) for g in found.groups] == [(g.name, g.units) for g in expected.groups]
