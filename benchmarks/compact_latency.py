@@ -1,12 +1,14 @@
 """What compaction to half of the MACs brings: latency of dense, masked and compact networks.
 
-    python benchmarks/compact_latency.py [--device cpu|cuda] [--runs 3]
+    python benchmarks/compact_latency.py [--device cpu|cuda] [--runs 3] [--multiple 1 32]
 
-Each network is pruned by `sj_prune.prune(..., FilterNorm(), budget={"macs": 0.5})` and compacted;
-then the three are timed in turns (eval mode, T=4), several runs of medians. A ratio is the median
-over runs of a run's median over that of the dense network. Networks: the six convolutions of
-`training_step.py`, and SpikingJelly's SEW-ResNet18, whose stem halves the map twice: at 32x32 its
-convolutions work on maps of 8x8 to 1x1, and the neurons' loops over time weigh as much.
+Each network is pruned by `sj_prune.prune(..., FilterNorm(), budget={"macs": 0.5})` and compacted,
+with any number of channels and with multiples of 32 (`Channels(multiple=32)`, as near below the
+budget as these come); then all are timed in turns (eval mode, T=4), several runs of medians. A
+ratio is the median over runs of a run's median over that of the dense network. Networks: the six
+convolutions of `training_step.py`, and SpikingJelly's SEW-ResNet18, whose stem halves the map
+twice: at 32x32 its convolutions work on maps of 8x8 to 1x1, and the neurons' loops over time weigh
+as much.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from measure import environment, label, synchronize, write_csv
@@ -25,6 +27,7 @@ from torch import nn
 from training_step import CLASSES, STEPS, network, spiking
 
 import sj_prune
+from sj_prune.masks import Channels
 
 FRACTION = 0.5
 
@@ -58,15 +61,21 @@ def awake(net: nn.Module, x: torch.Tensor) -> nn.Module:
     return net.eval()
 
 
-def contenders(name: str, device: str) -> tuple[dict[str, nn.Module], torch.Tensor]:
+def contenders(
+    name: str, device: str, multiples: Sequence[int]
+) -> tuple[dict[str, nn.Module], torch.Tensor]:
     make, batch, size = CASES[name]
     x = torch.randn(STEPS, batch, 3, size, size, device=device)
-    dense = awake(make().to(device), x)
-    masked, _ = sj_prune.prune(
-        copy.deepcopy(dense), [x], sj_prune.methods.FilterNorm(), budget={"macs": FRACTION}
-    )
-    compact = sj_prune.compact(masked, x[:, :2])
-    return {"dense": dense, "masked": masked, "compact": compact}, x
+    nets = {"dense": awake(make().to(device), x)}
+    for multiple in multiples:
+        method = sj_prune.methods.FilterNorm(structure=Channels(multiple=multiple))
+        masked, _ = sj_prune.prune(
+            copy.deepcopy(nets["dense"]), [x], method, budget={"macs": FRACTION}
+        )
+        nets.setdefault("masked", masked)
+        kind = "compact" if multiple == 1 else f"compact, multiples of {multiple}"
+        nets[kind] = sj_prune.compact(masked, x[:, :2])
+    return nets, x
 
 
 def timed(net: nn.Module, x: torch.Tensor, device: str) -> float:
@@ -95,7 +104,7 @@ def macs(net: nn.Module, x: torch.Tensor) -> float:
 
 
 def rows_of(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
-    nets, x = contenders(name, args.device)
+    nets, x = contenders(name, args.device, args.multiple)
     found = [medians(nets, x, args.device, args.repeats) for _ in range(args.runs)]
     dense = macs(nets["dense"], x)
     rows: list[dict[str, object]] = []
@@ -119,7 +128,8 @@ def rows_of(name: str, args: argparse.Namespace) -> list[dict[str, object]]:
         )
         last = rows[-1]
         print(
-            f"{name:28} {contender:8} {last['milliseconds']:9.2f} ms  x{last['ratio_to_dense']:.3f}"
+            f"{name:28} {contender:24} {last['milliseconds']:9.2f} ms"
+            f"  x{last['ratio_to_dense']:.3f}"
             f" ({last['ratio_lowest']:.3f} to {last['ratio_highest']:.3f}),"
             f" MACs x{last['macs_to_dense']:.3f}"
         )
@@ -131,6 +141,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--multiple",
+        type=int,
+        nargs="+",
+        default=[1, 32],
+        help="numbers of which the kept channels are multiples, one contender each",
+    )
     args = parser.parse_args()
     torch.manual_seed(0)
     rows = [row for name in CASES for row in rows_of(name, args)]

@@ -72,7 +72,9 @@ def sparsity_for(
     """Return the sparsity at which an update leaves `fraction` of what the dense network spends.
 
     Bisection over sparsities; at each, the update is made, measured and taken back. SynOps are
-    measured on the spikes of the pruned network, so they are not monotone to the last digit.
+    measured on the spikes of the pruned network, so they are not monotone to the last digit. Where
+    groups keep multiples of channels and none of these masks meets the budget, the nearest that
+    does not exceed it is taken.
 
     Args:
         model: a wrapper with all units kept and its statistics calibrated.
@@ -94,11 +96,18 @@ def sparsity_for(
             "macs or parameters"
         )
 
+    multiple = max(score.multiple for score in scores)
+    measured: dict[str, float] = {}
+
     def left_at(keep: int) -> float:
         with tried(model, scores, keep):
-            if kind == "synops":  # the others depend on no spike
-                prepare()
-            return spent(model, kind, args)
+            # Masks of near numbers may be the same where multiples are kept.
+            key = str(keep if multiple == 1 else model.masks.pruned_units())
+            if key not in measured:
+                if kind == "synops":  # the others depend on no spike
+                    prepare()
+                measured[key] = spent(model, kind, args)
+            return measured[key]
 
     total = sum(model.masks.units().values())
     least = model.method.allocation.least([s.size for s in scores], [s.floor for s in scores])
@@ -110,29 +119,63 @@ def sparsity_for(
             f"the sparsest masks ({least} of {total} units) spend, but got {fraction:g}: raise it, "
             "name fewer layers in skip, or lower min_keep"
         )
-    best = min((abs(lowest - target), low), (abs(left_at(high) - target), high))
-    while high - low > 1 and best[0] > _CLOSE * target:
-        middle = (low + high) // 2
-        left = left_at(middle)
-        best = min(best, (abs(left - target), middle))
-        low, high = (middle, high) if left < target else (low, middle)
-    # Spikes answer to pruning: near the target less may cost more. So look around.
-    for keep in _around(best[1], least, total):
-        if best[0] <= _PROMISED * target:
-            break
-        best = min(best, (abs(left_at(keep) - target), keep))
-    if best[0] > _PROMISED * target:
+    found = _search(left_at, target, {low: lowest, high: left_at(high)}, multiple)
+    keep, left = min(found.items(), key=lambda item: (abs(item[1] - target), item[0]))
+    if abs(left - target) <= _PROMISED * target:
+        return 1.0 - keep / total
+    if multiple > 1:
+        keep, left = max(found.items(), key=lambda item: (item[1] <= target, item[1]))
+        logger.info(
+            "groups keep multiples of channels: the masks nearest to the budget of %s that do not "
+            "exceed it leave %.4g of the dense network, %.2f %% below the budget of %.4g",
+            kind,
+            left / dense,
+            100 * (target - left) / target,
+            fraction,
+        )
+    else:
         logger.warning(
             "the masks nearest to the budget of %s miss it by %.2f %%: a single unit changes it by "
             "more, or norm statistics estimated anew do",
             kind,
-            100 * best[0] / target,
+            100 * abs(left - target) / target,
         )
-    return 1.0 - best[1] / total
+    return 1.0 - keep / total
 
 
-def _around(keep: int, least: int, total: int) -> list[int]:
-    near = [keep + sign * distance for distance in range(1, _NEIGHBORS + 1) for sign in (1, -1)]
+def _search(
+    left_at: Callable[[int], float], target: float, found: dict[int, float], multiple: int
+) -> dict[int, float]:
+    """Return what was left at the numbers of units that were tried.
+
+    Args:
+        left_at: tries one.
+        target: to come near to.
+        found: what is left at the lowest and at the highest number.
+        multiple: of units that groups keep: within one, rounding up here and down there may cost
+            more or less.
+    """
+    low, high = least, total = min(found), max(found)
+
+    def miss() -> float:
+        return min(abs(left - target) for left in found.values())
+
+    while high - low > 1 and miss() > _CLOSE * target:
+        middle = (low + high) // 2
+        found[middle] = left = left_at(middle)
+        low, high = (middle, high) if left < target else (low, middle)
+    # Spikes answer to pruning: near the target less may cost more. So look around.
+    nearest = min(found, key=lambda keep: (abs(found[keep] - target), keep))
+    for keep in _around(nearest, least, total, max(_NEIGHBORS, 2 * multiple * (multiple > 1))):
+        if miss() <= _PROMISED * target:
+            break
+        if keep not in found:
+            found[keep] = left_at(keep)
+    return found
+
+
+def _around(keep: int, least: int, total: int, farthest: int) -> list[int]:
+    near = [keep + sign * distance for distance in range(1, farthest + 1) for sign in (1, -1)]
     return [number for number in near if least <= number <= total]
 
 

@@ -251,7 +251,7 @@ def _without_growth_signal(wrapper: PruningWrapper) -> list[str]:
 
 def _slope_at_rest(node: RecordingNode) -> list[float]:
     rest = 0.0 if node.v_reset is None else node.v_reset
-    u = torch.tensor([rest - node.v_threshold])
+    u = torch.tensor([rest - node.v_threshold], device="cpu")
     return autograd_derivative(node.surrogate_function, u).tolist()
 
 

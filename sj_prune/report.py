@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from sj_prune import cost, history
 from sj_prune.explanation import why_dense
 from sj_prune.masks.select import count
+from sj_prune.methods.base import LayerActivity
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.outline import as_args
 from sj_prune.tables import before_after, optional, shape_text, table, write
 from sj_prune.topology import NeuronFacts, Topology, temporary_activity, trace
+from sj_prune.update import scoring_neurons
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "ReportRow", "channel_criticality", "report"]
 
+_SHOWN = ("firing_rate", "criticality_max")
 _SLOW = (
     "A masked dense network is not faster on a CPU or GPU: hardware that skips zeros turns these "
     "counts into time."
@@ -55,7 +58,8 @@ class ReportRow:
         total: number of weights.
         dropped: weights dropped over the run.
         regrown: weights regrown over the run.
-        firing_rate: spikes per neuron and step of the neurons it feeds; None without any.
+        firing_rate: spikes per neuron and step of the neurons that score it (of whole channels,
+            those behind a flatten or a concatenation too); None without any.
         criticality: mean over channels of their ``criticality_max``; None without any.
         binary_input: it received spikes only.
         synops_dense: synaptic operations per sample with every weight.
@@ -213,11 +217,18 @@ def _measuring(
         yield topology, nodes
 
 
-def _mean(names: Iterable[str], nodes: Mapping[str, RecordingNode], kind: str) -> float | None:
-    """Return the mean over channels and neuron layers of a statistic, if one recorded it."""
-    activities = [nodes[name].activity for name in names if name in nodes]
-    values = [float(a.mean(kind).mean()) for a in activities if a.count]
-    return sum(values) / len(values) if values else None
+def _activity(
+    neurons: Mapping[str, Tensor | None], nodes: Mapping[str, RecordingNode]
+) -> tuple[float | None, float | None]:
+    """Return firing rate and criticality, means over a layer's channels, if neurons recorded."""
+    seen = {
+        name: own for name, own in neurons.items() if name in nodes and nodes[name].activity.count
+    }
+    if not seen:
+        return None, None
+    found = LayerActivity([nodes[name] for name in seen], list(seen.values()))
+    rate, criticality = (float(found.mean(kind).mean()) for kind in _SHOWN)
+    return rate, criticality
 
 
 def channel_criticality(
@@ -267,10 +278,7 @@ def report(wrapper: PruningWrapper, example_input: Any) -> Report:  # noqa: ANN4
         masks = wrapper.masks.element_masks()
         costs = cost.measure(wrapper.net, example_input, masks=masks)
         activity = {
-            name: [
-                _mean(topology.neurons.get(name, ()), nodes, kind)
-                for kind in ("firing_rate", "criticality_max")
-            ]
+            name: _activity(scoring_neurons(topology, wrapper.coupling, name), nodes)
             for name in costs
         }
     kept = {name: found.parameters for name, found in costs.items()}

@@ -70,6 +70,7 @@ class Scorer:
             None if grow is None else grow[0],
             None if tie is None else tie[0],
             masks.floor(scope),
+            masks.multiple(scope),
         )
 
     def _how(self) -> str:

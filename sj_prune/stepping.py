@@ -99,6 +99,16 @@ class Stepping:
         masks = self.wrapper.masks
         return [name for name in masks.layers if id(masks.weight(name)) in owned]
 
+    def _penalized(self, optimizer: Optimizer) -> list[str]:
+        """Return the layers whose gradients a method changes before this optimizer steps."""
+        if not _overrides(self.wrapper.method, "on_gradient"):
+            return []
+        if self.wrapper.method.penalizes == "weight":
+            return self._layers(optimizer)
+        owned = {id(p) for p in owned_parameters(optimizer)}
+        gammas = {name: self.wrapper.updater.gamma(name) for name in self.wrapper.masks.layers}
+        return [name for name, gamma in gammas.items() if gamma is not None and id(gamma) in owned]
+
     def _prunable(self, optimizer: Optimizer) -> list[str]:
         """Return the layers that it moves, whether their masks are known or not."""
         owned = {id(p) for p in owned_parameters(optimizer)}
@@ -112,6 +122,15 @@ class Stepping:
                 return optimizer is first
         return False
 
+    def _step(self, optimizer: Optimizer) -> int:
+        """Return the step call in hand, counted from 1: one that steps later is still in it."""
+        counted = False
+        for other in self.optimizers:
+            if other is optimizer:
+                break
+            counted = counted or self._counts(other)
+        return self.wrapper.step + (not counted)
+
     def _awaits_update(self, optimizer: Optimizer) -> bool:
         """Tell whether a later step, the counting one, will score this one's dense gradients."""
         method = self.wrapper.method
@@ -124,18 +143,19 @@ class Stepping:
         step = wrapper.step + 1
         counts = first and self._counts(optimizer)
         due = counts and method.schedule.due(step)
-        penalizes = _overrides(method, "on_gradient")
+        penalized = self._penalized(optimizer)
         observes = first and _overrides(method, "observe") and wrapper.in_scheduled_window()
-        if penalizes or observes or (due and method.gradient != "never"):
+        if penalized or observes or (due and method.gradient != "never"):
             unscale_(optimizer)
         if observes:
             for name in self._layers(optimizer):
                 method.observe(wrapper.updater.view(name))
         if counts:
             self._decide(step, due)
-        if penalizes:
-            for name in self._layers(optimizer):
-                method.on_gradient(wrapper.updater.view(name))
+        if penalized:
+            step = self._step(optimizer)
+            for name in penalized:
+                method.on_gradient(wrapper.updater.view(name, step))
         if not (method.emergent or self._awaits_update(optimizer)):
             wrapper.masks.mask_gradients(self._owned(optimizer))
 

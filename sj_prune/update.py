@@ -76,10 +76,15 @@ class Updater:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed(""))
+        return torch.Generator("cpu").manual_seed(self._seed(""))
 
-    def view(self, name: str) -> LayerView:
-        """Return what the method sees of one layer now."""
+    def view(self, name: str, step: int | None = None) -> LayerView:
+        """Return what the method sees of one layer now.
+
+        Args:
+            name: of the layer.
+            step: the optimizer step, from 1; by default the one after those counted.
+        """
         wrapper = self.wrapper
         weight = wrapper.masks.weight(name)
         nodes = self.neurons(name)
@@ -96,7 +101,7 @@ class Updater:
             mask=wrapper.masks.layer_mask(name),
             activity=self._activity(nodes),
             norm=None if norm is None else wrapper.net.get_submodule(norm),
-            step=wrapper.step + 1,
+            step=wrapper.step + 1 if step is None else step,
             seed=self._seed(name),
             norm_channels=norm_channels,
             state=state,
@@ -113,6 +118,12 @@ class Updater:
         if wrapper.coupling is not None:
             return wrapper.coupling.norms.get(name, (None, None))
         return (None if wrapper.topology is None else wrapper.topology.norms.get(name)), None
+
+    def gamma(self, name: str) -> Tensor | None:
+        """Return the weight of the norm that scores a layer's channels, if it has one."""
+        norm, _ = self._norm(name)
+        module = None if norm is None else self.wrapper.net.get_submodule(norm)
+        return None if module is None else module._parameters.get("weight")
 
     def neurons(self, name: str) -> dict[str, Tensor | None]:
         """Return what `scoring_neurons` says of a layer; it is asked once."""
@@ -216,7 +227,8 @@ class Updater:
             view = self.view(masks.members(scope)[0])
             alive = masks.alive(scope)
             noise = torch.rand(alive.shape, device=view.weight.device, generator=view.generator)
-            layers.append(LayerScores(scope, alive, noise.to(alive.device)))
+            scores = LayerScores(scope, alive, noise.to(alive.device), floor=masks.floor(scope))
+            layers.append(replace(scores, multiple=masks.multiple(scope)))
         found = prune_and_regrow(
             layers, self._keep(method.sparsity), method.allocation, generator=self._generator()
         )

@@ -197,7 +197,7 @@ class PruningWrapper(nn.Module):
             lambda layer: bool(scoring_neurons(topology, coupling, layer)),
         )
         sizes = [group.units for group in groups]
-        floors = [min(masks.min_keep, size) for size in sizes]
+        floors = [masks.least(group) for group in groups]
         arguments.check_sparsity(method, sizes, floors, method.sparsity)
         self.coupling = coupling
         masks.build(self.net, groups, self._silence)
@@ -518,8 +518,13 @@ class PruningWrapper(nn.Module):
 
 def _new_masks(method: Method, layers: Mapping[str, Layer]) -> MaskManager:
     if isinstance(method.structure, Channels):
-        keep = method.structure.min_keep
-        return ChannelMasks(min_keep=keep, wake=method.wakes, binds=method.binds)
+        structure = method.structure
+        return ChannelMasks(
+            min_keep=structure.min_keep,
+            channels=structure.multiple,
+            wake=method.wakes,
+            binds=method.binds,
+        )
     return MaskManager(layers)
 
 

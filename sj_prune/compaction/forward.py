@@ -187,7 +187,7 @@ def _gradients(outputs: list[Tensor], leaves: list[Tensor]) -> list[Tensor | Non
     outputs = [x for x in outputs if x.requires_grad]
     if not outputs or not leaves:
         return []
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
+    generator = torch.Generator("cpu").manual_seed(0)
+    weights = [torch.randn(x.shape, generator=generator, device="cpu").to(x) for x in outputs]
     found = torch.autograd.grad(outputs, leaves, weights, allow_unused=True)
     return list(found)

@@ -65,13 +65,14 @@ def build_compact(net: nn.Module, example_input: Any, *, skip: Collection[str] =
     """As `compact`; says too what stayed of every parameter and buffer."""
     _check(net, skip)
     args = as_args(example_input)
-    units = _leaving(net, couple_checked(net, args, skip=skip))
+    coupling = couple_checked(net, args, skip=skip)
+    units = _leaving(net, coupling)
     cut = Cut.of(units)
     small = _copy(net)
     kept = shrink(small, cut)
     masked, smaller = (copied(each).double().eval() for each in (net, small))
     prove(masked, smaller, cut, doubled(args), lambda name: _about(units, name))
-    _log(units)
+    _log(units, coupling)
     return Compacted(small, kept)
 
 
@@ -109,6 +110,17 @@ def _leaving(net: nn.Module, coupling: Coupling) -> Units:
         gone = silent_units(net, group)
         if gone.all():
             gone[0] = False
+            logger.debug(
+                "compact: one of the %d silent channels of %s stays, for no group is emptied",
+                group.units,
+                group.name,
+            )
+        elif not gone.any():
+            logger.debug(
+                "compact: %s stays whole: none of its %d channels is silent",
+                group.name,
+                group.units,
+            )
         if gone.any():
             units.append((group, gone))
     return units
@@ -125,7 +137,16 @@ def _about(units: Units, name: str) -> str:
     return listed(found or [group.name for group, _ in units])
 
 
-def _log(units: Units) -> None:
-    gone = sum(int(u.sum()) for _, u in units)
-    total = sum(group.units for group, _ in units)
-    logger.info("compact: %d of %d units in %d groups removed", gone, total, len(units))
+def _log(units: Units, coupling: Coupling) -> None:
+    """Say what left, and at DEBUG what stayed and why."""
+    gone = [int(leaving.sum()) for _, leaving in units]
+    logger.info(
+        "compact: %d of %d channels removed, in %d of %d groups; %d layers stay as they are",
+        sum(gone),
+        sum(group.units for group in coupling.groups),
+        len(gone),
+        len(coupling.groups),
+        len(coupling.frozen),
+    )
+    for name, reason in coupling.frozen.items():
+        logger.debug("compact: %s stays as it is: %s", name, reason)

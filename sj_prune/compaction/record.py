@@ -118,7 +118,9 @@ def _keep_first(module: nn.Module, key: str, *sizes: int) -> None:
     tensor = getattr(module, key, None)
     if isinstance(tensor, Tensor):
         pairs = zip(sizes, tensor.shape, strict=False)
-        index: Index = tuple([None if new == old else torch.arange(new) for new, old in pairs])
+        index: Index = tuple(
+            [None if new == old else torch.arange(new, device="cpu") for new, old in pairs]
+        )
         resize(module, key, index)
 
 

@@ -50,7 +50,7 @@ def silent_units(net: nn.Module, group: Group) -> Tensor:
         net: the network, with its masks burnt in.
         group: one of its groups.
     """
-    silent = torch.ones(group.units, dtype=torch.bool)
+    silent = torch.ones(group.units, dtype=torch.bool, device="cpu")
     for parameter, index in _silencers(net, group):
         zero = (parameter.detach().flatten(1) == 0).all(1) if parameter.ndim > 1 else parameter == 0
         silent &= zero.cpu()[index].all(1)
@@ -109,6 +109,6 @@ def staying(size: int, leaving: Tensor | None) -> Tensor | None:
     """Return the indices of `size` channels that stay, or None if all do."""
     if leaving is None or not len(leaving):
         return None
-    keep = torch.ones(size, dtype=torch.bool)
+    keep = torch.ones(size, dtype=torch.bool, device="cpu")
     keep[leaving] = False
     return keep.nonzero().flatten()

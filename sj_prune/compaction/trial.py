@@ -88,14 +88,14 @@ class _Trial:
         kwargs: Mapping[str, Any],
         seed: int,
     ) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         self.args, self.kwargs = doubled(args), doubled(dict(kwargs))
         self.masked = copied(net).double().eval()
         _randomize(self.masked, generator)
         self.chosen = {}
         for group in groups:
-            units = torch.zeros(group.units, dtype=torch.bool)
-            units[torch.randint(group.units, (), generator=generator)] = True
+            units = torch.zeros(group.units, dtype=torch.bool, device="cpu")
+            units[torch.randint(group.units, (), generator=generator, device="cpu")] = True
             silence(self.masked, group, units)
             self.chosen[group.name] = units
         self.expected = self._run(self.masked)
@@ -143,7 +143,7 @@ def _randomize(net: nn.Module, generator: torch.Generator) -> None:
 
     def uniform(t: Tensor | None, low: float, high: float) -> None:
         if t is not None:
-            values = torch.rand(t.shape, generator=generator, dtype=t.dtype)
+            values = torch.rand(t.shape, generator=generator, dtype=t.dtype, device="cpu")
             t.copy_(values * (high - low) + low)
 
     with torch.no_grad():

@@ -27,7 +27,9 @@ def assemble(net: nn.Module, tracer: _Tracer) -> Coupling:
     units = _units(tracer)
     for root, unit in units.items():
         if not any(kind == "consumers" for kind, _ in unit):  # an output by some other way?
-            tracer.partition.freeze(torch.tensor([root]), "no layer reads its channels")
+            tracer.partition.freeze(
+                torch.tensor([root], device="cpu"), "no layer reads its channels"
+            )
     groups: dict[tuple[tuple[str, str, int], ...], list[_Unit]] = defaultdict(list)
     for root, unit in units.items():
         if tracer.partition.reason(root) is None and any(kind == "producers" for kind, _ in unit):
@@ -64,7 +66,9 @@ def _units(tracer: _Tracer) -> dict[int, _Unit]:
 def _indices(units: Iterable[_Unit], kind: str) -> dict[str, Tensor]:
     units = list(units)
     names = [name for k, name in units[0] if k == kind]
-    return {name: torch.tensor([unit[kind, name] for unit in units]) for name in names}
+    return {
+        name: torch.tensor([unit[kind, name] for unit in units], device="cpu") for name in names
+    }
 
 
 def _group(units: list[_Unit], tracer: _Tracer, names: set[str]) -> Group:
@@ -116,5 +120,5 @@ def _scoring_norms(tracer: _Tracer) -> dict[str, tuple[str, Tensor]]:
         channels = [places[root].pop(0) if places[root] else -1 for root in roots]
         if -1 not in channels:  # else another layer has taken them, or some never get there
             taken[norm].update(channels)
-            found[layer] = (norm, torch.tensor(channels))
+            found[layer] = (norm, torch.tensor(channels, device="cpu"))
     return found

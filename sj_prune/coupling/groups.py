@@ -77,4 +77,4 @@ class Coupling:
                     places.update((row, channels.tolist()) for row in rows.tolist())
         found = [places[row] for row in sorted(places)]
         whole = sorted(places) == list(range(len(places))) and len(set(map(len, found))) == 1
-        return torch.tensor(found) if whole else None
+        return torch.tensor(found, device="cpu") if whole else None

@@ -49,7 +49,7 @@ class Partition:
         """Return so many fresh labels."""
         first = len(self._parent)
         self._parent.extend(range(first, first + number))
-        return torch.arange(first, first + number)
+        return torch.arange(first, first + number, device="cpu")
 
     def find(self, label: int) -> int:
         """Return the representative of a label's class."""

@@ -282,7 +282,7 @@ def _is_zero_at_zero(
                 return x
             labels = labels_of(x)
             silent = labels is not None and labels.zero
-            return torch.full((1,), 0 if silent else value).to(x.dtype)
+            return torch.full((1,), 0 if silent else value, device="cpu").to(x.dtype)
 
         return replace
 

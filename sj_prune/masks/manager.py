@@ -47,6 +47,10 @@ class MaskManager(Mapping[str, Tensor]):
         """Return how many units are kept at least."""
         return 1
 
+    def multiple(self, scope: str) -> int:
+        """Return what the number of kept units is a multiple of: any, of single weights."""
+        return 1
+
     def units(self) -> dict[str, int]:
         """Return the number of units of each scope."""
         return {name: self._pruned[name].numel() for name in self}

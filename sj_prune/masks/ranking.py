@@ -24,6 +24,7 @@ class LayerScores:
         grow: score by which others are grown, highest first; None: this layer never regrows.
         tie: decides between equal growth scores; None: a seeded order does.
         floor: number of units that are kept at least.
+        multiple: the number kept is a multiple of this, or all.
     """
 
     name: str
@@ -32,6 +33,7 @@ class LayerScores:
     grow: Tensor | None = None
     tie: Tensor | None = None
     floor: int = 1
+    multiple: int = 1
 
     @property
     def size(self) -> int:

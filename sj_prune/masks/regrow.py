@@ -8,17 +8,22 @@ each pool of target size K, of which ``k = floor(regrow K)`` are to be grown,
 
 so the dropped lie within the old mask, the grown are disjoint from the survivors, and their sum is
 K exactly, under any ties. No layer falls below its floor, one unit at least.
+
+Where layers keep multiples of a number, each of these counts is rounded up or down, so that the
+total is as near to K as that admits, and each layer is a pool of its own with the new count; as
+many are grown as before, and survivors make up for the difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sj_prune.masks.allocation import Allocation
+from sj_prune.masks.allocation import Allocation, Pool
+from sj_prune.masks.multiples import allowed_counts, nearest_counts
 from sj_prune.masks.ranking import LayerScores, keep_top
 from sj_prune.masks.select import count, top_k
 
@@ -72,7 +77,8 @@ def prune_and_regrow(
 
     Args:
         layers: scores and present masks.
-        keep: number of units that are to be alive afterwards, over all layers.
+        keep: number of units that are to be alive afterwards, over all layers; as near to it as
+            `LayerScores.multiple` allows.
         allocation: how many of them each layer gets.
         regrow: fraction of the units kept that is grown anew, in [0, 1).
         regrow_of_all: `regrow` is a fraction of all units, kept or not (SCA's q).
@@ -86,14 +92,54 @@ def prune_and_regrow(
     for layer in layers:
         _check_scores(layer)
     _check_reach(layers, keep)
+
+    def asked(keep: int, size: int) -> int:
+        """Return how many are to be grown where so many of `size` units are kept."""
+        return round(regrow * size) if regrow_of_all else int(regrow * keep)
+
+    pools = allocation.pools(layers, keep, across_layers=across_layers, generator=generator)
     updates: dict[int, LayerUpdate] = {}
-    for pool in allocation.pools(layers, keep, across_layers=across_layers, generator=generator):
+    for pool in pools:
         members = [layers[i] for i in pool.layers]
-        base = sum(layer.size for layer in members) if regrow_of_all else pool.keep
-        grown = round(regrow * base) if regrow_of_all else int(regrow * base)
+        grown = asked(pool.keep, sum(layer.size for layer in members))
         found = _update_pool(members, pool.keep, grown, exact_ties, generator)
         updates.update(zip(pool.layers, found, strict=True))
-    return [updates[i] for i in range(len(layers))]
+    exact = [updates[i] for i in range(len(layers))]
+    if all(layer.multiple == 1 for layer in layers):
+        return exact
+    return _on_multiples(layers, exact, keep, pools, asked, generator)
+
+
+def _on_multiples(
+    layers: Sequence[LayerScores],
+    exact: Sequence[LayerUpdate],
+    keep: int,
+    pools: Sequence[Pool],
+    asked: Callable[[int, int], int],
+    generator: torch.Generator | None,
+) -> list[LayerUpdate]:
+    """Return the updates that keep multiples, beside the exact ones."""
+    kept = count([update.mask for update in exact])
+    grown = count([update.grown for update in exact])
+    alive = count([layer.mask for layer in layers])
+    allowed = []
+    for layer, n, most in zip(layers, kept, alive, strict=True):
+        options = allowed_counts(layer.size, layer.multiple, layer.floor)
+        if layer.grow is None:  # nothing comes back here
+            options = [option for option in options if option <= most] or [n]
+        allowed.append(options)
+    counts = nearest_counts(kept, allowed, keep)
+    result = list(exact)
+    for pool in pools:
+        size = sum(layers[i].size for i in pool.layers)
+        short = sum(grown[i] for i in pool.layers) < asked(pool.keep, size)
+        for i in pool.layers:
+            # Where the floors of survivors left no room to grow, a layer grows its own part.
+            new = asked(counts[i], layers[i].size) if short else grown[i]
+            if (counts[i], new) != (kept[i], grown[i]):
+                layer = replace(layers[i], floor=1)
+                (result[i],) = _update_pool([layer], counts[i], new, True, generator)
+    return result
 
 
 def _check_reach(layers: Sequence[LayerScores], keep: int) -> None:

@@ -139,7 +139,7 @@ def _random(among: Sequence[Tensor], k: int, generator: torch.Generator | None) 
     sizes = count(among)
     if k >= sum(sizes):
         return [mask.clone() for mask in among]
-    picks = torch.randperm(sum(sizes), generator=generator)[:k]
+    picks = torch.randperm(sum(sizes), generator=generator, device="cpu")[:k]
     chosen, start = [], 0
     for mask, size in zip(among, sizes, strict=True):
         mine = picks[(picks >= start) & (picks < start + size)] - start

@@ -99,6 +99,7 @@ class ChannelMethod(ScheduledMethod):
     wake: str = "restore"
     batches: int | None = None
 
+    allocations: ClassVar[str] = "Global() or Uniform()"
     keeps_value: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -113,7 +114,7 @@ class ChannelMethod(ScheduledMethod):
         super().__post_init__()
         if isinstance(self.allocation, ERK):
             raise ValueError(
-                f"Expected allocation of {type(self).__name__} to be Global() or Uniform() but got "
+                f"Expected allocation of {type(self).__name__} to be {self.allocations} but got "
                 f"{self.allocation!r}: it gives densities by the shape of weights, which channels "
                 "do not have"
             )

@@ -42,6 +42,7 @@ class NetworkSlimming(ChannelMethod):
     l1: float = 1e-4
 
     needs_norm: ClassVar[bool] = True
+    penalizes: ClassVar[str] = "norm"
 
     def __post_init__(self) -> None:
         check_factor("l1", self.l1)

@@ -18,7 +18,7 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 import sj_prune
-from sj_prune import methods
+from sj_prune import masks, methods
 from sj_prune.budget import sparsity_for, spent, tried
 
 WIDTHS = (36, 40, 48)
@@ -302,3 +302,44 @@ def test_parameters_left_are_those_of_the_compact_network():
         left = {kind: spent(model, kind, (x,)) for kind in MEASURES}
         small = sj_prune.compact(model.finalize(), x)
         assert {kind: MEASURES[kind](small, x) for kind in MEASURES} == pytest.approx(left)
+
+
+# ---- multiples -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", MEASURES)
+@pytest.mark.parametrize("multiple", [8, 16])
+def test_multiples_are_met_or_the_nearest_below_is_said(kind, multiple, caplog):
+    """Against all masks that the ranking gives, one a number of units."""
+    caplog.set_level(logging.INFO, logger="sj_prune")
+    x = batches(1)[0][0]
+    structure = masks.Channels(multiple=multiple)
+    method = methods.FilterNorm(sparsity=0.0, structure=structure)
+    net = wide()
+    model = sj_prune.PruningWrapper(copy.deepcopy(net), method, example_input=x)
+    scores = model.updater.scorer.scores()
+    total = sum(model.masks.units().values())
+    dense, left = MEASURES[kind](net, x), set()
+    least = sum(score.floor for score in scores)
+    for keep in range(least, total + 1):
+        with tried(model, scores, keep):
+            if kind == "synops":
+                sj_prune.renormalize(model.net, [(x,)])
+            left.add(spent(model, kind, (x,)) / dense)
+    said = set()
+    for fraction in torch.linspace(min(left) + 0.02, 0.98, 5).tolist():
+        caplog.clear()
+        pruned = copy.deepcopy(net)
+        sj_prune.prune(pruned, [(x, None)], method, budget={kind: fraction})
+        small = sj_prune.compact(pruned, x)
+        widths = {small.stem.out_channels, small.conv1.out_channels, small.fc1.out_features}
+        assert all(width % multiple == 0 or width in WIDTHS for width in widths)
+        found = MEASURES[kind](small, x) / dense
+        met = abs(found - fraction) <= 0.01 * fraction
+        if not met and kind != "synops":  # where they are not monotone, the search may pass by
+            assert found == pytest.approx(max(value for value in left if value <= fraction))
+        assert met or found < fraction
+        lines = [r for r in caplog.records if "nearest to the budget" in r.message]
+        assert [r.levelno for r in lines] == [] if met else [logging.INFO]
+        said.add(met)
+    assert False in said

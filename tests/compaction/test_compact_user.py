@@ -280,3 +280,53 @@ def test_on_a_device(kind):
     small = compact(net.cuda(), x.cuda())
     assert {p.device.type for p in small.parameters()} == {"cuda"}
     assert_equal(net.cpu(), small.cpu(), x)
+
+
+def test_what_left_and_what_stayed_is_logged(caplog):
+    """The removed channels are counted among all groups; at DEBUG what stayed says why."""
+    net, x = build(Concatenation)
+    awake(net, x)
+    coupling = couple_checked(net, as_tuple(x))
+    first, second, *others = coupling.groups
+    gone = torch.zeros(first.units, dtype=torch.bool)
+    gone[:2] = True
+    silence(net, first, gone)
+    silence(net, second, torch.ones(second.units, dtype=torch.bool))  # all but one can leave
+    with caplog.at_level(logging.DEBUG, "sj_prune"):
+        compact(net, x)
+    said = [(r.levelno, r.getMessage()) for r in caplog.records if "compact" in r.getMessage()]
+    total = sum(group.units for group in coupling.groups)
+    summary = (
+        f"compact: {2 + second.units - 1} of {total} channels removed, in 2 of "
+        f"{len(coupling.groups)} groups; {len(coupling.frozen)} layers stay as they are"
+    )
+    assert [text for level, text in said if level == logging.INFO] == [summary]
+    debug = [text for level, text in said if level == logging.DEBUG]
+    assert f"compact: one of the {second.units} silent channels of {second.name} stays" in " ".join(
+        debug
+    )
+    for group in others:
+        assert (
+            f"compact: {group.name} stays whole: none of its {group.units} channels is silent"
+            in (debug)
+        )
+    for layer_name, reason in coupling.frozen.items():
+        assert f"compact: {layer_name} stays as it is: {reason}" in debug
+    assert coupling.frozen
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda kind: kind.__name__)
+def test_coupled_alike_under_a_foreign_default_device(kind, caplog):
+    """ "meta" holds no values: a trial whose tensors were made there would decide nothing."""
+    net, x = build(kind)
+    expected = couple_checked(net, as_tuple(x))
+    usual = caplog.text
+    caplog.clear()
+    torch.set_default_device("meta")
+    try:
+        found = couple_checked(net, as_tuple(x))
+    finally:
+        torch.set_default_device(None)
+    assert caplog.text == usual
+    assert found.frozen == expected.frozen
+    assert [(g.name, g.units) for g in found.groups] == [(g.name, g.units) for g in expected.groups]

@@ -46,8 +46,16 @@ EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
         ({"batches": True}, TypeError, "Expected batches to be an integer but got True"),
         ({"structure": Unstructured()}, TypeError, r"to be Channels\(\) but got Unstructured\(\)"),
         ({"structure": "channels"}, TypeError, r"to be Channels\(\) but got 'channels'"),
-        ({"allocation": "ERK"}, TypeError, "Expected allocation to be an instance"),
-        ({"allocation": Global}, TypeError, "Expected allocation to be an instance"),
+        (
+            {"allocation": "ERK"},
+            TypeError,
+            r"Expected allocation of \w+ to be Global\(\) or Uniform\(\) but got 'ERK'",
+        ),
+        (
+            {"allocation": Global},
+            TypeError,
+            r"to be Global\(\) or Uniform\(\) but got <class .*an instance, with parentheses",
+        ),
         (
             {"allocation": ERK()},
             ValueError,

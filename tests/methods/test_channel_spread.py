@@ -143,3 +143,24 @@ def test_loaded_within_a_larger_module():
         model.net.named_parameters(), twin.net.parameters(), strict=True
     ):
         assert mine.equal(theirs), key
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_reported_with_the_rate_of_the_layers_own_neurons(name):
+    model, x_seq = build(name, methods.APoZ(sparsity=0.5))
+    model.eval()
+    expected = rates_of(model, x_seq)
+    functional.reset_net(model)
+    rows = {row.name: row for row in model.report(x_seq).rows}
+    for conv, rates in expected.items():
+        assert float(rates.mean()) > 0
+        assert rows[conv].firing_rate == pytest.approx(float(rates.mean()))
+        assert rows[conv].criticality > 0
+    assert rows["fc"].firing_rate is None
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_reported_as_single_weights_are_scored(name):
+    """A method on single weights reads no such neurons, so its report shows none."""
+    model, x_seq = build(name, methods.Criticality(sparsity=0.5, interval=2, end=4))
+    assert all(row.firing_rate is None for row in model.report(x_seq).rows)

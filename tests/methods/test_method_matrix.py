@@ -25,7 +25,7 @@ from pruning_cases import (
 
 import sj_prune.update
 from sj_prune import PruningWrapper, methods
-from sj_prune.masks import ERK, Uniform
+from sj_prune.masks import ERK, Global, Uniform
 
 SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}
 TOTAL = 760
@@ -327,8 +327,11 @@ def test_wrong_settings(name, wrong, error, message):
 @pytest.mark.parametrize("make", [random, sets, rigl, magnitude])
 @pytest.mark.parametrize("allocation", ["ERK", ERK, None, 3])
 def test_wrong_allocation(make, allocation):
-    with pytest.raises(TypeError, match="Expected allocation to be an instance"):
+    wanted = r"Expected allocation of \w+ to be Global\(\), Uniform\(\) or ERK\(\) but got "
+    with pytest.raises(TypeError, match=wanted):
         make(allocation=allocation)
+    for accepted in (Global(), Uniform(), ERK()):
+        assert make(allocation=accepted).allocation == accepted
 
 
 @pytest.mark.parametrize("make", [criticality, sets, rigl, granet])

@@ -181,7 +181,9 @@ def backward(
     library = _variant(eq, known, 0, x.dtype)
     grad_q = None
     if eq.kind == PLIF:
-        grad_q = torch.empty(-(-x[0].numel() // library.sj_tile()), dtype=torch.float64)
+        grad_q = torch.empty(
+            -(-x[0].numel() // library.sj_tile()), dtype=torch.float64, device="cpu"
+        )
     threshold, rest, decay, alpha = _numbers(eq, known, w)
     arguments = _BACKWARD.pack(
         *map(_pointer, given),

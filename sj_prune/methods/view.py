@@ -1,0 +1,138 @@
+"""What a method sees of a layer: weight, gradient, mask, norm, and what its neurons recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LayerActivity", "LayerView"]
+
+
+class _Recorder(Protocol):
+    """What a view reads of a recording neuron layer."""
+
+    activity: Any
+
+    @property
+    def peak(self) -> float:
+        """Of the surrogate derivative."""
+        ...
+
+
+class LayerActivity:
+    """What the neurons that a weight feeds have recorded: the mean over them.
+
+    Args:
+        nodes: the recording neuron layers that follow the weight, at least one.
+        channels: for each node, which of its channels belong to each output channel of the weight,
+            ``[C_out, k]`` (behind a flatten k are more than one: their mean counts); None: they
+            correspond one to one.
+    """
+
+    def __init__(
+        self, nodes: Sequence[_Recorder], channels: Sequence[Tensor | None] | None = None
+    ) -> None:
+        self._nodes = tuple(nodes)
+        self._channels = tuple(channels) if channels is not None else (None,) * len(self._nodes)
+
+    def mean(self, name: str, *, relative: bool = False) -> Tensor:
+        """Return one statistic per output channel, ``[C_out]`` in float64.
+
+        Args:
+            name: a statistic, such as ``"criticality_max"``.
+            relative: divide by each surrogate's peak `g'(0)`, so that layers with different
+                surrogates compare.
+        """
+        values = []
+        for node, channels in zip(self._nodes, self._channels, strict=True):
+            value = node.activity.mean(name)
+            if channels is not None:
+                value = value[channels.to(value.device)].mean(1)
+            values.append(value / node.peak if relative and node.peak else value)
+        return torch.stack(values).mean(0)
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """What a method sees of one layer. Read-only but in `Method.on_gradient` and `on_step`.
+
+    Attributes:
+        name: module name of the layer.
+        weight: its weight, detached; of a layer that sleeping channels are cut out of, as it was
+            when they were awake.
+        grad: the pure loss gradient of the weight, or None if there is none (yet).
+        mask: True = kept: the weight's shape, or ``[C_out]`` for `Channels`.
+        activity: of the neurons it feeds; None if no recording neuron follows.
+        norm: the normalisation layer behind the weight, or None. Where a norm follows several
+            layers together, the first of them alone has it.
+        step: the optimizer step, from 1.
+        seed: of `generator`, another one for every layer and update.
+        norm_channels: which channels of the norm are this layer's, ``[C_out]``; None = all of them.
+        state: the method's own tensors for this layer; they enter the checkpoint. Beside them
+            ``"awake"`` with `Channels`: every channel's last drop score while awake, ``[C_out]``.
+        bias: of the layer, detached, as `weight`; None without one.
+        bias_grad: its pure loss gradient, or None.
+    """
+
+    name: str
+    weight: Tensor
+    grad: Tensor | None
+    mask: Tensor
+    activity: LayerActivity | None
+    norm: nn.Module | None
+    step: int
+    seed: int
+    norm_channels: Tensor | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    bias: Tensor | None = None
+    bias_grad: Tensor | None = None
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Random numbers for this layer and update, on the weight's device."""
+        return torch.Generator(self.weight.device).manual_seed(self.seed)
+
+    @property
+    def gamma(self) -> Tensor | None:
+        """The norm's weight for each output channel, ``[C_out]``; None without a norm."""
+        return self._of_norm("weight")
+
+    @property
+    def beta(self) -> Tensor | None:
+        """The norm's bias for each output channel, ``[C_out]``; None without a norm."""
+        return self._of_norm("bias")
+
+    @property
+    def gamma_grad(self) -> Tensor | None:
+        """The loss gradient of `gamma`, ``[C_out]``; None without one."""
+        return self._of_norm("weight", grad=True)
+
+    @property
+    def beta_grad(self) -> Tensor | None:
+        """The loss gradient of `beta`, ``[C_out]``; None without one."""
+        return self._of_norm("bias", grad=True)
+
+    def _of_norm(self, attribute: str, *, grad: bool = False) -> Tensor | None:
+        parameter = None if self.norm is None else self.norm._parameters.get(attribute)
+        value = None if parameter is None else parameter.grad if grad else parameter.detach()
+        if value is None or self.norm_channels is None:
+            return value
+        return value[self.norm_channels.to(value.device)]
+
+    def dense_grad(self) -> Tensor:
+        """Return the gradient.
+
+        Raises:
+            RuntimeError: if there is none, naming the layer.
+        """
+        if self.grad is None:
+            raise RuntimeError(
+                f"Expected a gradient of layer {self.name!r} to score its growth but it is None: "
+                "call loss.backward() before the update; name a layer without one in skip="
+            )
+        return self.grad
