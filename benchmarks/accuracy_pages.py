@@ -94,6 +94,8 @@ def plot(rows: Rows, dataset: str, path: Path) -> None:
                 curves.setdefault(name, []).append(point)
     figure, ax = plots.accuracy_over_sparsity(curves, dense=statistics.mean(dense))
     seeds = len({row["seed"] for row in mine})
+    ax.get_legend().remove()  # there are too many curves for a corner
+    figure.legend(loc="outside lower center", ncols=3)
     ax.set_title(f"{dataset}: mean and range of {seeds} seed{'s' if seeds > 1 else ''}")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
