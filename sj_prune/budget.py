@@ -117,7 +117,7 @@ def sparsity_for(
         raise ValueError(
             f"Expected a budget of at least {lowest / target * fraction:.4g} of the {kind}, which "
             f"the sparsest masks ({least} of {total} units) spend, but got {fraction:g}: raise it, "
-            "name fewer layers in skip, or lower min_keep"
+            "name fewer layers in skip, or lower min_keep or multiple"
         )
     found = _search(left_at, target, {low: lowest, high: left_at(high)}, multiple)
     keep, left = min(found.items(), key=lambda item: (abs(item[1] - target), item[0]))

@@ -39,7 +39,7 @@ def nearest_counts(
     apportionment: where the sum admits it every count goes to the nearer side.
 
     Args:
-        counts: one a group, at least 1.
+        counts: one a group.
         allowed: counts that each group may have, in ascending order.
         total: that `counts` add up to.
     """
@@ -47,7 +47,7 @@ def nearest_counts(
     for n, options in zip(counts, allowed, strict=True):
         longer: dict[int, _Division] = {}
         for option in _beside(n, options):
-            distance = (option - n) ** 2 / n
+            distance = (option - n) ** 2 / max(n, 1)
             for given, shorter in found.items():
                 moved, known = shorter.moved + distance, longer.get(given + option)
                 if known is None or moved < known.moved:

@@ -11,7 +11,8 @@ K exactly, under any ties. No layer falls below its floor, one unit at least.
 
 Where layers keep multiples of a number, each of these counts is rounded up or down, so that the
 total is as near to K as that admits, and each layer is a pool of its own with the new count; as
-many are grown as before, and survivors make up for the difference.
+many are grown as before, and survivors make up for the difference. What a rounding before took away
+is not grown in exchange for others, and where nothing regrows it is not asked for again.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def prune_and_regrow(
     for layer in layers:
         _check_scores(layer)
     _check_reach(layers, keep)
+    keep = _without_step_back(layers, keep)
 
     def asked(keep: int, size: int) -> int:
         """Return how many are to be grown where so many of `size` units are kept."""
@@ -132,14 +134,27 @@ def _on_multiples(
     result = list(exact)
     for pool in pools:
         size = sum(layers[i].size for i in pool.layers)
-        short = sum(grown[i] for i in pool.layers) < asked(pool.keep, size)
+        new_in_all, asked_for = sum(grown[i] for i in pool.layers), asked(pool.keep, size)
+        # More than asked for are grown to fill what an earlier rounding took (or as ties, which
+        # make the pool larger): that is no reason to exchange channels.
+        filled = new_in_all > asked_for and sum(kept[i] for i in pool.layers) == pool.keep
         for i in pool.layers:
-            # Where the floors of survivors left no room to grow, a layer grows its own part.
-            new = asked(counts[i], layers[i].size) if short else grown[i]
+            # Nor if the floors of survivors left no room to grow: a layer grows its own part.
+            own = filled or new_in_all < asked_for
+            new = asked(counts[i], layers[i].size) if own else grown[i]
             if (counts[i], new) != (kept[i], grown[i]):
                 layer = replace(layers[i], floor=1)
                 (result[i],) = _update_pool([layer], counts[i], new, True, generator)
     return result
+
+
+def _without_step_back(layers: Sequence[LayerScores], keep: int) -> int:
+    """Return `keep`, or what is alive where that is `keep` rounded and nothing could come back."""
+    nearest = max((layer.multiple for layer in layers), default=1) // 2
+    if not nearest or any(layer.grow is not None for layer in layers):
+        return keep
+    alive = sum(count([layer.mask for layer in layers]))
+    return alive if alive < keep <= alive + nearest else keep
 
 
 def _check_reach(layers: Sequence[LayerScores], keep: int) -> None:

@@ -82,7 +82,7 @@ class ChannelMethod(ScheduledMethod):
         interval: optimizer steps between updates (cubic sparsity); None: one update, at `end`.
         begin: updates start after this step.
         end: step of the last update; None: masks change by `update_masks` and `sj_prune.prune`.
-        structure: `Channels(linear=..., min_keep=...)`, of `sj_prune.masks`.
+        structure: `Channels(linear=..., min_keep=..., multiple=...)`, of `sj_prune.masks`.
         allocation: `Global()` or `Uniform()`.
         wake: "restore" gives a waking channel the gamma and beta that it fell asleep with; "zero"
             starts them at 0.

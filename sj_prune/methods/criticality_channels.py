@@ -34,7 +34,7 @@ class CriticalityChannels(NetworkSlimming):
         begin: penalty and updates start after this step.
         end: step of the last update; the penalty ends there. None: masks change by `update_masks`
             and `sj_prune.prune`, and nothing is penalized.
-        structure: `Channels(linear=..., min_keep=...)`.
+        structure: `Channels(linear=..., min_keep=..., multiple=...)`.
         allocation: `Global()` or `Uniform()`.
         wake: "restore" or "zero": gamma and beta of a waking channel.
         batches: optimizer steps before an update whose batches are scored; the paper scores the

@@ -26,7 +26,7 @@ class FilterNorm(ChannelMethod):
         interval: optimizer steps between updates (cubic sparsity); None: one shot, at `end`.
         begin: updates start after this step.
         end: step of the last update; None: masks change by `update_masks` and `sj_prune.prune`.
-        structure: `Channels(linear=..., min_keep=...)`.
+        structure: `Channels(linear=..., min_keep=..., multiple=...)`.
         allocation: `Uniform()` or `Global()`.
         wake: "restore" or "zero": gamma and beta of a waking channel.
         batches: optimizer steps before an update that growth by criticality looks at; None: all.

@@ -36,7 +36,7 @@ class GReg(ChannelMethod):
         begin: the penalty starts after this step.
         end: step of the last update; the penalty ends there. None: masks change by `update_masks`
             and `sj_prune.prune`, the penalty stays on, and what is chosen by then goes first.
-        structure: `Channels(linear=..., min_keep=...)`.
+        structure: `Channels(linear=..., min_keep=..., multiple=...)`.
         allocation: `Uniform()` or `Global()`.
         wake: "restore" or "zero": gamma and beta of a waking channel.
         batches: optimizer steps before an update that growth by criticality looks at; None: all.

@@ -142,6 +142,47 @@ def test_pruning_alone_keeps_multiples_and_wakes_nothing(layers, data, allocatio
     assert abs(total - keep) <= max(layer.multiple for layer in layers) / 2
 
 
+def halves(alive, *, growing=True, sizes=(16, 8), multiple=4):
+    """Groups of which the first channels are alive; the later a channel, the higher its scores."""
+    layers = []
+    for i, (n, size) in enumerate(zip(alive, sizes, strict=True)):
+        score = torch.arange(float(size))
+        grow = score if growing else None
+        layers.append(LayerScores(str(i), score < n, score, grow, None, multiple, multiple))
+    return layers
+
+
+@pytest.mark.parametrize("allocation", [Global(), Uniform()])
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("keep", [12, 13, 14])
+def test_what_rounding_took_is_not_grown_in_exchange(allocation, across, keep):
+    """8 and 4 are the counts nearest to 12, 13 and 14: without regrowth nothing changes."""
+    updates = prune_and_regrow(halves((8, 4)), keep, allocation, across_layers=across)
+    assert [int(u.mask.sum()) for u in updates] == [8, 4]
+    assert [int(u.grown.sum()) for u in updates] == [0, 0]
+    regrown = prune_and_regrow(halves((8, 4)), keep, allocation, regrow=0.25, across_layers=across)
+    grown, kept = zip(*[(int(u.grown.sum()), int(u.mask.sum())) for u in regrown], strict=True)
+    assert sum(kept) == 12
+    assert sum(grown) <= 0.25 * 14
+
+
+@pytest.mark.parametrize("allocation", [Global(), Uniform(), Uniform(first_dense=True)])
+def test_rounding_is_no_step_back_where_nothing_regrows(allocation):
+    """Counts that a sparsity was rounded to meet it again; a lower one is refused as ever."""
+    alive = (16, 4) if getattr(allocation, "first_dense", False) else (8, 4)
+    for beyond in (0, 1, 2):
+        updates = prune_and_regrow(halves(alive, growing=False), sum(alive) + beyond, allocation)
+        assert [int(u.mask.sum()) for u in updates] == list(alive)
+    with pytest.raises(ValueError, match="no lower than the present one"):
+        prune_and_regrow(halves(alive, growing=False), sum(alive) + 3, allocation)
+
+
+def test_a_group_that_somebody_emptied():
+    """As without multiples, nothing comes back where nothing regrows."""
+    updates = prune_and_regrow(halves((0, 12), growing=False), 8, Global())
+    assert [int(u.mask.sum()) for u in updates] == [0, 8]
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [

@@ -46,6 +46,18 @@ def test_update_by_hand_takes_the_nearest():
         assert model.sparsity()["total"] == pytest.approx(1 - sum(kept) / TOTAL)
 
 
+def test_the_same_sparsity_again_changes_nothing():
+    model, _ = pruner(methods.FilterNorm(structure=Channels(multiple=4)))
+    train_once(model)
+    model.update_masks(0.1)
+    model.update_masks(0.28)  # 18 of 25, rounded to 16
+    assert sum(model.masks.kept_units().values()) == 16
+    before = model.masks.state_dict()
+    for sparsity in (0.28, 0.3):  # neither is a lower one
+        model.update_masks(sparsity)
+        assert all(mask.equal(before[name]) for name, mask in model.masks.state_dict().items())
+
+
 def train_once(model):
     functional.reset_net(model)
     model(batch(1)[0])
