@@ -101,8 +101,6 @@ class Stepping:
 
     def _penalized(self, optimizer: Optimizer) -> list[str]:
         """Return the layers whose gradients a method changes before this optimizer steps."""
-        if not _overrides(self.wrapper.method, "on_gradient"):
-            return []
         if self.wrapper.method.penalizes == "weight":
             return self._layers(optimizer)
         owned = {id(p) for p in owned_parameters(optimizer)}
@@ -143,18 +141,19 @@ class Stepping:
         step = wrapper.step + 1
         counts = first and self._counts(optimizer)
         due = counts and method.schedule.due(step)
-        penalized = self._penalized(optimizer)
+        penalizes = _overrides(method, "on_gradient")
         observes = first and _overrides(method, "observe") and wrapper.in_scheduled_window()
-        if penalized or observes or (due and method.gradient != "never"):
+        if penalizes or observes or (due and method.gradient != "never"):
             unscale_(optimizer)
         if observes:
             for name in self._layers(optimizer):
                 method.observe(wrapper.updater.view(name))
         if counts:
             self._decide(step, due)
-        if penalized:
+        if penalizes:
             step = self._step(optimizer)
-            for name in penalized:
+            # Now, for the update may have brought the masks: of a rank that has seen no batch.
+            for name in self._penalized(optimizer):
                 method.on_gradient(wrapper.updater.view(name, step))
         if not (method.emergent or self._awaits_update(optimizer)):
             wrapper.masks.mask_gradients(self._owned(optimizer))
