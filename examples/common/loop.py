@@ -449,6 +449,7 @@ def _line(row, epochs):
 
 def leave(main):
     """Call `main` for a script; a message goes to standard error, a number is the exit status."""
+    stopped = False
     try:
         main()
     except KeyboardInterrupt:
@@ -456,6 +457,7 @@ def leave(main):
     except SystemExit as status:
         if status.code != STOPPED:
             raise
-        ranks.stop()
+        stopped = True
+    ranks.stop()  # not before: the exception holds the trainer, and that the group
+    if stopped:
         sys.exit(STOPPED)
-    ranks.stop()

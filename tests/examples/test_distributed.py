@@ -104,8 +104,9 @@ def torchrun(*command):
 # by then, so those of the group that carries tensors of Python have to end before.
 COUNT_THREADS = """
 import os
+import sys
 import torch
-from common import ranks
+from common import loop, ranks
 
 def workers():
     names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
@@ -116,21 +117,28 @@ def main():
     model.itself = model  # like a trainer, it goes with the garbage
     model(torch.ones(1, 2)).sum().backward()
     ranks.total([1.0], torch.device("cpu"))
-    return workers()
+    found.append(workers())
+    if sys.argv[1] == "stopped":
+        raise SystemExit(loop.STOPPED)
 
-before = main()
-ranks.stop()
-print(f"rank {os.environ['RANK']}: {before} {workers()}", flush=True)
+found, status = [], None
+try:
+    loop.leave(main)
+except SystemExit as end:
+    status = end.code
+found.append(workers())
+print(f"rank {os.environ['RANK']}: {found[0]} {found[1]} {status}", flush=True)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the threads from /proc")
-def test_threads_of_the_group_end_with_it(tmp_path):
+@pytest.mark.parametrize(("end", "status"), [("finished", "None"), ("stopped", "130")])
+def test_threads_of_the_group_end_with_it(tmp_path, end, status):
     (tmp_path / "count.py").write_text(COUNT_THREADS)
-    result = torchrun(str(tmp_path / "count.py"))
-    found = re.findall(r"rank \d: (\d+) (\d+)", result.stdout)
-    assert len(found) == 2, result.stdout
-    for before, after in found:  # those of the group of DistributedDataParallel stay
+    result = torchrun(str(tmp_path / "count.py"), end)
+    found = re.findall(r"rank \d: (\d+) (\d+) (\w+)", result.stdout)
+    assert [code for _, _, code in found] == [status] * 2, result.stdout
+    for before, after, _ in found:  # those of the group of DistributedDataParallel stay
         assert int(before) == 2 * int(after) > 0
 
 
