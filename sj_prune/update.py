@@ -227,8 +227,9 @@ class Updater:
             view = self.view(masks.members(scope)[0])
             alive = masks.alive(scope)
             noise = torch.rand(alive.shape, device=view.weight.device, generator=view.generator)
-            scores = LayerScores(scope, alive, noise.to(alive.device), floor=masks.floor(scope))
-            layers.append(replace(scores, multiple=masks.multiple(scope)))
+            floor, multiple = masks.floor(scope), masks.multiple(scope)
+            noise = noise.to(alive.device)
+            layers.append(LayerScores(scope, alive, noise, floor=floor, multiple=multiple))
         found = prune_and_regrow(
             layers, self._keep(method.sparsity), method.allocation, generator=self._generator()
         )

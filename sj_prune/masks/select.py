@@ -39,6 +39,11 @@ def kth_largest(values: Sequence[Tensor], k: int, among: Sequence[Tensor] | None
         total = sum(v.numel() for v in values)
     else:
         total = sum(count(among))
+    return _kth_largest(values, k, total, among)
+
+
+def _kth_largest(values: Sequence[Tensor], k: int, total: int, among: Sequence[Tensor]) -> Tensor:
+    """As `kth_largest`, where the number of candidates is known."""
     if total > _SMALL:
         found = _bracketed(values, k, total, among)
         if found is not None:
@@ -114,9 +119,10 @@ def top_k(
     """
     if k <= 0:
         return [torch.zeros_like(mask) for mask in among]
-    if k >= sum(count(among)):
+    total = sum(count(among))
+    if k >= total:
         return [mask.clone() for mask in among]
-    threshold = kth_largest(scores, k, among)
+    threshold = _kth_largest(scores, k, total, among)
     above = _both([s > threshold.to(s.device) for s in scores], among)
     tied = _both([s == threshold.to(s.device) for s in scores], among)
     missing = k - sum(count(above))
