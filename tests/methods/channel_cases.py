@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pruning_cases import batch, wrapped
+from pruning_cases import batch, vary_norms, wrapped
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
@@ -208,12 +208,7 @@ def channel_net(seed=0, node=lif):
         ]
     net = nn.Sequential(*blocks, layer.AvgPool2d(2), layer.Flatten(), layer.Linear(63, CLASSES))
     functional.set_step_mode(net, "m")
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                # Not all channels alike, and enough current to spike.
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(0.2, 0.8)
+    vary_norms(net, (0.5, 1.5), (0.2, 0.8))
     return net
 
 

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from channel_cases import CLASSES, N, T, lif
+from pruning_cases import vary_norms
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
@@ -26,11 +27,7 @@ def build(*blocks):
     torch.manual_seed(0)
     net = nn.Sequential(*blocks, layer.AvgPool2d(2), layer.Flatten(), layer.Linear(32, CLASSES))
     functional.set_step_mode(net, "m")
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.uniform_(1.0, 2.0)
-                module.bias.uniform_(1.0, 2.0)
+    vary_norms(net, (1.0, 2.0), (1.0, 2.0))
     return net
 
 

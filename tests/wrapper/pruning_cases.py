@@ -29,6 +29,15 @@ def lif(alpha=2.0):
     )
 
 
+def vary_norms(net, weights, biases):
+    """Draw the norms' parameters from two ranges: no channels alike, and current to spike."""
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(*weights)
+                module.bias.uniform_(*biases)
+
+
 def build(seed=0, node=lif, spiking=True):
     """Return two conv blocks and two linear layers: 72 + 216 + 432 + 40 = 760 weights."""
     torch.manual_seed(seed)
@@ -46,12 +55,8 @@ def build(seed=0, node=lif, spiking=True):
         layer.Linear(8, CLASSES),  # 10
     )
     functional.set_step_mode(net, "m")
+    vary_norms(net, (0.5, 1.5), (0.0, 0.6))
     with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                # Not all channels alike, and enough current to spike.
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(0.0, 0.6)
         # Magnitudes alike in all layers, so that a global ranking empties none.
         for name, scale in (("0", 2.0), ("3", 3.0), ("8", 4.0), ("10", 1.5)):
             net.get_submodule(name).weight.mul_(scale)
