@@ -2,8 +2,6 @@
 
 from sj_prune import data, integrations, masks, methods, neurons
 from sj_prune._version import __version__
-from sj_prune.at_once import Pruned, prune
-from sj_prune.calibration import renormalize
 from sj_prune.compaction import (
     CompactionError,
     architecture,
@@ -13,8 +11,11 @@ from sj_prune.compaction import (
     rebuild,
     save_compact,
 )
-from sj_prune.comparison import compare
 from sj_prune.neurons import to_recording, to_stock
+from sj_prune.reports import cost
+from sj_prune.reports.compare import compare
+from sj_prune.trained.calibration import renormalize
+from sj_prune.trained.prune import Pruned, prune
 from sj_prune.wrapper import PruningWrapper
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "compact",
     "compact_with_optimizer",
     "compare",
+    "cost",
     "data",
     "integrations",
     "load_compact",

@@ -14,8 +14,8 @@ import torch
 
 from sj_prune import _host
 from sj_prune._version import __version__
+from sj_prune.engines import choice
 from sj_prune.neurons import RecordingLIFNode
-from sj_prune.neurons.engines import choice
 
 Row = tuple[str, str]
 

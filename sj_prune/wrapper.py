@@ -11,27 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sj_prune import _host, arguments, checkpoint, distributed
-from sj_prune.attach import owned_parameters
+from sj_prune import _checks, _host
 from sj_prune.compaction import couple_checked
-from sj_prune.coupling import Coupling
-from sj_prune.history import UpdateRecord
 from sj_prune.masks.channels import ChannelMasks
 from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.structure import Channels, Layer
 from sj_prune.methods.base import Method
+from sj_prune.network.coupling import Coupling
+from sj_prune.network.inputs import as_args, few_samples, from_plain, materialize, outline, to_plain
+from sj_prune.network.topology import Topology, prunable_layers, trace
 from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.state import rest_channels
-from sj_prune.outline import as_args, few_samples, from_plain, materialize, outline, to_plain
-from sj_prune.ranks import Ranks
-from sj_prune.stepping import Stepping
-from sj_prune.topology import Topology, prunable_layers, trace
-from sj_prune.update import Updater, scoring_neurons
+from sj_prune.run import checkpoint
+from sj_prune.run import processes as distributed
+from sj_prune.run.agreement import Ranks
+from sj_prune.run.history import UpdateRecord
+from sj_prune.run.hooks import owned_parameters
+from sj_prune.run.step import Stepping
+from sj_prune.run.update import Updater, scoring_neurons
 
 if TYPE_CHECKING:
-    from sj_prune.explanation import Explanation
-    from sj_prune.report import Report
+    from sj_prune.reports.explain import Explanation
+    from sj_prune.reports.report import Report
 
 __all__ = ["PruningWrapper"]
 
@@ -76,16 +78,16 @@ class PruningWrapper(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        arguments.check_network(net)
+        _checks.check_network(net)
         distributed.check_whole(net)
         if any(isinstance(module, PruningWrapper) for module in net.modules()):
             raise ValueError("Expected a bare network but it is wrapped already: finalize() it")
-        arguments.check_method(method)
-        arguments.check_seed(seed)
-        self._layers = arguments.select_layers(net, skip)
+        _checks.check_method(method)
+        _checks.check_seed(seed)
+        self._layers = _checks.select_layers(net, skip)
         if not isinstance(method.structure, Channels):
             sizes = [layer.weight.numel() for layer in self._layers.values()]
-            arguments.check_sparsity(method, sizes, [1] * len(sizes), method.sparsity)
+            _checks.check_sparsity(method, sizes, [1] * len(sizes), method.sparsity)
         found = [node for node in net.modules() if not isinstance(node, RecordingNode)]
         self.net = to_recording(net)
         self._swapped = [node for node in found if isinstance(node, RecordingNode)]
@@ -190,7 +192,7 @@ class PruningWrapper(nn.Module):
         assert isinstance(masks, ChannelMasks)  # noqa: S101 (for the type checker)
         skip = [name for name in prunable_layers(self.net) if name not in self._layers]
         coupling = _coupling(self.net, args, kwargs, skip)
-        groups, self.dense = arguments.select_groups(
+        groups, self.dense = _checks.select_groups(
             method,
             coupling,
             self.net,
@@ -198,7 +200,7 @@ class PruningWrapper(nn.Module):
         )
         sizes = [group.units for group in groups]
         floors = [masks.least(group) for group in groups]
-        arguments.check_sparsity(method, sizes, floors, method.sparsity)
+        _checks.check_sparsity(method, sizes, floors, method.sparsity)
         self.coupling = coupling
         masks.build(self.net, groups, self._silence)
         self._stepping.hook_leaves()
@@ -247,7 +249,7 @@ class PruningWrapper(nn.Module):
     def _trace_example(self, example_input: Any) -> None:  # noqa: ANN401
         try:
             self._trace(as_args(example_input), {})
-        except arguments.SettingsError:
+        except _checks.SettingsError:
             raise  # the forward went well
         except Exception as error:
             raise ValueError(
@@ -379,7 +381,7 @@ class PruningWrapper(nn.Module):
         self.ensure_masks()
         units = self.masks.units()
         floors = [self.masks.floor(name) for name in units]
-        arguments.check_sparsity(self.method, list(units.values()), floors, target)
+        _checks.check_sparsity(self.method, list(units.values()), floors, target)
         with torch.no_grad():
             self.updater.manual(target)
 
@@ -432,7 +434,7 @@ class PruningWrapper(nn.Module):
         Args:
             example_input: one input, if neither the constructor nor a forward has seen one yet.
         """
-        from sj_prune.explanation import explain
+        from sj_prune.reports.explain import explain
 
         self._check_usable()
         if example_input is not None:
@@ -445,7 +447,7 @@ class PruningWrapper(nn.Module):
         Args:
             example_input: a batch to measure spikes on, as the network takes it.
         """
-        from sj_prune.report import report
+        from sj_prune.reports.report import report
 
         self._check_usable()
         return report(self, example_input)

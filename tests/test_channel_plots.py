@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import sj_prune
 from sj_prune import methods, plots
-from sj_prune.history import UpdateRecord
+from sj_prune.run.history import UpdateRecord
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")

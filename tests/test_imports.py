@@ -26,8 +26,8 @@ NEVER = {
 # Only these files, or folders, import these packages.
 OWNERS = {
     "spikingjelly": ("_host.py", "models/", "data/host.py"),
-    "cupy": ("neurons/engines/cupy_engine.py", "__main__.py"),
-    "torch.distributed": ("distributed.py",),
+    "cupy": ("engines/cupy_engine.py", "__main__.py"),
+    "torch.distributed": ("run/processes.py",),
     "lightning": ("integrations/",),
     "pytorch_lightning": ("integrations/",),
 }
@@ -133,4 +133,4 @@ def test_import_is_light():
     )
     loaded = set(json.loads(result.stdout.splitlines()[-1]))
     unwanted = {"torchvision", "matplotlib", "sklearn", "spikingjelly.datasets", "lightning"}
-    assert loaded & {*unwanted, "sj_prune.neurons.engines.cupy_engine"} == set()
+    assert loaded & {*unwanted, "sj_prune.engines.cupy_engine"} == set()

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 import sj_prune
 from sj_prune import cost, methods
-from sj_prune.explanation import explain
 from sj_prune.neurons import recording_nodes
-from sj_prune.report import channel_criticality, report
-from sj_prune.tables import readable
+from sj_prune.reports.explain import explain
+from sj_prune.reports.report import channel_criticality, report
+from sj_prune.reports.tables import readable
 
 T, N = 4, 3
 

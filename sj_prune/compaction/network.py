@@ -14,8 +14,8 @@ from sj_prune.compaction.forward import doubled
 from sj_prune.compaction.proof import listed, prove
 from sj_prune.compaction.slices import Cut, silent_units
 from sj_prune.compaction.trial import couple_checked
-from sj_prune.coupling import Coupling, Group
-from sj_prune.outline import as_args
+from sj_prune.network.coupling import Coupling, Group
+from sj_prune.network.inputs import as_args
 
 __all__ = ["Compacted", "build_compact", "compact"]
 
@@ -37,7 +37,7 @@ def compact(net: nn.Module, example_input: Any, *, skip: Collection[str] = ()) -
     A unit of coupled channels is removed if it is silent: gamma and beta are 0 at its channels in
     every norm (whatever the filters behind them are), or filter and bias in every layer that
     something else than a norm reads. At least one unit of a group stays. What the network does not
-    keep apart stays too; `sj_prune.coupling.couple` says why.
+    keep apart stays too; `sj_prune.network.coupling.couple` says why.
 
     Before it returns, equality with the masked network is proved in float64 on `example_input`:
     outputs, input gradients where the host differentiates in eval mode, and once more with a dense

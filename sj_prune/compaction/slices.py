@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sj_prune.coupling import Group
+from sj_prune.network.coupling import Group
 
 __all__ = ["Cut", "is_norm", "is_weighted", "silence", "silent_units"]
 

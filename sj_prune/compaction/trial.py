@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sj_prune.compaction.build import copied, shrink
 from sj_prune.compaction.forward import ForwardError, Result, differ, doubled, evaluate, finite
 from sj_prune.compaction.slices import Cut, is_norm, is_weighted, silence
-from sj_prune.coupling import Coupling, Group, couple
+from sj_prune.network.coupling import Coupling, Group, couple
 
 __all__ = ["couple_checked"]
 

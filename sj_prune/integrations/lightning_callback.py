@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune.attach import owned_parameters
-from sj_prune.checkpoint import EXTRA_STATE
 from sj_prune.methods.base import Method
+from sj_prune.run.checkpoint import EXTRA_STATE
+from sj_prune.run.hooks import owned_parameters
 from sj_prune.wrapper import PruningWrapper
 
 __all__ = ["LightningPruning"]

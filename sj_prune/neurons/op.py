@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from sj_prune.engines import check_without_closed_form, choose
 from sj_prune.neurons import reference
 from sj_prune.neurons.activity import STATISTICS
-from sj_prune.neurons.engines import check_without_closed_form, choose
 from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import Known, spike
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
-from sj_prune.comparison import Comparison
 from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
-from sj_prune.report import Report
+from sj_prune.reports.compare import Comparison
+from sj_prune.reports.report import Report
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:

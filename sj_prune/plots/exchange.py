@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sj_prune.history import UpdateRecord
 from sj_prune.plots.axes import COLORS, axes, grid, legend_above
+from sj_prune.run.history import UpdateRecord
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:

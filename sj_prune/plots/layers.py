@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from sj_prune.plots.axes import axes, grid, legend_above, name_ticks
-from sj_prune.report import channel_criticality
+from sj_prune.reports.report import channel_criticality
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sj_prune.history import UpdateRecord
 from sj_prune.plots.axes import MARKERS, axes, grid
+from sj_prune.run.history import UpdateRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from torch import nn
 
 import sj_prune
 from sj_prune import masks, methods
-from sj_prune.budget import sparsity_for, spent, tried
+from sj_prune.trained.budget import sparsity_for, spent, tried
 
 WIDTHS = (36, 40, 48)
 MEASURES = {

@@ -19,8 +19,8 @@ from torch import nn
 
 import sj_prune
 from sj_prune import _host, methods
-from sj_prune.calibration import calibrate, mean_cross_entropy
 from sj_prune.neurons.activity import STATISTICS
+from sj_prune.trained.calibration import calibrate, mean_cross_entropy
 
 
 def as_found(number, **kwargs):

@@ -19,7 +19,7 @@ from torch import nn
 
 import sj_prune
 from sj_prune import cost, methods
-from sj_prune.cost import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
+from sj_prune.reports.cost import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
 
 X = batches(1)[0][0]
 LAYERS = ("stem", "conv1", "conv2", "fc1", "fc2")

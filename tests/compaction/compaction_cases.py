@@ -8,7 +8,7 @@ from spikingjelly.activation_based import base, functional, neuron
 from torch import nn
 
 from sj_prune.compaction.slices import silence
-from sj_prune.coupling import couple
+from sj_prune.network.coupling import couple
 
 T, N = 2, 2
 #: in eval mode 0.0.0.0.14 runs TorchScript, which cuts the graph

@@ -14,7 +14,7 @@ from user_networks import Concatenation, Depthwise, Grouped, NoNorm, SharedNeuro
 import sj_prune
 from sj_prune.compaction import CompactionError, compact_with_optimizer
 from sj_prune.compaction.slices import silence, silent_units
-from sj_prune.coupling import couple
+from sj_prune.network.coupling import couple
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),

@@ -36,7 +36,7 @@ from user_networks_staying import HardCodedWidth
 import sj_prune
 from sj_prune.compaction import compact, couple_checked
 from sj_prune.compaction.slices import silence
-from sj_prune.coupling import couple
+from sj_prune.network.coupling import couple
 
 DENSITIES = st.sampled_from([0.0, 0.3, 0.5, 0.8])
 

@@ -9,7 +9,7 @@ from user_networks import Plif, SharedNeuron
 from user_networks_staying import HardCodedWidth
 
 from sj_prune.compaction import CompactionError, compact, couple_checked, network
-from sj_prune.coupling import couple
+from sj_prune.network.coupling import couple
 
 
 @pytest.fixture

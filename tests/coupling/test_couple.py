@@ -26,7 +26,7 @@ from user_networks_other import Inputs
 from user_networks_staying import HardCodedWidth
 
 from sj_prune.compaction import couple_checked
-from sj_prune.coupling import couple
+from sj_prune.network.coupling import couple
 
 
 def coupled(kind, **kwargs):

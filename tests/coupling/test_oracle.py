@@ -11,7 +11,7 @@ import zoo
 from spikingjelly.activation_based import functional, neuron
 from torch import nn
 
-from sj_prune.coupling import couple
+from sj_prune.network.coupling import couple
 
 tp = pytest.importorskip("torch_pruning")
 

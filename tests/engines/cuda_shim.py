@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sj_prune.neurons.engines import build, cupy_engine
+from sj_prune.engines import build, cupy_engine
 
 HERE = Path(__file__).parent
 ENGINES = Path(cupy_engine.__file__).parent

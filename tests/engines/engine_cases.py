@@ -10,9 +10,9 @@ from unittest import mock
 
 import torch
 
+from sj_prune.engines import cupy_engine
 from sj_prune.neurons import reference
 from sj_prune.neurons.activity import STATISTICS
-from sj_prune.neurons.engines import cupy_engine
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
 from sj_prune.neurons.surrogates import KNOWN, Known, derivative
 

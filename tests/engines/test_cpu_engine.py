@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikingjelly.activation_based import surrogate
 
+from sj_prune.engines import build, choice, cpp_engine, torch_engine
 from sj_prune.neurons import RecordingIFNode
 from sj_prune.neurons.activity import STATISTICS
-from sj_prune.neurons.engines import build, choice, cpp_engine, torch_engine
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import KNOWN, Known
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import nvrtc
 import pytest
 
-from sj_prune.neurons.engines import cupy_engine
-from sj_prune.neurons.engines.launch import Variant
+from sj_prune.engines import cupy_engine
+from sj_prune.engines.launch import Variant
 from sj_prune.neurons.reference import IF, LIF, PLIF
 from sj_prune.neurons.surrogates import KNOWN
 

@@ -28,6 +28,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from spikingjelly.activation_based import surrogate
 
+from sj_prune.engines import cupy_engine
 from sj_prune.neurons import (
     RecordingIFNode,
     RecordingLIFNode,
@@ -35,7 +36,6 @@ from sj_prune.neurons import (
     op,
     reference,
 )
-from sj_prune.neurons.engines import cupy_engine
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
 from sj_prune.neurons.surrogates import Known, spike
 

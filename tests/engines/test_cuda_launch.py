@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_prune.neurons.engines import choice, cupy_engine, launch, torch_engine
-from sj_prune.neurons.engines.launch import FORWARD_THREADS, Launch
+from sj_prune.engines import choice, cupy_engine, launch, torch_engine
+from sj_prune.engines.launch import FORWARD_THREADS, Launch
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
 from sj_prune.neurons.surrogates import Known
 

@@ -23,7 +23,7 @@ from pruning_cases import (
     wrapped,
 )
 
-import sj_prune.update
+import sj_prune.run.update
 from sj_prune import PruningWrapper, methods
 from sj_prune.masks import ERK, Global, Uniform
 
@@ -97,7 +97,7 @@ def keep_at(row, t):
 
 def updates_of(monkeypatch):
     """Return the list of (masks before, result) of all updates to come, by layer name."""
-    seen, original = [], sj_prune.update.prune_and_regrow
+    seen, original = [], sj_prune.run.update.prune_and_regrow
 
     def spied(layers, *args, **kwargs):
         before = {layer.name: layer.mask.clone() for layer in layers}
@@ -105,7 +105,7 @@ def updates_of(monkeypatch):
         seen.append((before, {x.name: u for x, u in zip(layers, found, strict=True)}))
         return found
 
-    monkeypatch.setattr(sj_prune.update, "prune_and_regrow", spied)
+    monkeypatch.setattr(sj_prune.run.update, "prune_and_regrow", spied)
     return seen
 
 

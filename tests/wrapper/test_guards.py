@@ -21,8 +21,8 @@ from pruning_cases import (
 from torch.utils.checkpoint import checkpoint
 
 from sj_prune import PruningWrapper, methods
-from sj_prune.neurons.engines import build as engine_build
-from sj_prune.neurons.engines import choice, torch_engine
+from sj_prune.engines import build as engine_build
+from sj_prune.engines import choice, torch_engine
 
 
 def test_manual_update_inside_a_scheduled_window_keeps_its_statistics():

@@ -8,10 +8,10 @@ from dataclasses import fields
 
 from torch import nn
 
-from sj_prune.coupling import Coupling, Group
 from sj_prune.masks.structure import Channels, Layer
 from sj_prune.methods.base import Method, check_fraction
-from sj_prune.topology import prunable_layers
+from sj_prune.network.coupling import Coupling, Group
+from sj_prune.network.topology import prunable_layers
 
 __all__ = [
     "check_method",

@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from sj_prune import _host
-from sj_prune.budget import check_budget, sparsity_for
-from sj_prune.calibration import Loss, calibrate, few_batches, inputs_of, mean_cross_entropy
-from sj_prune.calibration import renormalize as estimate_norms
 from sj_prune.methods.base import Method, ScheduledMethod
-from sj_prune.restoring import restored_on_error
+from sj_prune.network.restore import restored_on_error
+from sj_prune.trained.budget import check_budget, sparsity_for
+from sj_prune.trained.calibration import Loss, calibrate, few_batches, inputs_of, mean_cross_entropy
+from sj_prune.trained.calibration import renormalize as estimate_norms
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
-    from sj_prune.report import Report
+    from sj_prune.reports.report import Report
 
 __all__ = ["Pruned", "prune"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sj_prune import cost
 from sj_prune.masks.ranking import LayerScores
+from sj_prune.reports import cost
 from sj_prune.wrapper import PruningWrapper
 
 __all__ = ["BUDGETS", "check_budget", "sparsity_for", "spent"]

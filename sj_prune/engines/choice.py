@@ -30,9 +30,9 @@ __all__ = [
 logger = logging.getLogger("sj_prune")
 
 _MODULES = {
-    "cupy": "sj_prune.neurons.engines.cupy_engine",
-    "cpp": "sj_prune.neurons.engines.cpp_engine",
-    "torch": "sj_prune.neurons.engines.torch_engine",
+    "cupy": "sj_prune.engines.cupy_engine",
+    "cpp": "sj_prune.engines.cpp_engine",
+    "torch": "sj_prune.engines.torch_engine",
 }
 _BY_DEVICE = {"cuda": "cupy", "cpu": "cpp"}
 _said: set[str] = set()

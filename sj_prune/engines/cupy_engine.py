@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sj_prune.neurons.engines import launch
-from sj_prune.neurons.engines.launch import Launch, Variant
+from sj_prune.engines import launch
+from sj_prune.engines.launch import Launch, Variant
 from sj_prune.neurons.reference import PLIF, Equations
 from sj_prune.neurons.surrogates import Known
 

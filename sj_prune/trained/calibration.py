@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sj_prune import _host
 from sj_prune.methods.base import Method
-from sj_prune.outline import as_args
+from sj_prune.network.inputs import as_args
 from sj_prune.wrapper import PruningWrapper
 
 __all__ = ["Loss", "calibrate", "few_batches", "inputs_of", "mean_cross_entropy", "renormalize"]

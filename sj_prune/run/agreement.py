@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from sj_prune import distributed
 from sj_prune.methods.base import Method
 from sj_prune.neurons.activity import Activity
+from sj_prune.run import processes as distributed
 
 if TYPE_CHECKING:
-    from sj_prune.coupling import Coupling
+    from sj_prune.network.coupling import Coupling
     from sj_prune.wrapper import PruningWrapper
 
 __all__ = ["Ranks"]

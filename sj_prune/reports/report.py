@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from sj_prune import cost, history
-from sj_prune.explanation import why_dense
 from sj_prune.masks.select import count
 from sj_prune.methods.base import LayerActivity
+from sj_prune.network.inputs import as_args
+from sj_prune.network.topology import NeuronFacts, Topology, temporary_activity, trace
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
-from sj_prune.outline import as_args
-from sj_prune.tables import before_after, optional, shape_text, table, write
-from sj_prune.topology import NeuronFacts, Topology, temporary_activity, trace
-from sj_prune.update import scoring_neurons
+from sj_prune.reports import cost
+from sj_prune.reports.explain import why_dense
+from sj_prune.reports.tables import before_after, optional, shape_text, table, write
+from sj_prune.run import history
+from sj_prune.run.update import scoring_neurons
 
 if TYPE_CHECKING:
     from os import PathLike

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune import cost
 from sj_prune.masks.structure import Layer
-from sj_prune.tables import before_after, shape_text, table
+from sj_prune.reports import cost
+from sj_prune.reports.tables import before_after, shape_text, table
 
 __all__ = ["Comparison", "ComparisonRow", "compare"]
 

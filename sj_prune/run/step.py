@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sj_prune.attach import OptimizerHooks, owned_parameters, unscale_
 from sj_prune.methods.base import Method
+from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_
 
 if TYPE_CHECKING:
     from sj_prune.wrapper import PruningWrapper

@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sj_prune import _host
-from sj_prune.coupling.assemble import assemble
-from sj_prune.coupling.groups import Coupling
-from sj_prune.coupling.labels import Labels, Partition
-from sj_prune.coupling.rest import why_not_silent
-from sj_prune.coupling.rules import NotSeparateError, relabel
+from sj_prune.network.coupling.assemble import assemble
+from sj_prune.network.coupling.groups import Coupling
+from sj_prune.network.coupling.labels import Labels, Partition
+from sj_prune.network.coupling.rest import why_not_silent
+from sj_prune.network.coupling.rules import NotSeparateError, relabel
 
 __all__ = ["couple"]
 

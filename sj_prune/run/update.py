@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sj_prune import distributed
-from sj_prune.history import UpdateRecord
 from sj_prune.masks.ranking import LayerScores
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.select import count
 from sj_prune.methods.base import LayerActivity, LayerView, Method
-from sj_prune.scoring import Scorer
+from sj_prune.run import processes as distributed
+from sj_prune.run.history import UpdateRecord
+from sj_prune.run.scores import Scorer
 
 if TYPE_CHECKING:
-    from sj_prune.coupling import Coupling
-    from sj_prune.topology import Topology
+    from sj_prune.network.coupling import Coupling
+    from sj_prune.network.topology import Topology
     from sj_prune.wrapper import PruningWrapper
 
 __all__ = ["Updater", "scoring_neurons"]

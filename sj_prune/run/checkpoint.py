@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sj_prune import distributed
-from sj_prune.history import UpdateRecord
 from sj_prune.methods.base import check_same_method
 from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import recording_nodes
+from sj_prune.run import processes as distributed
+from sj_prune.run.history import UpdateRecord
 
 if TYPE_CHECKING:
     from sj_prune.wrapper import PruningWrapper

@@ -10,7 +10,7 @@ import struct
 import torch
 from torch import Tensor
 
-from sj_prune.neurons.engines import build
+from sj_prune.engines import build
 from sj_prune.neurons.reference import LIF, PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import Known
 

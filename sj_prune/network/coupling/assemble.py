@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sj_prune.coupling.groups import Coupling, Group
+from sj_prune.network.coupling.groups import Coupling, Group
 
 if TYPE_CHECKING:
-    from sj_prune.coupling.tracer import _Tracer
+    from sj_prune.network.coupling.tracer import _Tracer
 
 __all__ = ["assemble"]
 

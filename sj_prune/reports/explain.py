@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sj_prune import _host, cost
+from sj_prune import _host
 from sj_prune.masks.schedule import Schedule
 from sj_prune.masks.structure import Channels
+from sj_prune.network.topology import NeuronFacts, Topology, prunable_layers
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.surrogates import autograd_derivative
-from sj_prune.tables import shape_text, table
-from sj_prune.topology import NeuronFacts, Topology, prunable_layers
+from sj_prune.reports import cost
+from sj_prune.reports.tables import shape_text, table
 
 if TYPE_CHECKING:
     from sj_prune.wrapper import PruningWrapper

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from sj_prune.coupling.labels import Labels, Partition, reshaped
+from sj_prune.network.coupling.labels import Labels, Partition, reshaped
 
 __all__ = ["NotSeparateError", "relabel"]
 

@@ -84,7 +84,7 @@ class LayerCost:
 def weighted_layers(net: nn.Module) -> dict[str, Layer]:
     """Return all convolutions and linear layers by name, each weight once.
 
-    Beside `sj_prune.topology.prunable_layers` these are the layers with a parametrized weight: they
+    Beside `sj_prune.network.topology.prunable_layers` these are the layers with a parametrized weight: they
     are not pruned, and they cost all the same.
     """
     layers: dict[str, Layer] = {}

@@ -1,0 +1,1 @@
+"""MEET: state, step, update, scores, agreement of ranks, recording, checkpoint, history."""

@@ -1,0 +1,1 @@
+"""A network that is trained already: prune(), calibration, budgets."""
