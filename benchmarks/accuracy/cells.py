@@ -1,4 +1,4 @@
-"""Which trainings the suites of `accuracy.py` are made of.
+"""Which trainings the suites of `benchmarks.accuracy` are made of.
 
 A setup is a data set, a network and a schedule; every method is trained with the same arguments.
 """

@@ -1,6 +1,6 @@
-"""Write tables, plots and the pages under docs/ from the CSV files of `accuracy.py`.
+"""Write tables, plots and the pages under docs/ from the CSV files of `benchmarks.accuracy`.
 
-python benchmarks/accuracy_pages.py
+python -m benchmarks.accuracy.pages
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from accuracy_rows import read_rows
-from accuracy_table import (
+from benchmarks.accuracy.rows import read_rows
+from benchmarks.accuracy.table import (
     MAIN_ORDER,
     NOT_MEASURED,
     Rows,
@@ -24,10 +24,10 @@ from accuracy_table import (
     surrogate_table,
     title,
 )
-from measure import RESULTS
-from readme import insert
+from benchmarks.measure import RESULTS
+from benchmarks.readme import insert
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 # ---- the pages of the pipelines ------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The rows of `accuracy.py`: a finished training, and a CSV that is whole at any moment."""
+"""The rows of `benchmarks.accuracy`: a finished training, and a CSV that is whole at any moment."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accuracy_cells import Cell, imp_epochs
-from measure import environment
+
+from benchmarks.accuracy.cells import Cell, imp_epochs
+from benchmarks.measure import environment
 
 COLUMNS = (
     *("suite", "group", "dataset", "network", "method", "settings", "sparsity"),

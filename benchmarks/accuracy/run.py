@@ -1,9 +1,9 @@
 """Accuracy over sparsity: every method on the same network, data, epochs and augmentation.
 
-    python benchmarks/accuracy.py --suite cpu --workers 2 --data-root data   # about an hour
-    python benchmarks/accuracy.py --suite gpu --minutes 30 --data-root data  # as far as it gets
-    python benchmarks/accuracy.py --quick                                    # under a minute
-    python benchmarks/accuracy_table.py                                      # table, plot, docs
+    python -m benchmarks.accuracy --suite cpu --workers 2 --data-root data   # about an hour
+    python -m benchmarks.accuracy --suite gpu --minutes 30 --data-root data  # as far as it gets
+    python -m benchmarks.accuracy --quick                                    # under a minute
+    python -m benchmarks.accuracy.pages                                      # table, plot, docs
 
 A cell is one training by a script under examples/. Its checkpoints are in --out, its row goes to
 the CSV once it is done: a cell with a row is skipped, one that was stopped, by --budget, --minutes,
@@ -26,13 +26,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import accuracy_cells
 import torch
-from accuracy_cells import Cell
-from accuracy_rows import append_row, locked, make_row, read_rows, write_text
-from measure import RESULTS
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.accuracy.cells import SUITES, Cell, shortened
+from benchmarks.accuracy.rows import append_row, locked, make_row, read_rows, write_text
+from benchmarks.measure import RESULTS
+
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 GRACE = 120  # seconds that a training gets to finish its step and save
 
@@ -154,8 +154,8 @@ class Runner:
         """Run the process of a cell; stop it, so that it saves, when its time is over."""
         out.mkdir(parents=True, exist_ok=True)
         args = self.args
-        command = [sys.executable, __file__, "--suite", args.suite, "--cell", cell.name]
-        command += ["--part", str(args.part), *_running(args, args.out)]
+        command = [sys.executable, "-m", "benchmarks.accuracy", "--suite", args.suite]
+        command += ["--cell", cell.name, "--part", str(args.part), *_running(args, args.out)]
         end = min(self.end, time.monotonic() + args.budget if args.budget else float("inf"))
         with (out / "output.txt").open("ab") as output:
             # A session of its own: Ctrl-C reaches it once, through us.
@@ -190,7 +190,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--suite", choices=list(accuracy_cells.SUITES), default="cpu")
+    add("--suite", choices=list(SUITES), default="cpu")
     add("--quick", action="store_true", help="the suite that only shows that everything runs")
     add("--only", default="", metavar="REGEX", help="cells whose name has it")
     add("--part", type=float, default=1.0, help="of the epochs; labelled as shortened")
@@ -216,9 +216,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
-    cells = accuracy_cells.SUITES[args.suite]()
+    cells = SUITES[args.suite]()
     if args.part != 1:
-        cells = accuracy_cells.shortened(cells, args.part)
+        cells = shortened(cells, args.part)
     return [cell for cell in cells if re.search(args.only, cell.name)]
 
 
@@ -245,7 +245,3 @@ def main(arguments: list[str] | None = None) -> None:
     print(", ".join(f"{number} {end}" for end, number in ends.items()) + f". {args.results}")
     if ends["failed"]:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

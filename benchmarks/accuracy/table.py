@@ -1,4 +1,4 @@
-"""Tables from the rows of `accuracy.py`.
+"""Tables from the rows of `benchmarks.accuracy`.
 
 A drop is the dense accuracy less that of the method **with the same seed**; its interval is
 Student's, of these differences, at 95 %.

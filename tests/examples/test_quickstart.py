@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 pytestmark = pytest.mark.xdist_group("quickstart")
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "quickstart.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 RUNS = [
     ("dense", 0.0),
     ("Magnitude", 0.95),

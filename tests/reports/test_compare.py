@@ -6,7 +6,12 @@ import time
 
 import pytest
 import torch
-from at_once_cases import (
+from torch import nn
+
+import sj_prune
+from sj_prune import cost, methods
+from sj_prune.reports.cost import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
+from tests.support.trained_cases import (
     additions,
     batches,
     multiplications,
@@ -14,12 +19,7 @@ from at_once_cases import (
     snapshot,
     trained_like,
 )
-from at_once_cases import assert_untouched as untouched
-from torch import nn
-
-import sj_prune
-from sj_prune import cost, methods
-from sj_prune.reports.cost import PICOJOULES_PER_AC, PICOJOULES_PER_MAC
+from tests.support.trained_cases import assert_untouched as untouched
 
 X = batches(1)[0][0]
 LAYERS = ("stem", "conv1", "conv2", "fc1", "fc2")

@@ -1,15 +1,13 @@
 """Ranks that differ are refused on all of them; windows, copies and checkpoints of several."""
 
-import agreement_ranks
 import pytest
 import torch
-from agreement_ranks import LONG, SAVED, take_over
-from processes import once, run_in_ranks
-from rank_cases import METHODS, masks_of, norm_free, own_hash, ready, train
 
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+from tests.support import agreement_ranks
+from tests.support.agreement_ranks import LONG, SAVED, take_over
+from tests.support.processes import once, run_in_ranks
+from tests.support.pruning_cases import same
+from tests.support.rank_cases import METHODS, masks_of, norm_free, own_hash, ready, train
 
 
 @pytest.fixture(scope="module")

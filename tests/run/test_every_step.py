@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
-from pruning_cases import (
+
+from sj_prune import PruningWrapper, methods
+from tests.support.pruning_cases import (
     OPTIMIZERS,
     assert_masked,
     build,
@@ -19,8 +21,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-
-from sj_prune import PruningWrapper, methods
 
 METHODS = {
     "Magnitude": magnitude,

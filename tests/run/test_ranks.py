@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-import training_ranks
-from processes import once, run_in_ranks
-from rank_cases import METHODS
-from training_ranks import FIRST
+
+from tests.support import training_ranks
+from tests.support.processes import once, run_in_ranks
+from tests.support.pruning_cases import same
+from tests.support.rank_cases import METHODS
+from tests.support.training_ranks import FIRST
 
 UPDATES = {"RigL": [0, 2, 4, 6], "SET": [0, 2, 4, 6], "GReg": [6]}  # 0: when it is wrapped
 
@@ -23,10 +25,6 @@ def alone():
     """The same updates in this process, which sees the global batch."""
     torch.manual_seed(0)
     return {name: training_ranks.first_update(name) for name in FIRST}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("name", METHODS)

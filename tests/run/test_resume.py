@@ -1,15 +1,17 @@
 """Training goes on bit-identically after a checkpoint; foreign checkpoints are refused whole."""
 
 import io
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from pruning_cases import (
+
+from sj_prune import PruningWrapper, methods
+from sj_prune.masks import ERK
+from tests.support.processes import environment
+from tests.support.pruning_cases import (
     OPTIMIZERS,
     build,
     criticality,
@@ -23,9 +25,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-
-from sj_prune import PruningWrapper, methods
-from sj_prune.masks import ERK
 
 TIMING = {"interval": 4, "end": 12}
 METHODS = {
@@ -126,10 +125,8 @@ def test_loading_rewinds_a_running_wrapper(name, position):
 def test_killed_process(tmp_path):
     """A run is killed for real, at an arbitrary place; what it left on disk goes on."""
     path = tmp_path / "checkpoint.pt"
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
     process = subprocess.Popen(
-        [sys.executable, str(here / "killed_run.py"), str(path)], env=environment
+        [sys.executable, "-m", "tests.support.killed_run", str(path)], env=environment()
     )
     try:
         deadline = time.monotonic() + 120

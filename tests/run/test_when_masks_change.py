@@ -5,7 +5,10 @@ import logging
 
 import pytest
 import torch
-from pruning_cases import (
+from spikingjelly.activation_based import functional
+
+from sj_prune import PruningWrapper, methods
+from tests.support.pruning_cases import (
     N,
     T,
     assert_masked,
@@ -22,9 +25,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-from spikingjelly.activation_based import functional
-
-from sj_prune import PruningWrapper, methods
 
 
 @pytest.mark.parametrize(

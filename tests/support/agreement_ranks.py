@@ -1,12 +1,16 @@
-"""What runs in every rank for `test_agreement.py`."""
+"""What runs in every rank for `tests/run/test_agreement.py`."""
 
 import copy
 import logging
 
 import torch
 import torch.distributed as dist
-from pruning_cases import build
-from rank_cases import (
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sj_prune import PruningWrapper, methods
+from tests.support.pruning_cases import build
+from tests.support.rank_cases import (
     METHODS,
     loss_of,
     masks_of,
@@ -19,10 +23,6 @@ from rank_cases import (
     train,
     world,
 )
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-
-from sj_prune import PruningWrapper, methods
 
 # ---- refusals ------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pruning_cases import batch, vary_norms, wrapped
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
@@ -12,6 +11,7 @@ from sj_prune import methods
 from sj_prune.masks import Global, Uniform
 from sj_prune.methods import LayerActivity, LayerView
 from sj_prune.neurons.activity import STATISTICS
+from tests.support.pruning_cases import batch, vary_norms, wrapped
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""Runs of examples/cifar.py in every rank for `test_distributed.py`."""
+"""Runs of examples/cifar.py in every rank for `tests/examples/test_distributed.py`."""
 
 import hashlib
 import importlib.util
 import os
 import signal
-import sys
 
 import torch
 import torch.distributed as dist
-from example_cases import EXAMPLES, RICH, TINY, load
 
-sys.path.insert(0, str(EXAMPLES))
+from tests.support.example_cases import EXAMPLES, RICH, TINY, load
 
 
 def cifar():

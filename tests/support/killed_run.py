@@ -1,11 +1,12 @@
-"""Trains and saves after every step until somebody kills it; run by test_resume."""
+"""Trains and saves after every step until somebody kills it; run by `tests/run/test_resume.py`."""
 
 import os
 import sys
 import time
 
 import torch
-from pruning_cases import criticality, train, wrapped
+
+from tests.support.pruning_cases import criticality, train, wrapped
 
 
 def main(path):

@@ -1,4 +1,4 @@
-"""A LightningModule, and what runs in every rank for `test_lightning.py`."""
+"""A LightningModule, and what runs in every rank for `tests/integrations/test_lightning.py`."""
 
 import warnings
 
@@ -6,13 +6,13 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from pruning_cases import batch, build, criticality
-from rank_cases import own_hash, rank
 from spikingjelly.activation_based import functional
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from sj_prune.integrations import LightningPruning
+from tests.support.pruning_cases import batch, build, criticality
+from tests.support.rank_cases import own_hash, rank
 
 
 class Batches(Dataset):

@@ -1,8 +1,9 @@
-"""Starts a function in several processes with gloo between them, and returns what each returned."""
+"""Other processes: a function in several of them with gloo between, and programs of their own."""
 
 import importlib
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from datetime import timedelta
@@ -14,7 +15,7 @@ TIMEOUT = 120  # seconds: what takes longer has met a deadlock
 
 
 def run_in_ranks(world, module, function, folder, *args):
-    """Return ``[result of rank 0, ...]`` of ``module.function(folder, *args)``."""
+    """Return what ``tests.support.module.function(folder, *args)`` returns, rank by rank."""
     context = multiprocessing.get_context("forkserver")
     # One process loads what is slow to load (DDP itself loads dynamo); the ranks are forks of it.
     context.set_forkserver_preload(["torch._dynamo", "spikingjelly.activation_based.functional"])
@@ -35,6 +36,12 @@ def run_in_ranks(world, module, function, folder, *args):
     failed = [text for text, _ in found if text is not None]
     assert not failed, "\n".join(failed)
     return [result for _, result in found]
+
+
+def environment(*folders, **variables):
+    """Return the environment of a program that imports what this process can."""
+    paths = os.pathsep.join(path for path in [*map(str, folders), *sys.path] if path)
+    return {**os.environ, "PYTHONPATH": paths, **variables}
 
 
 def once(tmp_path_factory, name, compute):
@@ -77,7 +84,8 @@ def _rank(rank, world, module, function, folder, args):
             timeout=timedelta(seconds=TIMEOUT),
         )
         torch.manual_seed(100 + rank)  # the ranks' own generators differ
-        result = getattr(importlib.import_module(module), function)(folder, *args)
+        found = importlib.import_module(f"tests.support.{module}")
+        result = getattr(found, function)(folder, *args)
         dist.destroy_process_group()
     except BaseException:
         error = f"rank {rank}:\n{traceback.format_exc()}"

@@ -5,13 +5,13 @@ import hashlib
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from channel_cases import channel_net
-from pruning_cases import CLASSES, T, build, lif
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sj_prune import PruningWrapper, methods
+from tests.support.channel_cases import channel_net
+from tests.support.pruning_cases import CLASSES, T, build, lif
 
 GLOBAL = 12  # samples of a step, over all ranks
 

@@ -1,7 +1,9 @@
-"""What runs in every rank for `test_training.py`."""
+"""What runs in every rank for `tests/run/test_ranks.py`."""
 
 import torch
-from rank_cases import (
+
+from sj_prune import methods
+from tests.support.rank_cases import (
     METHODS,
     bounds,
     loss_of,
@@ -14,8 +16,6 @@ from rank_cases import (
     train,
     world,
 )
-
-from sj_prune import methods
 
 FIRST = {
     "Criticality": {"interval": 1, "batches": 1},

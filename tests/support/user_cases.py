@@ -2,9 +2,10 @@
 
 import torch
 from spikingjelly.activation_based import functional
-from user_networks import FREE, IN, SIZE
-from user_networks_other import OTHER, Inputs, SingleStep
-from user_networks_staying import STAYING
+
+from tests.support.user_networks import FREE, IN, SIZE
+from tests.support.user_networks_other import OTHER, Inputs, SingleStep
+from tests.support.user_networks_staying import STAYING
 
 NETWORKS = [*FREE, *OTHER, *STAYING]
 

@@ -3,7 +3,8 @@
 import torch
 from spikingjelly.activation_based import layer
 from torch import nn
-from user_networks import CLASSES, IN, Net, conv, lif
+
+from tests.support.user_networks import CLASSES, IN, Net, conv, lif
 
 
 class Repeat(Net):

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
-from user_networks import CLASSES, IN, SIZE, Net, conv, lif
+
+from tests.support.user_networks import CLASSES, IN, SIZE, Net, conv, lif
 
 
 class ChannelShuffle(Net):

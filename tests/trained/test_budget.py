@@ -5,7 +5,13 @@ import logging
 
 import pytest
 import torch
-from at_once_cases import (
+from spikingjelly.activation_based import functional
+from torch import nn
+
+import sj_prune
+from sj_prune import masks, methods
+from sj_prune.trained.budget import sparsity_for, spent, tried
+from tests.support.trained_cases import (
     additions,
     batches,
     multiplications,
@@ -13,13 +19,7 @@ from at_once_cases import (
     snapshot,
     trained_like,
 )
-from at_once_cases import assert_untouched as untouched
-from spikingjelly.activation_based import functional
-from torch import nn
-
-import sj_prune
-from sj_prune import masks, methods
-from sj_prune.trained.budget import sparsity_for, spent, tried
+from tests.support.trained_cases import assert_untouched as untouched
 
 WIDTHS = (36, 40, 48)
 MEASURES = {

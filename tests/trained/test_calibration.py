@@ -4,7 +4,14 @@ import copy
 
 import pytest
 import torch
-from at_once_cases import (
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+import sj_prune
+from sj_prune import _host, methods
+from sj_prune.neurons.activity import STATISTICS
+from sj_prune.trained.calibration import calibrate, mean_cross_entropy
+from tests.support.trained_cases import (
     Residual,
     batches,
     gradients_by_hand,
@@ -13,14 +20,7 @@ from at_once_cases import (
     statistics_by_hand,
     trained_like,
 )
-from at_once_cases import assert_untouched as untouched
-from spikingjelly.activation_based import functional, layer, neuron
-from torch import nn
-
-import sj_prune
-from sj_prune import _host, methods
-from sj_prune.neurons.activity import STATISTICS
-from sj_prune.trained.calibration import calibrate, mean_cross_entropy
+from tests.support.trained_cases import assert_untouched as untouched
 
 
 def as_found(number, **kwargs):

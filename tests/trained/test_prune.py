@@ -4,7 +4,12 @@ import copy
 
 import pytest
 import torch
-from at_once_cases import (
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+import sj_prune
+from sj_prune import methods
+from tests.support.trained_cases import (
     CHANNELS,
     METHODS,
     WEIGHTS,
@@ -21,11 +26,6 @@ from at_once_cases import (
     statistics_by_hand,
     trained_like,
 )
-from spikingjelly.activation_based import functional, layer, neuron
-from torch import nn
-
-import sj_prune
-from sj_prune import methods
 
 UNITS = 8 + 10 + 12  # channels of `Residual`, the two coupled layers counted once
 

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from compaction_cases import as_tuple, assert_same_snapshot, awake, snapshot
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
-from user_cases import NETWORKS, build
-from user_networks import (
+
+from sj_prune.compaction import couple_checked
+from sj_prune.network.coupling import couple
+from tests.support.compaction_cases import as_tuple, assert_same_snapshot, awake, snapshot
+from tests.support.user_cases import NETWORKS, build
+from tests.support.user_networks import (
     IN,
     SIZE,
     Concatenation,
@@ -22,11 +25,8 @@ from user_networks import (
     conv,
     lif,
 )
-from user_networks_other import Inputs
-from user_networks_staying import HardCodedWidth
-
-from sj_prune.compaction import couple_checked
-from sj_prune.network.coupling import couple
+from tests.support.user_networks_other import Inputs
+from tests.support.user_networks_staying import HardCodedWidth
 
 
 def coupled(kind, **kwargs):

@@ -7,11 +7,11 @@ the graph at neurons, so it is given single-step networks with identities for ne
 import copy
 
 import pytest
-import zoo
 from spikingjelly.activation_based import functional, neuron
 from torch import nn
 
 from sj_prune.network.coupling import couple
+from tests.support import zoo
 
 tp = pytest.importorskip("torch_pruning")
 
