@@ -8,8 +8,9 @@ walked back to the first prunable weights, stopping at the outputs of other neur
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -152,20 +153,14 @@ def _problem(node: nn.Module) -> str | None:
 
 @contextmanager
 def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
-    handles = []
-    for name, module in net.named_modules():
-        if _host.is_neuron(module):
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda node, inputs, name=name: tracer.before(name, node, inputs)
-                )
-            )
-            handles.append(module.register_forward_hook(lambda _m, _i, out: tracer.after(out)))
-    try:
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            if _host.is_neuron(module):
+                before = module.register_forward_pre_hook(partial(tracer.before, name))
+                after = module.register_forward_hook(lambda _m, _i, out: tracer.after(out))
+                stack.callback(before.remove)
+                stack.callback(after.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
-from sj_prune.network.layers import WEIGHTED, Layer, weight_identity
+from sj_prune.network.layers import WEIGHTED, Layer, is_weighted, weight_identity
 
 __all__ = ["Counter", "counting"]
 
@@ -107,18 +107,16 @@ def _uses(layer: Layer, spikes: Tensor, fan_out: Tensor) -> int:
 def counting(net: nn.Module, counters: Mapping[str, Counter], batches: list[int]) -> Iterator[None]:
     """Let the layers report to `counters`, and the neurons their batch size to `batches`."""
     by_weight = {weight_identity(counter.layer): counter for counter in counters.values()}
-    handles = []
-    for module in net.modules():
-        # By the weight, so that a second module with the same one counts too.
-        if isinstance(module, WEIGHTED) and (counter := by_weight.get(weight_identity(module))):
-            handles.append(module.register_forward_hook(counter.hook, with_kwargs=True))
-        elif _host.is_neuron(module):
-            handles.append(module.register_forward_pre_hook(partial(_note_batch, batches)))
-    try:
+    with ExitStack() as stack:
+        for module in net.modules():
+            # By the weight, so that a second module with the same one counts too.
+            if is_weighted(module) and (counter := by_weight.get(weight_identity(module))):
+                hook = module.register_forward_hook(counter.hook, with_kwargs=True)
+                stack.callback(hook.remove)
+            elif _host.is_neuron(module):
+                hook = module.register_forward_pre_hook(partial(_note_batch, batches))
+                stack.callback(hook.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _note_batch(batches: list[int], node: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ alike) and neurons at rest, up to the layers that read it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -156,20 +156,14 @@ class _Tracer(TorchDispatchMode):
 
 @contextmanager
 def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
-    handles = []
-    for name, module in net.named_modules():
-        if has_rule(module):
-            handles.append(module.register_forward_pre_hook(tracer.enter))
-            handles.append(
-                module.register_forward_hook(
-                    lambda m, args, kwargs, out, name=name: tracer.leave(
-                        name, m, next(iter((*args, *kwargs.values())), None), out
-                    ),
-                    with_kwargs=True,
-                )
-            )
-    try:
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            if not has_rule(module):
+                continue
+
+            def left(m: Any, args: Any, kwargs: Any, out: Any, name: str = name) -> None:  # noqa: ANN401
+                tracer.leave(name, m, next(iter((*args, *kwargs.values())), None), out)
+
+            stack.callback(module.register_forward_pre_hook(tracer.enter).remove)
+            stack.callback(module.register_forward_hook(left, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
