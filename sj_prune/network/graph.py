@@ -10,24 +10,10 @@ from torch import Tensor
 __all__ = ["Walker"]
 
 # Graph nodes through which a weight may pass before its layer uses it (casts, transposes, views).
-_PASSING = {
-    f"{name}Backward{i}"
-    for name in (
-        "T",
-        "Transpose",
-        "ToCopy",
-        "Permute",
-        "View",
-        "UnsafeView",
-        "ReshapeAlias",
-        "Alias",
-        "Clone",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-    )
-    for i in (0, 1)
-}
+_NAMES = (
+    "T Transpose ToCopy Permute View UnsafeView ReshapeAlias Alias Clone Unsqueeze Squeeze Expand"
+)
+_PASSING = {f"{name}Backward{i}" for name in _NAMES.split() for i in (0, 1)}
 
 
 def _leaf(fn: Any) -> Tensor | None:  # noqa: ANN401

@@ -92,15 +92,13 @@ def to_plain(shapes: Any) -> Any:  # noqa: ANN401
             values = [plain(value) for value in x]
             return {"list": values} if isinstance(x, list) else {"tuple": values}
         if isinstance(x, (Tensor, TensorShape)):
-            found: dict[str, Any] = {
-                "shape": list(x.shape),
-                "dtype": str(x.dtype).removeprefix("torch."),
-            }
-            if isinstance(x, TensorShape):
-                return found
-            # Lengths stay on the CPU beside inputs on a GPU: torch packs sequences by such alone.
-            found["on_cpu"] = mixed and x.device.type == "cpu"
-            return {**found, "values": x.flatten().tolist()}
+            dtype = str(x.dtype).removeprefix("torch.")
+            found: dict[str, Any] = {"shape": list(x.shape), "dtype": dtype}
+            if isinstance(x, Tensor):
+                found["values"] = x.flatten().tolist()
+                # Lengths stay on the CPU beside inputs on a GPU: torch packs sequences by such.
+                found["on_cpu"] = mixed and x.device.type == "cpu"
+            return found
         # What else a forward takes is kept if it is plain; a network is not traced without it.
         return {"value": x if isinstance(x, (bool, int, float, str)) else None}
 

@@ -64,14 +64,8 @@ def _empty_outputs(
     def sequence(wanted: bool) -> Tensor:
         return torch.empty_like(x_seq, dtype=dtype) if wanted else x_seq.new_empty(0, dtype=dtype)
 
-    return (
-        torch.empty_like(x_seq),
-        torch.empty_like(x_seq[0], dtype=dtype),
-        kept,
-        sequence(store_v_seq),
-        sequence(trace),
-        sequence(trace),
-    )
+    spikes, v = torch.empty_like(x_seq), torch.empty_like(x_seq[0], dtype=dtype)
+    return spikes, v, kept, sequence(store_v_seq), sequence(trace), sequence(trace)
 
 
 @torch.library.custom_op(
