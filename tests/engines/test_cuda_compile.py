@@ -53,7 +53,7 @@ def settings():
 
 
 def fits(variant):
-    """Tell whether `launch.chunk_and_width` may ask for this backward variant."""
+    """Tell whether `geometry.chunk_and_width` may ask for this backward variant."""
     budget = 32 if variant.kind == PLIF else 64
     return variant.vec * variant.chunk <= budget and variant.chunk <= budget // 4
 
