@@ -1,154 +1,108 @@
-"""Checks of what a user hands to `PruningWrapper`, before anything is touched."""
+"""Checks of single values that users set: one wording, one place."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
-
-from torch import nn
-
-from sj_prune.masks.structure import Channels, Layer
-from sj_prune.methods.base import Method, check_fraction
-from sj_prune.network.coupling import Coupling, Group
-from sj_prune.network.layers import prunable_layers
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
 
 __all__ = [
-    "check_method",
-    "check_network",
-    "check_seed",
-    "check_sparsity",
-    "select_groups",
-    "select_layers",
+    "check_choice",
+    "check_factor",
+    "check_fraction",
+    "check_integer",
+    "check_number",
+    "check_steps",
 ]
 
 
-def check_network(net: object) -> None:
-    """Refuse what is no module."""
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
-
-
-def check_method(method: object) -> None:
-    """Refuse what is no instance of a method."""
-    if not isinstance(method, Method):
-        hint = "an instance, not the class: add ()" if isinstance(method, type) else "an instance"
-        raise TypeError(
-            f"Expected method to be {hint} of a class in sj_prune.methods but got {method!r}"
-        )
-    grows = type(method).grow_score is not Method.grow_score
-    asked = "regrow" in {setting.name for setting in fields(method)}  # 0 means none there
-    if grows and not asked and method.regrow_schedule is None and not method.emergent:
-        raise ValueError(
-            f"Expected {type(method).__name__} with a grow_score to say how much it regrows but "
-            "regrow_schedule is None: return a schedule of the fraction, such as "
-            "self.constant_schedule(0.1)"
-        )
-
-
-def check_seed(seed: object) -> None:
-    """Refuse what is no integer."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"Expected seed to be an integer but got {seed!r}")
-
-
-def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
-    """Return the prunable layers of `net` less `skip`, by name.
+def check_number(name: str, value: object) -> float:
+    """Return a finite number.
 
     Raises:
-        TypeError: if `skip` is a string.
-        ValueError: for a name without a prunable layer, and if nothing is left to prune.
+        TypeError: if `value` is not a number.
+        ValueError: if it is infinite or NaN.
     """
-    if isinstance(skip, str) or not isinstance(skip, Iterable):
-        raise TypeError(f"Expected skip to be a sequence of names but got {skip!r}")
-    layers = prunable_layers(net)
-    skipped = set()
-    for name in skip:
-        below = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
-        if not below:
-            close = difflib.get_close_matches(str(name), layers, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"Expected skip to name prunable layers or modules that hold some, among "
-                f"{list(layers)}, but got {name!r}{hint}"
-            )
-        skipped.update(below)
-    chosen = {name: layer for name, layer in layers.items() if name not in skipped}
-    if not chosen:
-        raise ValueError(
-            "Expected at least one convolution or linear layer to prune but the network has none"
-            f"{' outside skip' if skipped else ''}"
-        )
-    if "total" in chosen:
-        raise ValueError(
-            "Expected no pruned layer of the name 'total', which stands for all layers in "
-            "sparsity(), but there is one: rename it or name it in skip"
-        )
-    return chosen
+    number = _number(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"Expected {name} to be finite but got {value}")
+    return number
 
 
-class SettingsError(ValueError):
-    """Raised for settings that do not fit the network, whatever its forward does."""
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Expected {name} to be a number but got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
 
 
-def check_sparsity(
-    method: Method, sizes: Sequence[int], floors: Sequence[int], sparsity: float
+def check_integer(name: str, value: object, least: int | None = None) -> int:
+    """Return an integer of at least `least`.
+
+    Raises:
+        TypeError: if `value` is not an integer.
+        ValueError: if it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"Expected {name} to be an integer but got {value!r}")
+    if least is not None and int(value) < least:
+        raise ValueError(f"Expected {name} to be at least {least} but got {value}")
+    return int(value)
+
+
+def check_fraction(
+    name: str, value: object, *, least: float = 0.0, open_below: bool = False
 ) -> None:
-    """Refuse a sparsity that is no fraction or would empty a layer.
-
-    Args:
-        method: whose allocation it is.
-        sizes: units of every layer, or group of channels.
-        floors: how many of them are kept at least.
-        sparsity: to reach.
+    """Refuse anything but a number in [least, 1), or in (least, 1) if `open_below`.
 
     Raises:
-        TypeError: if it is not a number.
-        ValueError: if it is out of reach; the message states the reachable maximum.
+        TypeError: if `value` is not a number.
+        ValueError: if it is out of range.
     """
-    check_fraction("sparsity", sparsity)
-    total, least = sum(sizes), method.allocation.least(sizes, floors)
-    if not method.emergent and round((1.0 - sparsity) * total) < least:
-        channels = isinstance(method.structure, Channels)
-        unit, layer = ("channels", "groups") if channels else ("weights", "layers")
-        raise SettingsError(
-            f"Expected a sparsity of at most {1 - least / total:.6g}, which leaves the {least} "
-            f"{unit} that {method.allocation} needs (none of the {len(sizes)} {layer} is emptied), "
-            f"but got {sparsity}"
-        )
+    number = _number(name, value)
+    inside = (number > least if open_below else number >= least) and number < 1
+    if not inside:
+        bracket = "(" if open_below else "["
+        raise ValueError(f"Expected {name} in {bracket}{least:g}, 1) but got {value}")
 
 
-def select_groups(
-    method: Method, coupling: Coupling, net: nn.Module, feeds_neurons: Callable[[str], bool]
-) -> tuple[list[Group], dict[str, str]]:
-    """Return the groups of channels that a method prunes, and layer -> why others stay.
-
-    Args:
-        method: the method.
-        coupling: of the network.
-        net: the network.
-        feeds_neurons: tells whether neurons that record score a layer.
+def check_choice(name: str, value: object, known: Collection[object]) -> None:
+    """Refuse what is not among `known`.
 
     Raises:
-        SettingsError: if none is left.
+        ValueError: naming the setting and its values.
     """
-    assert isinstance(method.structure, Channels)  # noqa: S101 (for the type checker)
-    groups, dense = [], dict(coupling.frozen)
-    for group in coupling.groups:
-        reason = None
-        if not method.structure.linear and any(
-            isinstance(net.get_submodule(name), nn.Linear) for name in group.producers
-        ):
-            reason = "features of linear layers stay: structure=Channels(linear=False)"
-        elif method.needs_norm and not any(name in coupling.norms for name in group.producers):
-            reason = f"{type(method).__name__} scores gamma, and no norm follows"
-        elif method.scores_neurons and not any(map(feeds_neurons, group.producers)):
-            reason = f"{type(method).__name__} scores neurons, and none that records follows"
-        if reason is None:
-            groups.append(group)
-        else:
-            dense.update(dict.fromkeys(group.producers, reason))
-    if not groups:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in dense.items())
-        raise SettingsError(f"Expected channels to prune but all layers stay dense: {listed}")
-    return groups, dense
+    try:
+        found = value in known and not isinstance(value, bool)
+    except (TypeError, ValueError, RuntimeError):  # an array answers with one
+        found = False
+    if not found:
+        raise ValueError(f"Expected {name} to be one of {known} but got {value!r}")
+
+
+def check_factor(name: str, value: object, *, positive: bool = False) -> None:
+    """Refuse what is no finite number of at least 0, or above 0 if `positive`.
+
+    Raises:
+        TypeError: if `value` is not a number.
+        ValueError: if it is negative, infinite or NaN.
+    """
+    number = _number(name, value)
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        bound = "above 0" if positive else "of at least 0"
+        raise ValueError(f"Expected {name} to be finite and {bound} but got {value}")
+
+
+def check_steps(name: str, value: object, most: int | None = None) -> None:
+    """Refuse what is no number of optimizer steps in [1, most].
+
+    Raises:
+        TypeError: if `value` is not an integer.
+        ValueError: if it is out of range.
+    """
+    number = check_integer(name, value)
+    if number < 1 or (most is not None and number > most):
+        bound = "of at least 1" if most is None else f"in [1, {most}], the steps between updates,"
+        raise ValueError(f"Expected {name} {bound} but got {value}")

@@ -269,7 +269,7 @@ class Trainer:
         self.epoch, self.sums, self.seconds = self.epoch + 1, [0.0, 0, 0], 0.0
         reached = row.get("ema_accuracy", row["test_accuracy"])
         # The best one among those that are as sparse as was asked for.
-        complete = self.method is None or self.method.emergent or self._pruned_to_the_end()
+        complete = self.method is None or self._pruned_to_the_end()
         if complete and reached > self.best:
             self.best = reached
             self._save("best.pt")
@@ -280,7 +280,8 @@ class Trainer:
         return row
 
     def _pruned_to_the_end(self):
-        return self.method.schedule.next_due(self.model.step) is None
+        plan = self.method.plan()
+        return plan.emergent or plan.schedule.next_due(self.model.step) is None
 
     @torch.no_grad()
     def evaluate(self, model, name):

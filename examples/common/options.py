@@ -35,7 +35,7 @@ def _is_method(kind):
     base = sj_prune.methods.Method
     if not isinstance(kind, type) or not issubclass(kind, base):
         return False
-    return kind.drop_score is not base.drop_score or kind.emergent
+    return kind.plan is not base.plan
 
 
 def build_parser(doc, settings):

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune.methods.base import Method
 from sj_prune.run.checkpoint import EXTRA_STATE
 from sj_prune.run.hooks import owned_parameters
 from sj_prune.wrapper import PruningWrapper
@@ -69,7 +68,7 @@ class LightningPruning(_lightning.Callback):  # type: ignore[misc, name-defined]
 
     def __init__(
         self,
-        method: Method,
+        method: Any,  # noqa: ANN401
         *,
         attribute: str = "net",
         skip: Iterable[str] = (),

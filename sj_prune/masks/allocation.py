@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from sj_prune.masks.ranking import LayerScores, keep_top
 from sj_prune.masks.select import count
+from sj_prune.masks.units import LayerScores, keep_top
 
 __all__ = ["ERK", "Allocation", "Global", "Pool", "Uniform", "apportion"]
 

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from sj_prune.masks.allocation import Allocation, Pool
 from sj_prune.masks.multiples import allowed_counts, nearest_counts
-from sj_prune.masks.ranking import LayerScores, keep_top
 from sj_prune.masks.select import count, top_k
+from sj_prune.masks.units import LayerScores, keep_top
 
 __all__ = ["LayerUpdate", "prune_and_regrow"]
 
@@ -69,7 +69,7 @@ def prune_and_regrow(
     allocation: Allocation,
     *,
     regrow: float = 0.0,
-    regrow_of_all: bool = False,
+    of: str = "kept",
     across_layers: bool = False,
     exact_ties: bool = True,
     generator: torch.Generator | None = None,
@@ -81,8 +81,9 @@ def prune_and_regrow(
         keep: number of units that are to be alive afterwards, over all layers; as near to it as
             `LayerScores.multiple` allows.
         allocation: how many of them each layer gets.
-        regrow: fraction of the units kept that is grown anew, in [0, 1).
-        regrow_of_all: `regrow` is a fraction of all units, kept or not (SCA's q).
+        regrow: fraction of the units that is grown anew, in [0, 1).
+        of: what `regrow` is a fraction of: the units "kept"; "all" units, kept or not (SCA's q); or
+            those alive "before": that many are dropped, and as many grown as reach `keep`.
         across_layers: rank growth over all layers together, instead of within each.
         exact_ties: False grows every unit that ties with the last one (more than asked).
         generator: CPU generator that breaks what is left of ties.
@@ -95,15 +96,18 @@ def prune_and_regrow(
     _check_reach(layers, keep)
     keep = _without_step_back(layers, keep)
 
-    def asked(keep: int, size: int) -> int:
+    def asked(keep: int, size: int, alive: int) -> int:
         """Return how many are to be grown where so many of `size` units are kept."""
-        return round(regrow * size) if regrow_of_all else int(regrow * keep)
+        if of == "before":
+            return max(0, keep - (alive - int(regrow * alive)))
+        return round(regrow * size) if of == "all" else int(regrow * keep)
 
     pools = allocation.pools(layers, keep, across_layers=across_layers, generator=generator)
     updates: dict[int, LayerUpdate] = {}
     for pool in pools:
         members = [layers[i] for i in pool.layers]
-        grown = asked(pool.keep, sum(layer.size for layer in members))
+        alive = sum(count([layer.mask for layer in members])) if of == "before" else 0
+        grown = asked(pool.keep, sum(layer.size for layer in members), alive)
         found = _update_pool(members, pool.keep, grown, exact_ties, generator)
         updates.update(zip(pool.layers, found, strict=True))
     exact = [updates[i] for i in range(len(layers))]
@@ -117,7 +121,7 @@ def _on_multiples(
     exact: Sequence[LayerUpdate],
     keep: int,
     pools: Sequence[Pool],
-    asked: Callable[[int, int], int],
+    asked: Callable[[int, int, int], int],
     generator: torch.Generator | None,
 ) -> list[LayerUpdate]:
     """Return the updates that keep multiples, beside the exact ones."""
@@ -134,14 +138,15 @@ def _on_multiples(
     result = list(exact)
     for pool in pools:
         size = sum(layers[i].size for i in pool.layers)
-        new_in_all, asked_for = sum(grown[i] for i in pool.layers), asked(pool.keep, size)
+        had = sum(alive[i] for i in pool.layers)
+        new_in_all, asked_for = sum(grown[i] for i in pool.layers), asked(pool.keep, size, had)
         # More than asked for are grown to fill what an earlier rounding took (or as ties, which
         # make the pool larger): that is no reason to exchange channels.
         filled = new_in_all > asked_for and sum(kept[i] for i in pool.layers) == pool.keep
         for i in pool.layers:
             # Nor if the floors of survivors left no room to grow: a layer grows its own part.
             own = filled or new_in_all < asked_for
-            new = asked(counts[i], layers[i].size) if own else grown[i]
+            new = asked(counts[i], layers[i].size, alive[i]) if own else grown[i]
             if (counts[i], new) != (kept[i], grown[i]):
                 layer = replace(layers[i], floor=1)
                 (result[i],) = _update_pool([layer], counts[i], new, True, generator)

@@ -9,23 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
+
+from sj_prune._checks import check_integer, check_number
 
 __all__ = ["Constant", "Cosine", "Cubic", "Linear", "Manual", "OneShot", "Schedule"]
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"Expected {name} to be an integer but got {value!r}")
-    if int(value) < least:
-        raise ValueError(f"Expected {name} to be at least {least} but got {value}")
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Expected {name} to be a number but got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"Expected {name} to be finite but got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +38,11 @@ class Schedule:
     end: int
 
     def __post_init__(self) -> None:
-        _check_number("final", self.final)
-        _check_number("initial", self.initial)
-        _check_integer("interval", self.interval, 1)
-        _check_integer("begin", self.begin, 0)
-        _check_integer("end", self.end, 1)
+        check_number("final", self.final)
+        check_number("initial", self.initial)
+        check_integer("interval", self.interval, 1)
+        check_integer("begin", self.begin, 0)
+        check_integer("end", self.end, 1)
         if self.end - self.begin < self.interval:
             raise ValueError(
                 f"Expected end - begin >= interval, so that one update happens, but got "
@@ -127,8 +114,8 @@ class OneShot(Schedule):
     interval: int = 0  # derived: the whole way
 
     def __post_init__(self) -> None:
-        _check_integer("begin", self.begin, 0)
-        _check_integer("end", self.end, 1)
+        check_integer("begin", self.begin, 0)
+        check_integer("end", self.end, 1)
         object.__setattr__(self, "interval", max(1, self.end - self.begin))
         super().__post_init__()
 

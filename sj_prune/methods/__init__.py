@@ -1,7 +1,7 @@
-"""DECIDE: one published method a file, each a frozen dataclass with two scores."""
+"""DECIDE: one published method a file; each is a plan of parts."""
 
 from sj_prune.methods.apoz import APoZ
-from sj_prune.methods.base import LayerActivity, LayerView, Method, ScheduledMethod
+from sj_prune.methods.base import Method, ScheduledMethod
 from sj_prune.methods.channels import ChannelMethod
 from sj_prune.methods.criticality import Criticality
 from sj_prune.methods.criticality_channels import CriticalityChannels
@@ -9,31 +9,43 @@ from sj_prune.methods.filter_norm import FilterNorm
 from sj_prune.methods.gradr import GradR
 from sj_prune.methods.greg import GReg
 from sj_prune.methods.magnitude import Magnitude, Random
+from sj_prune.methods.parts import FILL, Dense, Growth, Penalty, RandomMasks, reads
+from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
 from sj_prune.methods.sca import SCA
 from sj_prune.methods.slimming import NetworkSlimming
 from sj_prune.methods.sparse_training import SET, GraNet, RigL
 from sj_prune.methods.taylor import TaylorChannels
+from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
 __all__ = [
+    "FILL",
+    "SCA",
+    "SET",
     "APoZ",
     "ChannelMethod",
     "Criticality",
     "CriticalityChannels",
+    "Dense",
     "FilterNorm",
     "GReg",
     "GraNet",
     "GradR",
+    "Growth",
     "LayerActivity",
     "LayerView",
     "Magnitude",
     "Method",
+    "NetView",
     "NetworkSlimming",
+    "Penalty",
+    "Plan",
     "Random",
     "RandomChannels",
+    "RandomMasks",
     "RigL",
     "SCA",
-    "SET",
     "ScheduledMethod",
     "TaylorChannels",
+    "reads",
 ]

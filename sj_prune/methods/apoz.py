@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor
-
-from sj_prune.methods.base import LayerView
-from sj_prune.methods.channels import ChannelMethod, statistic
+from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.parts import Statistic
+from sj_prune.methods.plan import Plan
 
 __all__ = ["APoZ"]
 
@@ -22,13 +20,6 @@ class APoZ(ChannelMethod):
     those of `ChannelMethod`; layers that no recording neuron follows have no score of their own.
     """
 
-    scores_neurons: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The firing rate, and what growth reads."""
-        return super().needs | {"firing_rate"}
-
-    def drop_score(self, view: LayerView) -> Tensor | None:
-        """Return the firing rate, ``[C_out]``; None without recording neurons."""
-        return statistic(view, "firing_rate")
+    def plan(self) -> Plan:
+        """Drop by the firing rate."""
+        return self._channel_plan(Statistic("firing_rate", self.batches))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from sj_prune.masks.schedule import Constant, Schedule
-from sj_prune.methods.base import LayerView, ScheduledMethod, check_fraction
+from sj_prune._checks import check_choice, check_fraction, check_integer
+from sj_prune.methods.base import ScheduledMethod
+from sj_prune.methods.parts import Growth, Reads, Statistic, gradient_magnitude, magnitude, noise
+from sj_prune.methods.plan import Plan
+from sj_prune.methods.view import LayerView
 
 __all__ = ["Criticality"]
+
+_GROWTHS = {"criticality": None, "gradient": gradient_magnitude, "random": noise}
+_DROPS = {"magnitude": magnitude, "random": noise}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,75 +61,56 @@ class Criticality(ScheduledMethod):
     growth: str = "criticality"
     drop: str = "magnitude"
 
-    grow_across_layers: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         check_fraction("regrow", self.regrow)
-        for name, value, known in (
-            ("ties", self.ties, ("exact", "filter")),
-            ("aggregate", self.aggregate, ("max", "mean")),
-            ("growth", self.growth, ("criticality", "gradient", "random")),
-            ("drop", self.drop, ("magnitude", "random")),
-        ):
-            if value not in known:
-                raise ValueError(f"Expected {name} to be one of {known} but got {value!r}")
-        if isinstance(self.batches, bool) or not isinstance(self.batches, int):
-            raise TypeError(f"Expected batches to be an integer but got {self.batches!r}")
+        check_choice("ties", self.ties, ("exact", "filter"))
+        check_choice("aggregate", self.aggregate, ("max", "mean"))
+        check_choice("growth", self.growth, tuple(_GROWTHS))
+        check_choice("drop", self.drop, tuple(_DROPS))
+        check_integer("batches", self.batches)
         super().__post_init__()
         if not 1 <= self.batches <= self.interval:
             raise ValueError(
                 f"Expected batches in [1, interval = {self.interval}] but got {self.batches}"
             )
 
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The one statistic that is scored; always, as it tells which layers feed neurons."""
-        return frozenset({f"criticality_{self.aggregate}"})
+    def plan(self) -> Plan:
+        """Drop by `|w|`, eq. (14); grow by criticality, eqs. (12) and (13), on eq. (15)."""
+        growth = self.growth if self.regrow else "criticality"  # no gradients where nothing grows
+        grow = Growth(
+            GrowthByCriticality(f"criticality_{self.aggregate}", self.batches, growth),
+            self.regrow,
+            ties=magnitude if self.ties == "exact" else "all",
+            across_layers=True,
+        )
+        return self._plan(schedule=self.cubic(), drop=_DROPS[self.drop], grow=grow)
+
+
+@dataclass(frozen=True)
+class GrowthByCriticality:
+    """Criticality of each weight's post-synaptic neuron, or what it is compared with.
+
+    None for a layer that no neuron follows: it never grows, whatever the score.
+
+    Args:
+        statistic: the criticality that is read, always: it tells which layers feed neurons.
+        batches: optimizer steps before an update whose batches are scored.
+        growth: "criticality", "gradient" or "random".
+    """
+
+    statistic: str
+    batches: int = 1
+    growth: str = "criticality"
 
     @property
-    def gradient(self) -> str:  # type: ignore[override]
-        """Dense gradients at updates, where growth is ranked by them."""
-        return "update" if self.regrow and self.growth == "gradient" else "never"
+    def reads(self) -> Reads:
+        """The statistic, and the gradient where that is the score."""
+        gradient = {"gradient"} if self.growth == "gradient" else set()
+        return Reads(frozenset({self.statistic} | gradient), self.batches)
 
-    @property
-    def window(self) -> int:
-        """Recorded are the batches just before an update."""
-        return self.batches
-
-    @property
-    def exact_ties(self) -> bool:
-        """Whether exactly k are grown."""
-        return self.ties == "exact"
-
-    @property
-    def regrow_schedule(self) -> Schedule:
-        """Constant `r`."""
-        return self.schedule_of(Constant, self.regrow, self.regrow)
-
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return `|w|`, eq. (14), or uniform noise, seeded."""
-        return view.weight.abs() if self.drop == "magnitude" else _noise(view)
-
-    def grow_score(self, view: LayerView) -> Tensor | None:
-        """Return the criticality of each weight's post-synaptic neuron, eqs. (12) and (13).
-
-        Or what `growth` asks for. None for a layer that no neuron follows.
-        """
-        if view.activity is None:
+    def __call__(self, layer: LayerView) -> Tensor | None:
+        """Return the score, ``[C_out]`` or in the shape of the weight."""
+        if layer.activity is None:
             return None
-        if self.growth == "gradient":
-            return view.dense_grad().abs()
-        if self.growth == "random":
-            return _noise(view)
-        (name,) = self.needs
-        score = view.activity.mean(name, relative=True)
-        return score.view(-1, *[1] * (view.weight.ndim - 1)).to(view.weight.device)
-
-    def tie_score(self, view: LayerView) -> Tensor | None:
-        """Return `|w|` as it was before the prune."""
-        return view.weight.abs()
-
-
-def _noise(view: LayerView) -> Tensor:
-    weight = view.weight
-    return torch.rand(weight.shape, device=weight.device, generator=view.generator)
+        score = _GROWTHS[self.growth] or Statistic(self.statistic, relative=True)
+        return score(layer)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sj_prune.methods.channels import check_choice
+from sj_prune._checks import check_choice
+from sj_prune.methods.plan import Plan
 from sj_prune.methods.slimming import NetworkSlimming
 
 __all__ = ["CriticalityChannels"]
@@ -53,7 +54,6 @@ class CriticalityChannels(NetworkSlimming):
         check_choice("aggregate", self.aggregate, ("max", "mean"))
         super().__post_init__()
 
-    @property
-    def growth_statistic(self) -> str:
-        """As `aggregate`."""
-        return f"criticality_{self.aggregate}"
+    def plan(self) -> Plan:
+        """Drop by `|gamma|`, eq. (16); reactivate by criticality, eqs. (12) and (13)."""
+        return self._slimming_plan(f"criticality_{self.aggregate}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
-from torch import Tensor
-
-from sj_prune.methods.base import LayerView
+from sj_prune._checks import check_choice
 from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.parts import channel_norm
+from sj_prune.methods.plan import Plan
 
 __all__ = ["FilterNorm"]
 
@@ -36,10 +37,9 @@ class FilterNorm(ChannelMethod):
     p: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.p, bool) or self.p not in (1, 2):
-            raise ValueError(f"Expected p to be 1 or 2 but got {self.p!r}")
+        check_choice("p", self.p, (1, 2))
         super().__post_init__()
 
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return ``||W_c||_p``, ``[C_out]``."""
-        return view.weight.flatten(1).norm(p=self.p, dim=1)
+    def plan(self) -> Plan:
+        """Drop by ``||W_c||_p``."""
+        return self._channel_plan(partial(channel_norm, p=self.p))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sj_prune.masks.schedule import Constant, Schedule
-from sj_prune.methods.base import LayerView, ScheduledMethod, check_fraction
+from sj_prune._checks import check_factor, check_fraction
+from sj_prune.masks.bindings import Hidden
+from sj_prune.methods.base import ScheduledMethod
+from sj_prune.methods.parts import Penalty
+from sj_prune.methods.plan import Plan
+from sj_prune.methods.view import LayerView
 
 __all__ = ["GradR"]
 
@@ -37,43 +40,55 @@ class GradR(ScheduledMethod):
     interval: int = 100
     end: int = 2**62
 
-    gradient: ClassVar[str] = "always"
-    emergent: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity, least=0.5, open_below=True)
-        if isinstance(self.alpha, bool) or not isinstance(self.alpha, (int, float)):
-            raise TypeError(f"Expected alpha to be a number but got {self.alpha!r}")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"Expected alpha to be positive and finite but got {self.alpha}")
+        check_factor("alpha", self.alpha, positive=True)
         super().__post_init__()
-
-    @property
-    def schedule(self) -> Schedule:
-        """Constant target; the interval is that of the records."""
-        return self.schedule_of(Constant, self.sparsity, self.sparsity)
 
     @property
     def mu(self) -> float:
         """Location of the prior."""
         return math.log(2.0 * (1.0 - self.sparsity)) / self.alpha
 
-    def initial_state(self, view: LayerView) -> dict[str, Tensor]:
+    def plan(self) -> Plan:
+        """A hidden variable decides; the interval of the schedule is that of the records."""
+        return self._plan(
+            schedule=self.constant(),
+            binding=Hidden(Rewired()),
+            penalties=(Penalty(gradient=Prior(self.mu, self.alpha)),),
+        )
+
+
+@dataclass(frozen=True)
+class Rewired:
+    """``w = s relu(theta)`` with a fixed sign `s`."""
+
+    def start(self, weight: Tensor) -> dict[str, Tensor]:
         """Return ``theta = |w|`` in at least float32 and the sign, +1 where ``w = 0``."""
-        weight = view.weight
         wide = weight if weight.dtype == torch.float64 else weight.float()
         return {"theta": wide.abs().clone(), "sign": torch.where(weight < 0, -1.0, 1.0).to(wide)}
 
-    def on_gradient(self, view: LayerView) -> None:
-        """Add the prior's gradient; as `theta` moves by ``s`` times the weight, times `s`."""
-        if view.grad is not None:
-            theta, sign = view.state["theta"], view.state["sign"]
-            view.grad.add_((sign * torch.sign(theta - self.mu)).to(view.grad), alpha=self.alpha)
-
-    def on_step(self, view: LayerView) -> None:
-        """Move `theta` by what the step did to the weight, and make the weight follow it."""
-        theta, sign = view.state["theta"], view.state["sign"]
-        moved = sign * view.weight.to(theta)
+    def absorb(self, hidden: dict[str, Tensor], weight: Tensor) -> None:
+        """Move `theta` by ``s`` times what the step did to the weight."""
+        theta, moved = hidden["theta"], hidden["sign"] * weight.to(hidden["theta"])
         # The weight was s*theta where theta > 0 and 0 elsewhere: no difference has to be rounded.
         theta.copy_(torch.where(theta > 0, moved, theta + moved))
-        view.weight.copy_(sign * theta.clamp_min(0))
+
+    def weight(self, hidden: dict[str, Tensor]) -> Tensor:
+        """Return ``s relu(theta)``."""
+        return hidden["sign"] * hidden["theta"].clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Pulls `theta` towards `mu` by ``alpha sign(theta - mu)``."""
+
+    mu: float
+    alpha: float
+
+    def __call__(self, layer: LayerView) -> None:
+        """Add the prior's gradient; as `theta` moves by ``s`` times the weight, times `s`."""
+        if layer.grad is not None:
+            theta, sign = layer.state["theta"], layer.state["sign"]
+            term = (sign * torch.sign(theta - self.mu)).to(layer.grad)
+            layer.grad.add_(term, alpha=self.alpha)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sj_prune.methods.base import LayerView
-from sj_prune.methods.channels import ChannelMethod, check_factor, check_steps
+from sj_prune._checks import check_choice, check_factor, check_steps
+from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.parts import Penalty
+from sj_prune.methods.plan import Plan
+from sj_prune.methods.view import LayerView, NetView
 
 __all__ = ["GReg"]
 
@@ -56,8 +59,7 @@ class GReg(ChannelMethod):
     pick_ceiling: float = 1e-2
 
     def __post_init__(self) -> None:
-        if isinstance(self.variant, bool) or self.variant not in (1, 2):
-            raise ValueError(f"Expected variant to be 1 or 2 but got {self.variant!r}")
+        check_choice("variant", self.variant, (1, 2))
         check_steps("every", self.every)
         for name in ("delta", "ceiling", "pick_delta", "pick_ceiling"):
             check_factor(name, getattr(self, name), positive=True)
@@ -73,6 +75,11 @@ class GReg(ChannelMethod):
                 f"ceiling={self.ceiling} by {self.delta} every {self.every} steps, but got "
                 f"begin={self.begin}, end={self.end}: raise end or delta, or lower ceiling"
             )
+
+    def plan(self) -> Plan:
+        """Drop by the mean `|w|` of a filter, the chosen first; the penalty chooses them."""
+        penalty = Penalty(gradient=self.add_decay, prepare=self.choose)
+        return self._channel_plan(chosen_first, penalties=(penalty,))
 
     # ---- the factor, a function of the step ----------------------------------------------------
 
@@ -98,44 +105,43 @@ class GReg(ChannelMethod):
         """Return the number of raises up to `step`, the first in step `since`."""
         return (step - since) // self.every + 1
 
-    def factor(self, view: LayerView) -> Tensor:
+    def factor(self, layer: LayerView) -> Tensor:
         """Return the L2 factor of every filter in this step, ``[C_out]``."""
-        none = view.weight.new_zeros(len(view.weight))
-        over = self.end is not None and view.step >= self.end
-        if view.step <= self.begin or over:
+        none = layer.weight.new_zeros(len(layer.weight))
+        over = self.end is not None and layer.step >= self.end
+        if layer.step <= self.begin or over:
             return none
-        if view.step < self._choice:
-            raised = self.pick_delta * self._raised(view.step, self.begin + 1)
+        if layer.step < self._choice:
+            raised = self.pick_delta * self._raised(layer.step, self.begin + 1)
             return none + min(self.pick_ceiling, raised)
-        if "chosen" not in view.state:
+        if "chosen" not in layer.state:
             return none
-        raised = self._start + self.delta * self._raised(view.step, self._choice)
-        return none.masked_fill(view.state["chosen"], min(self.ceiling, raised))
+        raised = self._start + self.delta * self._raised(layer.step, self._choice)
+        return none.masked_fill(layer.state["chosen"], min(self.ceiling, raised))
 
     # ---- the phases ----------------------------------------------------------------------------
 
-    def chooses(self, step: int) -> bool:
-        """Tell whether filters are chosen in this step."""
-        return step == self._choice
+    def choose(self, net: NetView) -> None:
+        """Keep which filters are to be driven to 0: those that an update would drop now."""
+        if net.step == self._choice:
+            for name, dropped in net.would_drop().items():
+                net.layer(name).state["chosen"] = dropped.clone()
 
-    def on_choice(self, view: LayerView, chosen: Tensor) -> None:
-        """Keep which filters are to be driven to 0."""
-        view.state["chosen"] = chosen.clone()
-
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return the mean `|w|` of every filter, ``[C_out]``; the chosen lie below all others."""
-        score = view.weight.abs().flatten(1).mean(1)
-        if "chosen" not in view.state:
-            return score
-        # Into [0, 1/2] and up from 1: coupled layers agree on who is chosen, whatever their scale.
-        order = 0.5 * score / score.max().clamp_min(torch.finfo(score.dtype).tiny)
-        return order + (~view.state["chosen"]).to(order)
-
-    def on_gradient(self, view: LayerView) -> None:
+    def add_decay(self, layer: LayerView) -> None:
         """Add ``factor * W_c``."""
-        if view.grad is not None:
-            factor = self.factor(view).view(-1, *[1] * (view.weight.ndim - 1))
-            view.grad.add_((factor * view.weight).to(view.grad))
+        if layer.grad is not None:
+            factor = self.factor(layer).view(-1, *[1] * (layer.weight.ndim - 1))
+            layer.grad.add_((factor * layer.weight).to(layer.grad))
+
+
+def chosen_first(layer: LayerView) -> Tensor:
+    """Return the mean `|w|` of every filter, ``[C_out]``; the chosen lie below all others."""
+    score = layer.weight.abs().flatten(1).mean(1)
+    if "chosen" not in layer.state:
+        return score
+    # Into [0, 1/2] and up from 1: coupled layers agree on who is chosen, whatever their scale.
+    order = 0.5 * score / score.max().clamp_min(torch.finfo(score.dtype).tiny)
+    return order + (~layer.state["chosen"]).to(order)
 
 
 def _steps_to(height: float, delta: float) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from sj_prune.masks.allocation import Allocation, Global
-from sj_prune.methods.base import LayerView, ScheduledMethod
+from sj_prune.methods.base import ScheduledMethod
+from sj_prune.methods.parts import magnitude, noise
+from sj_prune.methods.plan import Plan
 
 __all__ = ["Magnitude", "Random"]
 
@@ -30,18 +29,17 @@ class Magnitude(ScheduledMethod):
 
     sparsity: float = 0.95
     interval: int = 2000
-    allocation: Allocation = Global()  # type: ignore[assignment]
+    allocation: Allocation = Global()
 
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return `|w|`."""
-        return view.weight.abs()
+    def plan(self) -> Plan:
+        """Drop by `|w|`, on a cubic schedule."""
+        return self._plan(schedule=self.cubic(), drop=magnitude, allocation=self.allocation)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Magnitude):
     """As `Magnitude` with random scores: what any criterion has to beat. Same arguments."""
 
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return uniform noise, seeded."""
-        weight = view.weight
-        return torch.rand(weight.shape, device=weight.device, generator=view.generator)
+    def plan(self) -> Plan:
+        """Drop by uniform noise, seeded, on a cubic schedule."""
+        return self._plan(schedule=self.cubic(), drop=noise, allocation=self.allocation)

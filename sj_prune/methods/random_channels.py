@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from sj_prune.methods.base import LayerView
 from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.parts import noise
+from sj_prune.methods.plan import Plan
 
 __all__ = ["RandomChannels"]
 
@@ -17,7 +15,6 @@ __all__ = ["RandomChannels"]
 class RandomChannels(ChannelMethod):
     """Channel pruning with random scores. Arguments are those of `ChannelMethod`."""
 
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return uniform noise, seeded, ``[C_out]``."""
-        weight = view.weight
-        return torch.rand(len(weight), device=weight.device, generator=view.generator)
+    def plan(self) -> Plan:
+        """Drop by uniform noise, seeded."""
+        return self._channel_plan(noise)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sj_prune._checks import check_choice, check_factor
 from sj_prune.masks.allocation import Allocation, Global
-from sj_prune.masks.schedule import Constant, Manual, Schedule
+from sj_prune.masks.bindings import AtUpdates
+from sj_prune.masks.schedule import Schedule
 from sj_prune.masks.structure import Channels
-from sj_prune.methods.base import LayerView
-from sj_prune.methods.channels import ChannelMethod, check_choice, check_factor, statistic
+from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.parts import Penalty, Reads, Statistic
+from sj_prune.methods.plan import Plan
+from sj_prune.methods.view import LayerView
 
 __all__ = ["SCA"]
 
@@ -65,13 +69,10 @@ class SCA(ChannelMethod):
 
     regrow: float = 0.1
     structure: Channels = Channels(linear=False)
-    allocation: Allocation = Global()  # type: ignore[assignment]
+    allocation: Allocation = Global()
     score: str = "code"
     enforce: str = "always"
     l1: float = 3e-5
-
-    regrow_of_all: ClassVar[bool] = True
-    scores_neurons: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("score", self.score, tuple(_SCORES))
@@ -90,36 +91,45 @@ class SCA(ChannelMethod):
                 "Criticality), and the channels neither pruned nor regrown are kept by activity"
             )
 
-    @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
-        """The statistics of the score, and that of growth by criticality."""
-        return super().needs.union(_SCORES[self.score])
+    def channel_schedule(self) -> Schedule:
+        """Return `sparsity` at every update."""
+        return self.constant()
+
+    def plan(self) -> Plan:
+        """Drop by activity, grow by the gradient of gamma, with an L1 penalty on 3x3 kernels."""
+        parts: dict[str, Any] = {"binding": AtUpdates()} if self.enforce == "update" else {}
+        drop = SpikingActivity(_SCORES[self.score], self.batches)
+        penalty = Penalty(gradient=KernelL1(self.l1))
+        return self._channel_plan(drop, grow=self._growth(of="all"), penalties=(penalty,), **parts)
+
+
+@dataclass(frozen=True)
+class SpikingActivity:
+    """The sum of some statistics, ``[C_out]``; None without recording neurons."""
+
+    statistics: tuple[str, ...]
+    batches: int | None = None
 
     @property
-    def schedule(self) -> Schedule:
-        """Constant `sparsity`."""
-        if self.end is None:
-            return Manual(final=self.sparsity)
-        return self.schedule_of(Constant, self.sparsity, self.sparsity)
+    def reads(self) -> Reads:
+        """The statistics."""
+        return Reads(frozenset(self.statistics), self.batches)
 
-    @property
-    def binds(self) -> str:
-        """As `enforce`."""
-        return self.enforce
-
-    @property
-    def from_scratch(self) -> bool:
-        """Masks that bind at updates only leave all channels active in between."""
-        return self.enforce == "update"
-
-    def drop_score(self, view: LayerView) -> Tensor | None:
-        """Return the activity of every channel, ``[C_out]``; None without recording neurons."""
-        relative = self.score == "criticality"
-        found = [statistic(view, name, relative=relative) for name in _SCORES[self.score]]
+    def __call__(self, layer: LayerView) -> Tensor | None:
+        """Return the activity of every channel."""
+        relative = "criticality_max" in self.statistics
+        found = [Statistic(name, relative=relative)(layer) for name in self.statistics]
         known = [value for value in found if value is not None]
         return torch.stack(known).sum(0) if known else None
 
-    def on_gradient(self, view: LayerView) -> None:
+
+@dataclass(frozen=True)
+class KernelL1:
+    """``l1 * sum |w|`` over 3x3 convolutions."""
+
+    l1: float
+
+    def __call__(self, layer: LayerView) -> None:
         """Add ``l1 * sign(w)`` to the gradient of a 3x3 convolution."""
-        if view.grad is not None and view.weight.shape[2:] == (3, 3):
-            view.grad.add_(torch.sign(view.weight).to(view.grad), alpha=self.l1)
+        if layer.grad is not None and layer.weight.shape[2:] == (3, 3):
+            layer.grad.add_(torch.sign(layer.weight).to(layer.grad), alpha=self.l1)

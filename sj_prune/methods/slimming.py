@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor
-
+from sj_prune._checks import check_factor
 from sj_prune.masks.allocation import Allocation, Global
-from sj_prune.methods.base import LayerView
-from sj_prune.methods.channels import ChannelMethod, add_gamma_l1, check_factor
+from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.parts import Penalty, add_gamma_l1, gamma_magnitude
+from sj_prune.methods.plan import Plan
+from sj_prune.methods.view import LayerView
 
-__all__ = ["NetworkSlimming"]
+__all__ = ["GammaL1", "NetworkSlimming"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,23 +38,34 @@ class NetworkSlimming(ChannelMethod):
         l1: strength of the penalty; the paper uses 1e-4 (VGG) and 1e-5 (ResNet, DenseNet).
     """
 
-    allocation: Allocation = Global()  # type: ignore[assignment]
+    allocation: Allocation = Global()
     l1: float = 1e-4
-
-    needs_norm: ClassVar[bool] = True
-    penalizes: ClassVar[str] = "norm"
 
     def __post_init__(self) -> None:
         check_factor("l1", self.l1)
         super().__post_init__()
 
-    def drop_score(self, view: LayerView) -> Tensor | None:
-        """Return `|gamma|`, ``[C_out]``; None where another layer has the norm."""
-        gamma = view.gamma
-        return None if gamma is None else gamma.abs()
+    def plan(self) -> Plan:
+        """Drop by `|gamma|`, which an L1 penalty drives to 0 before the last update."""
+        return self._slimming_plan()
 
-    def on_gradient(self, view: LayerView) -> None:
-        """Add ``l1 * sign(gamma)``, before the last update."""
+    def _slimming_plan(self, statistic: str = "criticality_max") -> Plan:
+        penalty = Penalty(gradient=GammaL1(self.l1, self.begin, self.end), of="gamma")
+        return self._channel_plan(
+            gamma_magnitude, grow=self._growth(statistic=statistic), penalties=(penalty,)
+        )
+
+
+@dataclass(frozen=True)
+class GammaL1:
+    """``l1 * sum |gamma|`` in the steps between `begin` and the last update, at `end`."""
+
+    l1: float
+    begin: int
+    end: int | None
+
+    def __call__(self, layer: LayerView) -> None:
+        """Add ``l1 * sign(gamma)``."""
         # The update of a step comes before its penalties, so that at `end` itself there is none.
-        if self.end is not None and self.begin < view.step < self.end:
-            add_gamma_l1(view, self.l1)
+        if self.end is not None and self.begin < layer.step < self.end:
+            add_gamma_l1(layer, self.l1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from sj_prune._checks import check_fraction
 from sj_prune.masks.allocation import ERK, Allocation
-from sj_prune.masks.schedule import Cosine, Schedule
-from sj_prune.methods.base import LayerView, ScheduledMethod, check_fraction
+from sj_prune.masks.schedule import Cosine
+from sj_prune.methods.base import ScheduledMethod
+from sj_prune.methods.parts import Growth, RandomMasks, gradient_magnitude, magnitude, noise
+from sj_prune.methods.plan import Plan
 
 __all__ = ["SET", "GraNet", "RigL"]
 
@@ -34,32 +33,24 @@ class SET(ScheduledMethod):
     sparsity: float = 0.95
     regrow: float = 0.3
     interval: int = 100
-    allocation: Allocation = ERK()  # type: ignore[assignment]
-
-    dense_start: ClassVar[bool] = False
+    allocation: Allocation = ERK()
 
     def __post_init__(self) -> None:
         check_fraction("regrow", self.regrow)
         super().__post_init__()
 
-    @property
-    def schedule(self) -> Schedule:
-        """Constant `sparsity`."""
-        return self.constant_schedule(self.sparsity)
+    def plan(self) -> Plan:
+        """Drop by `|w|` and grow at random, from random masks on."""
+        return self._sparse(Growth(noise, self.regrow))
 
-    @property
-    def regrow_schedule(self) -> Schedule:
-        """Constant zeta."""
-        return self.constant_schedule(self.regrow)
-
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return `|w|`."""
-        return view.weight.abs()
-
-    def grow_score(self, view: LayerView) -> Tensor | None:
-        """Return uniform noise, seeded."""
-        weight = view.weight
-        return torch.rand(weight.shape, device=weight.device, generator=view.generator)
+    def _sparse(self, grow: Growth) -> Plan:
+        return self._plan(
+            schedule=self.constant(),
+            drop=magnitude,
+            grow=grow,
+            allocation=self.allocation,
+            start=RandomMasks(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +71,10 @@ class RigL(SET):
         allocation: `ERK()` or `Uniform(first_dense=True)`.
     """
 
-    gradient: ClassVar[str] = "update"
-    keeps_value: ClassVar[bool] = True
-    skips_step: ClassVar[bool] = True
-
-    @property
-    def regrow_schedule(self) -> Schedule:
-        """Cosine from alpha to 0."""
-        return self.schedule_of(Cosine, 0.0, self.regrow)
-
-    def grow_score(self, view: LayerView) -> Tensor | None:
-        """Return the magnitude of the dense gradient."""
-        return view.dense_grad().abs()
+    def plan(self) -> Plan:
+        """Drop by `|w|` and grow by the dense gradient, a fraction on a cosine from alpha to 0."""
+        fraction = self.schedule_of(Cosine, 0.0, self.regrow)
+        return self._sparse(Growth(gradient_magnitude, fraction, keeps_value=True, skips_step=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,23 +99,13 @@ class GraNet(ScheduledMethod):
     regrow_final: float = 0.005
     interval: int = 1000
 
-    gradient: ClassVar[str] = "update"
-    keeps_value: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         check_fraction("regrow", self.regrow)
         check_fraction("regrow_final", self.regrow_final)
         super().__post_init__()
 
-    @property
-    def regrow_schedule(self) -> Schedule:
-        """Cosine from `regrow` to `regrow_final`."""
-        return self.schedule_of(Cosine, self.regrow_final, self.regrow)
-
-    def drop_score(self, view: LayerView) -> Tensor:
-        """Return `|w|`."""
-        return view.weight.abs()
-
-    def grow_score(self, view: LayerView) -> Tensor | None:
-        """Return the magnitude of the dense gradient."""
-        return view.dense_grad().abs()
+    def plan(self) -> Plan:
+        """Drop by global `|w|` and grow by the dense gradient, a fraction on a cosine."""
+        fraction = self.schedule_of(Cosine, self.regrow_final, self.regrow)
+        grow = Growth(gradient_magnitude, fraction, keeps_value=True)
+        return self._plan(schedule=self.cubic(), drop=magnitude, grow=grow)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from sj_prune.methods.base import LayerView
 from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.parts import Reads
+from sj_prune.methods.plan import Plan
+from sj_prune.methods.view import LayerView
 
 __all__ = ["TaylorChannels"]
 
@@ -24,50 +25,63 @@ class TaylorChannels(ChannelMethod):
     of `ChannelMethod`; gradients are the pure loss gradients, one term per optimizer step.
     """
 
-    observed: ClassVar[tuple[str, ...]] = ("taylor", "terms")
+    def plan(self) -> Plan:
+        """Drop by the squared gate gradient, averaged over the window."""
+        return self._channel_plan(SquaredGate(self.batches))
 
-    def initial_state(self, view: LayerView) -> dict[str, Tensor]:
+
+@dataclass(frozen=True)
+class SquaredGate:
+    """The squared derivative of the loss by a gate on every channel, mean over steps.
+
+    Args:
+        batches: optimizer steps before an update that count; None: all.
+    """
+
+    batches: int | None = None
+
+    @property
+    def reads(self) -> Reads:
+        """The pure loss gradients of every step, of what is awake."""
+        return Reads(frozenset({"gradient", "gamma gradient"}), self.batches)
+
+    def sums(self, layer: LayerView) -> dict[str, Tensor]:
         """Return a sum of zeros, ``[C_out]`` in float64, and the number of its terms."""
-        zeros = view.weight.new_zeros(len(view.weight), dtype=torch.float64)
+        zeros = layer.weight.new_zeros(len(layer.weight), dtype=torch.float64)
         return {"taylor": zeros, "terms": zeros.new_zeros(())}
 
-    def observe(self, view: LayerView) -> None:
+    def add(self, layer: LayerView) -> None:
         """Add the squared gate gradient of this step."""
-        gate = _gate(view)
+        gate = _gate(layer)
         if gate is not None:
-            view.state["taylor"] += gate.square()
-            view.state["terms"] += 1
+            layer.state["taylor"] += gate.square()
+            layer.state["terms"] += 1
 
-    def forget(self, view: LayerView) -> None:
-        """Set the sum to 0."""
-        view.state["taylor"].zero_()
-        view.state["terms"].zero_()
-
-    def drop_score(self, view: LayerView) -> Tensor | None:
+    def __call__(self, layer: LayerView) -> Tensor | None:
         """Return the mean over the steps observed, or the present step's value if there are none.
 
         Raises:
             RuntimeError: if there is no gradient either, naming the layer.
         """
-        if view.state["terms"] > 0:
-            return view.state["taylor"] / view.state["terms"]
-        if view.norm is not None and view.gamma is None:
+        if layer.state["terms"] > 0:
+            return layer.state["taylor"] / layer.state["terms"]
+        if layer.norm is not None and layer.gamma is None:
             return None
-        gate = _gate(view)
+        gate = _gate(layer)
         if gate is None:
             raise RuntimeError(
-                f"Expected gradients of layer {view.name!r} and its norm to score its channels but "
-                "there are none: call loss.backward() before the update; name a layer without "
+                f"Expected gradients of layer {layer.name!r} and its norm to score its channels "
+                "but there are none: call loss.backward() before the update; name a layer without "
                 "gradients in skip="
             )
         return gate.square()
 
 
-def _gate(view: LayerView) -> Tensor | None:
+def _gate(layer: LayerView) -> Tensor | None:
     """Return the derivative of the loss by a gate on every channel, in float64."""
-    if view.norm is not None:
-        return _inner(view.gamma, view.gamma_grad, view.beta, view.beta_grad)
-    return _inner(view.weight, view.grad, view.bias, view.bias_grad)
+    if layer.norm is not None:
+        return _inner(layer.gamma, layer.gamma_grad, layer.beta, layer.beta_grad)
+    return _inner(layer.weight, layer.grad, layer.bias, layer.bias_grad)
 
 
 def _inner(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LayerActivity", "LayerView"]
+__all__ = ["LayerActivity", "LayerView", "NetView"]
 
 
 class _Recorder(Protocol):
@@ -59,7 +59,7 @@ class LayerActivity:
 
 @dataclass(frozen=True)
 class LayerView:
-    """What a method sees of one layer. Read-only but in `Method.on_gradient` and `on_step`.
+    """What a plan sees of one layer. Read-only but in the phases of a penalty.
 
     Attributes:
         name: module name of the layer.
@@ -73,7 +73,7 @@ class LayerView:
         step: the optimizer step, from 1.
         seed: of `generator`, another one for every layer and update.
         norm_channels: which channels of the norm are this layer's, ``[C_out]``; None = all of them.
-        state: the method's own tensors for this layer; they enter the checkpoint. Beside them
+        state: the plan's own tensors for this layer; they enter the checkpoint. Beside them
             ``"awake"`` with `Channels`: every channel's last drop score while awake, ``[C_out]``.
         bias: of the layer, detached, as `weight`; None without one.
         bias_grad: its pure loss gradient, or None.
@@ -136,3 +136,32 @@ class LayerView:
                 "call loss.backward() before the update; name a layer without one in skip="
             )
         return self.grad
+
+
+@dataclass(frozen=True)
+class NetView:
+    """What a penalty sees of the whole network, once a step.
+
+    Attributes:
+        names: of the layers that are scored.
+        layer: returns the view of one of them.
+        step: the optimizer step, from 1.
+        memory: tensors of the whole network, by name; they enter the checkpoint.
+        would_drop: called as ``would_drop(score=None, keep=None)``: which units an update without
+            regrowth would drop now by a score (the plan's own), to `keep` units (those of the final
+            sparsity): True = dropped, in the shape of each layer's mask. Every rank of a
+            distributed run has to call it.
+        learning_rate: returns that of a layer's weight.
+    """
+
+    names: tuple[str, ...]
+    layer: Callable[[str], LayerView]
+    step: int
+    memory: dict[str, Tensor]
+    would_drop: Callable[..., Mapping[str, Tensor]]
+    learning_rate: Callable[[str], float]
+
+    @property
+    def layers(self) -> dict[str, LayerView]:
+        """The views of all layers, by name."""
+        return {name: self.layer(name) for name in self.names}

@@ -10,6 +10,7 @@ from torch import Tensor
 from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
 from sj_prune.reports.compare import Comparison
 from sj_prune.reports.report import Report
+from sj_prune.run.scores import last_scores
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ def channel_importance(
     """
     scores: Mapping[str, Tensor]
     if isinstance(wrapper_or_scores, PruningWrapper):
-        scores = wrapper_or_scores.updater.scorer.last()
+        run = wrapper_or_scores.session.run
+        scores = last_scores(run)
         kept = {scope: wrapper_or_scores.masks.alive(scope) for scope in scores}
-        label = f"score of a channel by {type(wrapper_or_scores.method).__name__}"
+        label = f"score of a channel by {run.plan.name}"
     else:
         scores, label = wrapper_or_scores, "score of a channel"
     values = {name: score.detach().flatten().tolist() for name, score in scores.items()}

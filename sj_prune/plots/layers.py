@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from sj_prune.plots.axes import axes, grid, legend_above, name_ticks
-from sj_prune.reports.report import channel_criticality
+from sj_prune.reports.measured import channel_criticality
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def criticality_histogram(
         ValueError: if there are no scores to draw.
     """
     if isinstance(wrapper_or_scores, PruningWrapper):
-        scores: Mapping[str, Tensor] = channel_criticality(wrapper_or_scores, example_input)
+        net, run = wrapper_or_scores.net, wrapper_or_scores.session.run
+        scores: Mapping[str, Tensor] = channel_criticality(net, run, example_input)
     else:
         scores = wrapper_or_scores
     values = {name: score.detach().flatten().tolist() for name, score in scores.items()}

@@ -9,35 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sj_prune.methods.base import Method
-from sj_prune.neurons.activity import Activity
-from sj_prune.run import processes as distributed
+from sj_prune.methods.identity import flat
+from sj_prune.network.coupling import Coupling
+from sj_prune.run import joining, processes
+from sj_prune.run.anatomy import ensure_topology, plain_inputs, restore_inputs
+from sj_prune.run.state import Run
 
-if TYPE_CHECKING:
-    from sj_prune.network.coupling import Coupling
-    from sj_prune.wrapper import PruningWrapper
-
-__all__ = ["Ranks"]
+__all__ = ["Agreement"]
 
 T = TypeVar("T")
 
 
-class Ranks:
-    """Lets the wrappers of one network on all ranks act as one.
+class Agreement:
+    """Lets the runs of one network on all ranks act as one.
 
     Args:
-        wrapper: the one on this rank.
+        net: the network on this rank.
+        run: its run.
     """
 
-    def __init__(self, wrapper: PruningWrapper) -> None:
-        self.wrapper = wrapper
+    def __init__(self, net: nn.Module, run: Run) -> None:
+        self.net = net
+        self.run = run
         self._takes_part = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,18 +46,19 @@ class Ranks:
 
     @property
     def several(self) -> bool:
-        """Whether there is anybody to speak to, and this wrapper takes part in it."""
-        return self._takes_part and distributed.world_size() > 1
+        """Whether there is anybody to speak to, and this run takes part in it."""
+        return self._takes_part and processes.world_size() > 1
 
     @property
-    def speaks(self) -> bool:
-        """Whether it is for this rank to say what happened to all."""
-        return not self.several or distributed.rank() == 0
+    def log_level(self) -> int:
+        """At which this rank says what happened to all."""
+        speaks = not self.several or processes.rank() == 0
+        return logging.INFO if speaks else logging.DEBUG
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.wrapper.net.parameters()).device
+        return next(self.net.parameters()).device
 
     # ---- agreeing ------------------------------------------------------------------------------
 
@@ -83,7 +85,7 @@ class Ranks:
         except Exception as caught:
             error = caught
         said = None if error is None else f"{type(error).__name__}: {error}"
-        everybody = distributed.gather((said, mine), self.device)
+        everybody = processes.gather((said, mine), self.device)
         if error is not None:
             raise error
         _check_alike(where, everybody)
@@ -118,39 +120,36 @@ class Ranks:
         if not self.several:
             ready()
             return
-        wrapper = self.wrapper
-        seen = distributed.gather((wrapper.inputs, wrapper.topology is not None), self.device)
+        traced = self.run.anatomy.topology is not None
+        seen = processes.gather((plain_inputs(self.run), traced), self.device)
         known = next((inputs for inputs, _ in seen if inputs is not None), None)
 
         def learn() -> None:
-            wrapper.restore_outline(known)
+            restore_inputs(self.net, self.run, known)
             ready()
             if any(traced for _, traced in seen):
-                wrapper.ensure_topology()
+                ensure_topology(self.net, self.run)
 
         self.agreed(where, learn, lambda _: {**self._settings(), **self._traces()})
 
     def _settings(self) -> dict[str, Any]:
-        wrapper = self.wrapper
-        settings = wrapper.method.describe()
+        settings = dict(self.run.identity)
+        layers = {name: self.net.get_submodule(name) for name in self.run.layers}
         return {
             "method": settings.pop("name"),
-            **{f"method.{name}": value for name, value in settings.items()},
-            "seed": wrapper.seed,
-            "step": wrapper.step,
-            "updates so far": wrapper.updater.draws,
-            **{
-                f"shape of {name!r}": list(layer.weight.shape)
-                for name, layer in wrapper.layers.items()
-            },
+            **flat(settings, "method."),
+            "seed": self.run.seed,
+            "step": self.run.step,
+            "updates so far": self.run.draws,
+            **{f"shape of {n!r}": list(layer.weight.shape) for n, layer in layers.items()},  # type: ignore[union-attr, operator, arg-type]
         }
 
     def _masks(self) -> dict[str, Any]:
-        return {"masks": distributed.digest(*self.wrapper.masks.state_dict().values())}
+        return {"masks": processes.digest(*self.run.masks.state_dict().values())}
 
     def _traces(self) -> dict[str, Any]:
         """Return what the first forward has told of the network: a hash of each trace."""
-        topology, coupling = self.wrapper.topology, self.wrapper.coupling
+        topology, coupling = self.run.anatomy.topology, self.run.anatomy.coupling
         found = {}
         if coupling is not None:
             found["coupled channels"] = _hash(_plain(coupling))
@@ -161,101 +160,14 @@ class Ranks:
 
     # ---- joining -------------------------------------------------------------------------------
 
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Let every rank score what all have seen, inside this block.
-
-        Recorded sums and what the method has observed are added up over the ranks; gradients are
-        averaged if they differ (behind DDP they do not). Afterwards each rank has its own again.
-        """
-        if not self.several:
-            yield
-            return
-        with ExitStack() as stack:
-            for node, activity in self._joined_activities().items():
-                stack.enter_context(_swapped(self.wrapper.nodes[node], "activity", activity))
-            for name, state in self._joined_state().items():
-                stack.enter_context(_updated(self.wrapper.updater.state[name], state))
-            for parameter, grad in self._joined_gradients():
-                stack.enter_context(_swapped(parameter, "grad", grad))
-            yield
+    def joined(self) -> AbstractContextManager[None]:
+        """Let every rank score what all have seen, inside this block."""
+        return joining.joined(self.net, self.run) if self.several else nullcontext()
 
     def gather_statistics(self) -> None:
-        """Move what all ranks have recorded and observed to rank 0; the sum stays the same."""
-        if not self.several:
-            return
-        first = distributed.rank() == 0
-        activities, states = self._joined_activities(), self._joined_state()
-        for name, joined in activities.items():
-            activity = self.wrapper.nodes[name].activity
-            activity.clear()
-            if first:
-                activity.merge(joined)
-        for name, state in states.items():
-            for key, value in state.items():
-                self.wrapper.updater.state[name][key].copy_(value if first else value.zero_())
-
-    def _joined_activities(self) -> dict[str, Activity]:
-        """Return the sums over ranks by neuron layer, for all that recorded on some rank."""
-        nodes = self.wrapper.nodes
-        mine = {n: (node.activity.names, node.activity.channels) for n, node in nodes.items()}
-        everybody = distributed.gather(mine, self.device)
-        empty: dict[str, Activity] = {}
-        for name in nodes:
-            widths = [ranks[name] for ranks in everybody if ranks[name][1] is not None]
-            if widths and len(set(widths)) > 1:
-                raise RuntimeError(
-                    f"Expected the same statistics of neuron layer {name!r} on every rank but they "
-                    f"are {[ranks[name] for ranks in everybody]} (names and channels)"
-                )
-            if widths:
-                empty[name] = Activity(widths[0][0])
-                empty[name].allocate(widths[0][1], self.device)
-        return self._add_up(empty)
-
-    def _add_up(self, empty: dict[str, Activity]) -> dict[str, Activity]:
-        tensors: list[Tensor] = []
-        for name, joined in empty.items():
-            if self.wrapper.nodes[name].activity.sums is not None:
-                joined.merge(self.wrapper.nodes[name].activity)
-            assert joined.sums is not None  # noqa: S101 (for the type checker)
-            assert joined.samples is not None  # noqa: S101
-            tensors += [joined.sums, joined.samples]
-        totals = iter(distributed.sum_over_ranks(tensors, self.device))
-        for joined in empty.values():
-            joined.sums, joined.samples = next(totals), next(totals).to(torch.int64)
-        return empty
-
-    def _joined_state(self) -> dict[str, dict[str, Tensor]]:
-        """Return the sums over ranks of what the method observes, by layer and key."""
-        keys, updater = self.wrapper.method.observed, self.wrapper.updater
-        if not keys:
-            return {}
-        for name in self.wrapper.masks.layers:
-            updater.view(name)  # makes what is not there yet
-        places = [(name, key) for name in self.wrapper.masks.layers for key in keys]
-        mine = [updater.state[name][key] for name, key in places]
-        found: dict[str, dict[str, Tensor]] = {}
-        totals = distributed.sum_over_ranks(mine, self.device)
-        for (name, key), total, before in zip(places, totals, mine, strict=True):
-            found.setdefault(name, {})[key] = total.to(before.dtype)
-        return found
-
-    def _joined_gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the mean over ranks of the scored gradients that differ between them."""
-        method = self.wrapper.method
-        if method.gradient != "update" and type(method).observe is Method.observe:
-            return []
-        parameters = list(self.wrapper.updater.scored_parameters())
-        mine = [None if p.grad is None else distributed.digest(p.grad) for p in parameters]
-        everybody = distributed.gather(mine, self.device)
-        found = []
-        for parameter, hashes in zip(parameters, zip(*everybody, strict=True), strict=True):
-            if len(set(hashes)) > 1:
-                grad = parameter.grad
-                own = torch.zeros_like(parameter) if grad is None else grad
-                found.append((parameter, distributed.average(own)))
-        return found
+        """Move what all ranks have recorded and summed to rank 0; the sum stays the same."""
+        if self.several:
+            joining.gather(self.net, self.run)
 
 
 def _check_alike(where: str, everybody: list[tuple[str | None, dict[str, Any]]]) -> None:
@@ -287,23 +199,3 @@ def _plain(coupling: Coupling) -> list[Any]:
         for g in coupling.groups
     ]
     return [groups, sorted(coupling.frozen)]
-
-
-@contextmanager
-def _swapped(owner: Any, attribute: str, value: Any) -> Iterator[None]:  # noqa: ANN401
-    before = getattr(owner, attribute)
-    setattr(owner, attribute, value)
-    try:
-        yield
-    finally:
-        setattr(owner, attribute, before)
-
-
-@contextmanager
-def _updated(values: dict[str, Tensor], changed: Mapping[str, Tensor]) -> Iterator[None]:
-    before = {key: values[key] for key in changed}
-    values.update(changed)
-    try:
-        yield
-    finally:
-        values.update(before)

@@ -3,54 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from sj_prune.methods.base import check_same_method
+from sj_prune.methods.identity import check_same
 from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import recording_nodes
-from sj_prune.run import processes as distributed
+from sj_prune.run import processes
+from sj_prune.run.anatomy import plain_inputs, restore_inputs
 from sj_prune.run.history import UpdateRecord
-
-if TYPE_CHECKING:
-    from sj_prune.wrapper import PruningWrapper
+from sj_prune.run.install import rest
+from sj_prune.run.state import Run
+from sj_prune.run.views import clear_sums
 
 __all__ = ["EXTRA_STATE", "check", "extra_state", "load_extra_state", "load_statistics"]
 
 #: the one key that a wrapper's state_dict has beside ``net.*``
 EXTRA_STATE = "_extra_state"
-_FORMAT = 2
+_FORMAT = 3
+# What format 2 called things; it had no memory of the whole network.
+_RENAMED = {"asleep": "aside", "method_state": "memory"}
 
 
-def extra_state(wrapper: PruningWrapper) -> dict[str, Any]:
+def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
     """Return plain values and tensors only: safe for ``torch.load(weights_only=True)``."""
-    nodes = recording_nodes(wrapper.net)
-    updater = wrapper.updater
+    nodes = recording_nodes(net)
     return {
         "format": _FORMAT,
-        "method": wrapper.method.describe(),
-        "step": wrapper.step,
-        "inputs": wrapper.inputs,
-        "masks": wrapper.masks.state_dict(),
-        "asleep": wrapper.masks.asleep(),
+        "method": run.identity,
+        "step": run.step,
+        "inputs": plain_inputs(run),
+        "masks": run.masks.state_dict(),
+        "aside": run.masks.aside(),
         "statistics": {name: node.activity.state_dict() for name, node in nodes.items()},
-        "generator": {"seed": wrapper.seed, "draws": updater.draws},
-        "method_state": {
-            name: {key: value.clone() for key, value in state.items()}
-            for name, state in updater.state.items()
-        },
-        "previous": {name: mask.clone() for name, mask in updater.previous.items()},
-        "history": [record.to_dict() for record in wrapper.history],
+        "generator": {"seed": run.seed, "draws": run.draws},
+        "memory": {name: _cloned(state) for name, state in run.memory.items()},
+        "network_memory": _cloned(run.network_memory),
+        "previous": _cloned(run.previous),
+        "history": [record.to_dict() for record in run.history],
     }
 
 
-def check(wrapper: PruningWrapper, state_dict: Mapping[str, Any], strict: bool) -> None:
+def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def check(
+    net: nn.Module,
+    run: Run,
+    method: object,
+    mine: Mapping[str, Any],
+    state_dict: Mapping[str, Any],
+    strict: bool,
+) -> None:
     """Refuse a checkpoint that does not fit, before anything is changed.
 
     Args:
-        wrapper: where it is to be loaded.
-        state_dict: what `PruningWrapper.state_dict` returned.
+        net: the network that it is to be loaded into.
+        run: its run.
+        method: of the wrapper.
+        mine: what `PruningWrapper.state_dict` returns there now.
+        state_dict: what it returned for the checkpoint.
         strict: as in `torch.nn.Module.load_state_dict`.
 
     Raises:
@@ -59,7 +73,6 @@ def check(wrapper: PruningWrapper, state_dict: Mapping[str, Any], strict: bool) 
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"Expected state_dict to be a mapping but got {type(state_dict).__name__}")
-    mine = wrapper.state_dict()
     missing = [key for key in mine if key not in state_dict]
     unknown = [key for key in state_dict if key not in mine]
     if strict and (missing or unknown):
@@ -76,32 +89,37 @@ def check(wrapper: PruningWrapper, state_dict: Mapping[str, Any], strict: bool) 
                 f"{tuple(getattr(other, 'shape', ()))}: it comes from another architecture"
             )
     if EXTRA_STATE in state_dict:
-        _check_extra(wrapper, state_dict[EXTRA_STATE])
+        _checked(net, run, method, state_dict[EXTRA_STATE])
 
 
-def _check_extra(wrapper: PruningWrapper, state: Any) -> None:  # noqa: ANN401
-    if not isinstance(state, Mapping) or state.get("format") != _FORMAT:
+def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return an extra state in the present format, once it is known to fit."""
+    if not isinstance(state, Mapping) or state.get("format") not in (2, _FORMAT):
         got = state.get("format") if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
             f"Expected {EXTRA_STATE!r} of format {_FORMAT} but got {got}: the checkpoint was "
             "written by another release of sj_prune"
         )
-    absent = [key for key in extra_state(wrapper) if key not in state]
+    found: dict[str, Any] = {_RENAMED.get(str(k), str(k)): v for k, v in state.items()}
+    if state["format"] != _FORMAT:
+        found["network_memory"] = {}
+    absent = [key for key in extra_state(net, run) if key not in found]
     if absent:
         raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
-    check_same_method(wrapper.method, state["method"])
-    _check_parts(state)
-    wrapper.restore_outline(state["inputs"])
-    wrapper.masks.check_state(state["masks"])
-    for kind in ("method_state", "previous"):
-        if unknown := [name for name in state[kind] if name not in wrapper.layers]:
+    check_same(method, found["method"])
+    _check_parts(found)
+    restore_inputs(net, run, found["inputs"])
+    run.masks.check_state(found["masks"])
+    for kind in ("memory", "previous"):
+        if unknown := [name for name in found[kind] if name not in run.layers]:
             raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
-    for name in state["statistics"]:
-        if name not in recording_nodes(wrapper.net):
+    for name in found["statistics"]:
+        if name not in recording_nodes(net):
             raise ValueError(
                 f"Expected no statistics of neuron layer {name!r}, which this network does not "
                 "have: the checkpoint comes from another architecture"
             )
+    return found
 
 
 def _check_parts(state: Mapping[str, Any]) -> None:
@@ -113,8 +131,9 @@ def _check_parts(state: Mapping[str, Any]) -> None:
         for activity in state["statistics"].values():
             Activity(activity["names"]).load_state_dict(activity)
         tensors = [*state["masks"].values(), *state["previous"].values()]
-        tensors += [t for kept in state["method_state"].values() for t in kept.values()]
-        tensors += [t for kept in state["asleep"].values() for t in kept]
+        tensors += state["network_memory"].values()
+        tensors += [t for kept in state["memory"].values() for t in kept.values()]
+        tensors += [t for kept in state["aside"].values() for t in kept]
         damaged = not all(isinstance(t, Tensor) for t in tensors)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"Expected a whole {EXTRA_STATE!r} but it is damaged: {error}") from error
@@ -122,34 +141,35 @@ def _check_parts(state: Mapping[str, Any]) -> None:
         raise ValueError(f"Expected tensors in {EXTRA_STATE!r} but it is damaged")
 
 
-def load_extra_state(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
-    """Take over a checked extra state, all but the statistics."""
-    _check_extra(wrapper, state)
-    updater = wrapper.updater
-    wrapper.masks.load_state_dict(state["masks"])
-    wrapper.masks.load_asleep(state["asleep"])
-    wrapper.step = int(state["step"])
-    wrapper.seed = int(state["generator"]["seed"])
-    updater.draws = int(state["generator"]["draws"])
-    updater.previous = {name: mask.clone() for name, mask in state["previous"].items()}
-    updater.state.clear()
-    for name, tensors in state["method_state"].items():
-        device = wrapper.layers[name].weight.device
-        updater.state[name] = {key: value.clone().to(device) for key, value in tensors.items()}
-        if distributed.rank() != 0:
-            for key in updater.state[name].keys() & set(wrapper.method.observed):
-                updater.state[name][key].zero_()
-    wrapper.history = [UpdateRecord(**record) for record in state["history"]]
+def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Take over an extra state, all but the statistics, and return it in the present format."""
+    found = _checked(net, run, method, state)
+    run.masks.load_state_dict(found["masks"])
+    run.masks.load_aside(found["aside"])
+    rest(net, run)
+    run.step = int(found["step"])
+    run.seed = int(found["generator"]["seed"])
+    run.draws = int(found["generator"]["draws"])
+    run.previous = _cloned(found["previous"])
+    run.network_memory = _cloned(found["network_memory"])
+    run.memory.clear()
+    for name, tensors in found["memory"].items():
+        device = run.masks.weight(name).device
+        run.memory[name] = {key: value.clone().to(device) for key, value in tensors.items()}
+    run.history = [UpdateRecord(**record) for record in found["history"]]
+    return found
 
 
-def load_statistics(wrapper: PruningWrapper, state: Mapping[str, Any]) -> None:
-    """Take over the statistics of a checked extra state.
+def load_statistics(net: nn.Module, run: Run, state: Mapping[str, Any]) -> None:
+    """Take over the statistics of a loaded extra state, and what scores had added up.
 
     A checkpoint is that of all ranks: the first takes them, and the others start with none.
     """
-    nodes = recording_nodes(wrapper.net)
-    device = next(iter(wrapper.layers.values())).weight.device
+    nodes, device = recording_nodes(net), run.masks.weight(run.layers[0]).device
+    first = processes.rank() == 0
     for name, activity in state["statistics"].items():
         nodes[name].activity.load_state_dict(activity, device)
-        if distributed.rank() != 0:
+        if not first:
             nodes[name].activity.clear()
+    if not first:
+        clear_sums(net, run)

@@ -1,15 +1,17 @@
-"""Hooks on a user's optimizer: what runs before and after each of its steps."""
+"""Hooks on a user's optimizers, before and after each step, and on the gradients of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["OptimizerHooks", "owned_parameters", "unscale_"]
+__all__ = ["Hooks", "OptimizerHooks", "owned_parameters", "unscale_"]
 
 
 def owned_parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -112,3 +114,64 @@ class OptimizerHooks:
         if self._entered and not self._skipped:
             with torch.no_grad():
                 self._after(optimizer)
+
+
+class Hooks:
+    """Hooks on a user's optimizers and on gradients; a deepcopy or a pickle of it has none.
+
+    Attributes:
+        forced_dense: keep all gradients dense, whatever the plan needs.
+        gradient_is_dense: parameter key -> whether its last gradient was left dense.
+    """
+
+    def __init__(self) -> None:
+        self.forced_dense = False
+        self.gradient_is_dense: dict[str, bool] = {}
+        self._attached: list[OptimizerHooks] = []
+        self._leaves: dict[str, tuple[Tensor, RemovableHandle]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_attached": [], "_leaves": {}}
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The attached optimizers."""
+        return [hooks.optimizer for hooks in self._attached]
+
+    def attach(self, hooks: OptimizerHooks) -> None:
+        """Keep the hooks on one more optimizer."""
+        self._attached.append(hooks)
+
+    def release(self, optimizer: Optimizer) -> None:
+        """Take the hooks off one optimizer."""
+        for hooks in self._attached:
+            if hooks.optimizer is optimizer:
+                hooks.remove()
+        self._attached = [hooks for hooks in self._attached if hooks.optimizer is not optimizer]
+
+    def hide_gradients(
+        self, parameters: Mapping[str, Tensor], gate: Callable[[str, Tensor], Tensor]
+    ) -> None:
+        """Let the gradients of these parameters pass through `gate`, before anybody clips them.
+
+        Called again it follows: parameters that are new, have been replaced, or train now.
+
+        Args:
+            parameters: by key.
+            gate: called as ``gate(key, grad)``, returns the gradient that is kept.
+        """
+        wanted = {key: p for key, p in parameters.items() if p.requires_grad}
+        for key in [k for k, (p, _) in self._leaves.items() if wanted.get(k) is not p]:
+            self._leaves.pop(key)[1].remove()
+        for key, parameter in wanted.items():
+            if key not in self._leaves:
+                handle = parameter.register_hook(partial(gate, key))
+                self._leaves[key] = (parameter, handle)
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for hooks in self._attached:
+            hooks.remove()
+        for _, handle in self._leaves.values():
+            handle.remove()
+        self._attached, self._leaves = [], {}

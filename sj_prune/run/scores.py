@@ -1,123 +1,144 @@
-"""The scores of one update: what a method says of layers becomes what the algorithm ranks."""
+"""The scores of one update: what a plan says of layers becomes what the algorithm ranks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sj_prune.masks.ranking import LayerScores
-from sj_prune.methods.base import LayerView
+from sj_prune.masks.scopes import Scope
+from sj_prune.masks.units import LayerScores
+from sj_prune.methods.parts import Growth, Score, reads_of
+from sj_prune.methods.view import LayerView
+from sj_prune.run.state import Run
+from sj_prune.run.views import view
 
-if TYPE_CHECKING:
-    from sj_prune.wrapper import PruningWrapper
+__all__ = ["GROWN_AT", "drop_scores", "last_scores", "scores"]
 
-__all__ = ["Scorer"]
+#: in the memory of a scope's first layer: the update in which each unit was grown, or -1
+GROWN_AT = "grown at"
 
 logger = logging.getLogger("sj_prune")
 
 
-class Scorer:
-    """Asks the wrapper's method for the scores of every layer or group.
+def scores(net: nn.Module, run: Run) -> list[LayerScores]:
+    """Return the scores of all scopes of the masks, in their order."""
+    found = [_of(net, run, scope, run.plan.drop, run.plan.grow) for scope in _scopes(run)]
+    return [_revived(run, each) for each in found]
 
-    Args:
-        wrapper: whose network it is.
-        view: returns what the method sees of a layer.
+
+def drop_scores(net: nn.Module, run: Run, drop: Score | None) -> list[LayerScores]:
+    """Return the scores of all scopes without growth, by another drop score than the plan's."""
+    return [_of(net, run, scope, drop or run.plan.drop, None) for scope in _scopes(run)]
+
+
+def _scopes(run: Run) -> list[Scope]:
+    return list(run.masks.scopes.values())
+
+
+def last_scores(run: Run) -> dict[str, Tensor]:
+    """Return what every unit scored at the last update, ``[units]`` by scope.
+
+    Of one that slept then it is the score it had when last awake. Only channels have any.
     """
+    found = {name: _awake(run, scope) for name, scope in run.masks.scopes.items()}
+    return {name: score for name, score in found.items() if score is not None}
 
-    def __init__(self, wrapper: PruningWrapper, view: Callable[[str], LayerView]) -> None:
-        self.wrapper = wrapper
-        self.view = view
-        self._warned: set[str] = set()
 
-    def scores(self) -> list[LayerScores]:
-        """Return the scores of all scopes of the masks, in their order."""
-        return [self._revived(self._of(scope)) for scope in self.wrapper.masks.scopes]
-
-    def last(self) -> dict[str, Tensor]:
-        """Return what every unit scored at the last update, ``[units]`` by scope.
-
-        Of one that slept then it is the score it had when last awake. Only channels have any.
-        """
-        found = {scope: self._awake(scope) for scope in self.wrapper.masks.scopes}
-        return {scope: score for scope, score in found.items() if score is not None}
-
-    def _of(self, scope: str) -> LayerScores:
-        method, masks = self.wrapper.method, self.wrapper.masks
-        views = {member: self.view(member) for member in masks.members(scope)}
-        drop = self._combined(scope, views, method.drop_score, "relative")
-        if drop is None:
-            raise RuntimeError(
-                f"Expected {type(method).__name__} to score {scope!r} but none of its layers "
-                f"{list(views)} has what it is scored by: print(model.explain()), and name them in "
-                "skip="
-            )
-        for name, score in drop[1].items():
-            masks.remember(name, score, views[name].state)
-        grow = self._combined(scope, views, method.grow_score, self._how())
-        tie = None
-        if grow is not None:
-            tie = self._combined(scope, views, method.tie_score, "mean")
-        alive = masks.alive(scope)
-        return LayerScores(
-            scope,
-            torch.ones_like(alive) if method.from_scratch else alive,
-            drop[0],
-            None if grow is None else grow[0],
-            None if tie is None else tie[0],
-            masks.floor(scope),
-            masks.multiple(scope),
+def _of(
+    net: nn.Module, run: Run, scope: Scope, score: Score | None, grow: Growth | None
+) -> LayerScores:
+    masks = run.masks
+    assert score is not None  # noqa: S101 (where sparsity emerges nothing is scored)
+    views = {name: view(net, run, name) for name in scope.layers}
+    drop = _joined(run, scope, views, score, "relative")
+    if drop is None:
+        raise RuntimeError(
+            f"Expected {run.plan.name} to score {scope.name!r} but none of its layers "
+            f"{list(views)} has what it is scored by: print(model.explain()), and name them in "
+            "skip="
         )
+    alive = masks.alive(scope.name)
+    if scope.sleeps:
+        for name, found in drop[1].items():
+            _remember(run, name, found, views[name])
+    growth = None if grow is None else _joined(run, scope, views, grow.score, "mean")
+    tie = None
+    if growth is not None and grow is not None and callable(grow.ties):
+        tie = _joined(run, scope, views, grow.ties, "mean")
+    return LayerScores(
+        scope.name,
+        torch.ones_like(alive) if run.plan.from_scratch else alive,
+        _protected(run, scope, drop[0], alive),
+        None if growth is None else growth[0],
+        None if tie is None else tie[0],
+        scope.floor,
+        scope.multiple,
+    )
 
-    def _how(self) -> str:
-        return "sum" if self.wrapper.method.growth_sum else "mean"
 
-    def _combined(
-        self,
-        scope: str,
-        views: Mapping[str, LayerView],
-        score: Callable[[LayerView], Tensor | None],
-        how: str,
-    ) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Return the scores of a scope's units, and those of its layers; None if none has any."""
-        structure = self.wrapper.method.structure
-        found = {}
-        for name, view in views.items():
-            value = score(view)
-            if value is not None:
-                found[name] = structure.units(value, view.weight)
-        return (self.wrapper.masks.combine(scope, found, how), found) if found else None
+def _joined(
+    run: Run, scope: Scope, views: Mapping[str, LayerView], score: Score, usual: str
+) -> tuple[Tensor, dict[str, Tensor]] | None:
+    """Return the scores of a scope's units, and those of its layers; None if none has any."""
+    found = {}
+    for name, layer in views.items():
+        value = score(layer)
+        if value is not None:
+            found[name] = run.plan.structure.units(value, layer.weight)
+    if not found:
+        return None
+    return scope.combine(found, reads_of(score).over or usual), found
 
-    def _revived(self, scores: LayerScores) -> LayerScores:
-        """Replace a growth signal that is 0 at all sleeping units by their last score awake.
 
-        A surrogate without a derivative at rest lets no gradient through to a silent channel.
-        """
-        masks, name = self.wrapper.masks, scores.name
-        asleep = ~masks.alive(name)
-        awake = self._awake(name)
-        if scores.grow is None or awake is None or not asleep.any():
-            return scores
-        if scores.grow[asleep].any() or not awake[asleep].any():
-            return scores
-        if name not in self._warned:
-            self._warned.add(name)
-            logger.warning(
-                "the growth signal of the sleeping channels of %s is 0 (a surrogate without a "
-                "derivative at rest?): they are ranked by the score they had while awake",
-                ", ".join(masks.members(name)),
-            )
-        here, there = scores.grow[~asleep].mean(), awake[~asleep].mean()
-        scale = here / there if here > 0 and there > 0 else 1.0
-        return replace(scores, grow=torch.where(asleep, awake * scale, scores.grow))
+def _remember(run: Run, name: str, score: Tensor, layer: LayerView) -> None:
+    """Keep what a layer's channels are dropped by while awake: asleep their scores mean nothing."""
+    before = layer.state.get("awake", torch.zeros_like(score))
+    layer.state["awake"] = torch.where(layer.mask.to(score.device), score, before.to(score))
 
-    def _awake(self, scope: str) -> Tensor | None:
-        """Return what the units of a scope scored while they were awake."""
-        masks, state = self.wrapper.masks, self.wrapper.updater.state
-        kept = {m: state.get(m, {}).get("awake") for m in masks.members(scope)}
-        found = {m: score for m, score in kept.items() if score is not None}
-        return masks.combine(scope, found, "relative") if found else None
+
+def _protected(run: Run, scope: Scope, drop: Tensor, alive: Tensor) -> Tensor:
+    """Put what has been grown lately above all others, as long as its time of grace lasts."""
+    grow = run.plan.grow
+    if grow is None or not grow.grace:
+        return drop
+    grown_at = run.memory[scope.layers[0]].get(GROWN_AT)
+    if grown_at is None:
+        return drop
+    grown_at = grown_at.to(alive.device)
+    young = alive & (grown_at >= 0) & (run.draws - grown_at <= grow.grace)
+    return drop.where(~young.to(drop.device), torch.finfo(drop.dtype).max)
+
+
+def _revived(run: Run, found: LayerScores) -> LayerScores:
+    """Replace a growth signal that is 0 at all sleeping units by their last score awake.
+
+    A surrogate without a derivative at rest lets no gradient through to a silent channel.
+    """
+    scope = run.masks.scopes[found.name]
+    asleep = ~run.masks.alive(found.name)
+    awake = _awake(run, scope)
+    if found.grow is None or awake is None or not asleep.any():
+        return found
+    if found.grow[asleep].any() or not awake[asleep].any():
+        return found
+    if found.name not in run.said:
+        run.said.add(found.name)
+        logger.warning(
+            "the growth signal of the sleeping channels of %s is 0 (a surrogate without a "
+            "derivative at rest?): they are ranked by the score they had while awake",
+            ", ".join(scope.layers),
+        )
+    here, there = found.grow[~asleep].mean(), awake[~asleep].mean()
+    scale = here / there if here > 0 and there > 0 else 1.0
+    return replace(found, grow=torch.where(asleep, awake * scale, found.grow))
+
+
+def _awake(run: Run, scope: Scope) -> Tensor | None:
+    """Return what the units of a scope scored while they were awake."""
+    kept = {name: run.memory.get(name, {}).get("awake") for name in scope.layers}
+    found = {name: score for name, score in kept.items() if score is not None}
+    return scope.combine(found, "relative") if found else None

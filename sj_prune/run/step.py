@@ -2,191 +2,266 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sj_prune.methods.base import Method
+from sj_prune.masks.bindings import Hidden
+from sj_prune.methods.view import NetView
+from sj_prune.run.anatomy import ensure_masks, learn_example, learn_from
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_
+from sj_prune.run.install import record_emergent
+from sj_prune.run.recording import in_window, switch
+from sj_prune.run.session import Session
+from sj_prune.run.update import clear_statistics, scheduled, would_drop
+from sj_prune.run.views import gamma_of, view
 
-if TYPE_CHECKING:
-    from sj_prune.wrapper import PruningWrapper
+__all__ = [
+    "attach",
+    "before_forward",
+    "dense_gradients",
+    "hide_gradients",
+    "learn_now",
+    "recording",
+    "switch_recording",
+]
 
-__all__ = ["Stepping"]
+
+def attach(session: Session, optimizer: Optimizer) -> None:
+    """Hook into `optimizer`, and make its slots true to the masks."""
+    parts = (partial(part, session) for part in (_before, _after, _evaluate))
+    session.hooks.attach(OptimizerHooks(optimizer, *parts))
+    if not session.run.plan.emergent:
+        session.run.masks.enforce(None, [optimizer])
+    switch_recording(session)
 
 
-class Stepping:
-    """Hooks of a wrapper on its optimizers and on the weights' gradients.
+def switch_recording(session: Session) -> None:
+    """Let the neurons record what the next update scores, and hide gradients of what is pruned."""
+    switch(session.net, session.run, session.recorder, bool(session.hooks.optimizers))
+    hide_gradients(session)
 
-    A copy holds neither: a deepcopy or pickle of an attached wrapper is detached.
 
-    Args:
-        wrapper: the wrapper that it works for.
-    """
+def before_forward(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Learn from a forward that is about to run, if it is the first that can tell."""
+    if learn_from(session.net, session.run, args, kwargs):
+        switch_recording(session)
 
-    def __init__(self, wrapper: PruningWrapper) -> None:
-        self.wrapper = wrapper
-        self.force_dense = False
-        self._attached: list[OptimizerHooks] = []
-        self._leaf_hooks: list[Any] = []
-        self.hook_leaves()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_attached": [], "_leaf_hooks": []}
+def learn_now(session: Session, example_input: Any) -> None:  # noqa: ANN401
+    """Learn from an example."""
+    learn_example(session.net, session.run, example_input)
+    switch_recording(session)
 
-    @property
-    def optimizers(self) -> list[Optimizer]:
-        """The attached optimizers."""
-        return [hooks.optimizer for hooks in self._attached]
 
-    def attach(self, optimizer: Optimizer) -> None:
-        """Hook into `optimizer`."""
-        self._attached.append(OptimizerHooks(optimizer, self._before, self._after, self._evaluate))
+@contextmanager
+def recording(session: Session) -> Iterator[None]:
+    """Record afresh inside this block, whatever the schedule says."""
+    clear_statistics(session.net, session.run)
+    session.recorder.now = True
+    switch_recording(session)
+    try:
+        yield
+    finally:
+        session.recorder.now = False
+        switch_recording(session)
 
-    def release(self, optimizer: Optimizer) -> None:
-        """Take the hooks off one optimizer."""
-        for hooks in self._attached:
-            if hooks.optimizer is optimizer:
-                hooks.remove()
-        self._attached = [hooks for hooks in self._attached if hooks.optimizer is not optimizer]
 
-    def remove(self) -> None:
-        """Take all hooks off."""
-        for hooks in self._attached:
-            hooks.remove()
-        for handle in self._leaf_hooks:
-            handle.remove()
-        self._attached, self._leaf_hooks = [], []
+@contextmanager
+def dense_gradients(session: Session) -> Iterator[None]:
+    """Keep the gradients of pruned weights inside this block."""
+    hooks = session.hooks
+    before, hooks.forced_dense = hooks.forced_dense, True
+    try:
+        yield
+    finally:
+        hooks.forced_dense = before
 
-    # ---- gradients of pruned weights -----------------------------------------------------------
 
-    def hook_leaves(self) -> None:
-        """Hide the gradients of pruned entries from here on, before anybody clips them."""
-        for handle in self._leaf_hooks:
-            handle.remove()
-        self._leaf_hooks = [
-            parameter.register_hook(partial(self._gate, name))
-            for name, parameter in self.wrapper.masks.gated().items()
-            if parameter.requires_grad
-        ]
+# ---- gradients of pruned weights ----------------------------------------------------------------
 
-    def _gate(self, name: str, grad: Tensor) -> Tensor:
-        dense = self._wants_dense_gradient()
-        self.wrapper.updater.gradient_is_dense[name] = dense
-        return grad if dense else self.wrapper.masks.zero_pruned(name, grad)
 
-    def _wants_dense_gradient(self) -> bool:
-        method = self.wrapper.method
-        if self.force_dense or method.gradient == "always":
-            return True
-        if method.gradient == "never":
-            return False
-        return not self._attached or method.schedule.due(self.wrapper.step + 1)
+def hide_gradients(session: Session) -> None:
+    """Hide the gradients of pruned entries from here on."""
+    session.hooks.hide_gradients(session.run.masks.gated(), partial(_gate, session))
 
-    # ---- around a step -------------------------------------------------------------------------
 
-    def _owned(self, optimizer: Optimizer) -> list[str]:
-        """Return the masked parameters that an optimizer moves."""
-        owned = {id(p) for p in owned_parameters(optimizer)}
-        return [key for key, p in self.wrapper.masks.parameters().items() if id(p) in owned]
+def _gate(session: Session, key: str, grad: Tensor) -> Tensor:
+    dense = _wants_dense_gradient(session)
+    session.hooks.gradient_is_dense[key] = dense
+    return grad if dense else session.run.masks.zero_pruned(key, grad)
 
-    def _layers(self, optimizer: Optimizer) -> list[str]:
-        """Return the layers whose weights it moves, which are what a method sees."""
-        owned = {id(p) for p in owned_parameters(optimizer)}
-        masks = self.wrapper.masks
-        return [name for name in masks.layers if id(masks.weight(name)) in owned]
 
-    def _penalized(self, optimizer: Optimizer) -> list[str]:
-        """Return the layers whose gradients a method changes before this optimizer steps."""
-        if self.wrapper.method.penalizes == "weight":
-            return self._layers(optimizer)
-        owned = {id(p) for p in owned_parameters(optimizer)}
-        gammas = {name: self.wrapper.updater.gamma(name) for name in self.wrapper.masks.layers}
-        return [name for name, gamma in gammas.items() if gamma is not None and id(gamma) in owned]
-
-    def _prunable(self, optimizer: Optimizer) -> list[str]:
-        """Return the layers that it moves, whether their masks are known or not."""
-        owned = {id(p) for p in owned_parameters(optimizer)}
-        return [name for name, layer in self.wrapper.layers.items() if id(layer.weight) in owned]
-
-    def _counts(self, optimizer: Optimizer) -> bool:
-        """Tell whether this is the first optimizer with a masked weight, whose steps count."""
-        for moves in (self._owned, self._prunable):  # groups of channels may not be known yet
-            first = next((o for o in self.optimizers if moves(o)), None)
-            if first is not None:
-                return optimizer is first
+def _wants_dense_gradient(session: Session) -> bool:
+    plan = session.run.plan
+    if session.hooks.forced_dense or plan.gradient == "always":
+        return True
+    if plan.gradient == "never":
         return False
-
-    def _step(self, optimizer: Optimizer) -> int:
-        """Return the step call in hand, counted from 1: one that steps later is still in it."""
-        counted = False
-        for other in self.optimizers:
-            if other is optimizer:
-                break
-            counted = counted or self._counts(other)
-        return self.wrapper.step + (not counted)
-
-    def _awaits_update(self, optimizer: Optimizer) -> bool:
-        """Tell whether a later step, the counting one, will score this one's dense gradients."""
-        method = self.wrapper.method
-        due = method.gradient == "update" and method.schedule.due(self.wrapper.step + 1)
-        return due and not self._counts(optimizer)
-
-    def _before(self, optimizer: Optimizer, first: bool) -> None:
-        wrapper, method = self.wrapper, self.wrapper.method
-        wrapper.ensure_masks(optional=True)
-        step = wrapper.step + 1
-        counts = first and self._counts(optimizer)
-        due = counts and method.schedule.due(step)
-        penalizes = _overrides(method, "on_gradient")
-        observes = first and _overrides(method, "observe") and wrapper.in_scheduled_window()
-        if penalizes or observes or (due and method.gradient != "never"):
-            unscale_(optimizer)
-        if observes:
-            for name in self._layers(optimizer):
-                method.observe(wrapper.updater.view(name))
-        if counts:
-            self._decide(step, due)
-        if penalizes:
-            step = self._step(optimizer)
-            # Now, for the update may have brought the masks: of a rank that has seen no batch.
-            for name in self._penalized(optimizer):
-                method.on_gradient(wrapper.updater.view(name, step))
-        if not (method.emergent or self._awaits_update(optimizer)):
-            wrapper.masks.mask_gradients(self._owned(optimizer))
-
-    def _decide(self, step: int, due: bool) -> None:
-        """Choose or update, if it is time."""
-        method = self.wrapper.method
-        if method.chooses(step):
-            self.wrapper.updater.choose()
-        if due:
-            self.wrapper.updater.scheduled(step)
-        if due and method.skips_step:
-            for parameter in chain.from_iterable(map(owned_parameters, self.optimizers)):
-                parameter.grad = None
-
-    def _evaluate(self, optimizer: Optimizer) -> None:
-        """Mask the weights for an evaluation inside a step: LBFGS moves all along its history."""
-        if not self.wrapper.method.emergent:
-            self.wrapper.masks.enforce(self._owned(optimizer), ())
-
-    def _after(self, optimizer: Optimizer) -> None:
-        wrapper, method = self.wrapper, self.wrapper.method
-        names = self._owned(optimizer)
-        if _overrides(method, "on_step"):
-            for name in self._layers(optimizer):
-                method.on_step(wrapper.updater.view(name))
-        if method.emergent:
-            wrapper.masks.adopt_zeros(names)
-        else:
-            wrapper.masks.enforce(names, [optimizer])
-        if self._counts(optimizer):
-            wrapper.count_step()
+    return not session.hooks.optimizers or plan.schedule.due(session.run.step + 1)
 
 
-def _overrides(method: Method, phase: str) -> bool:
-    return getattr(type(method), phase) is not getattr(Method, phase)
+# ---- which optimizer moves what -----------------------------------------------------------------
+
+
+def _owned(session: Session, optimizer: Optimizer) -> list[str]:
+    """Return the keys of the masked parameters that an optimizer moves."""
+    owned = {id(p) for p in owned_parameters(optimizer)}
+    return [key for key, p in session.run.masks.parameters().items() if id(p) in owned]
+
+
+def _layers(session: Session, optimizer: Optimizer, of: str = "weight") -> list[str]:
+    """Return the layers whose weight, or gamma behind them, it moves."""
+    owned = {id(p) for p in owned_parameters(optimizer)}
+    run = session.run
+    if of == "weight":
+        return [name for name in run.masks.layers if id(run.masks.weight(name)) in owned]
+    gammas = {name: gamma_of(session.net, run, name) for name in run.masks.layers}
+    return [name for name, gamma in gammas.items() if gamma is not None and id(gamma) in owned]
+
+
+def _prunable(session: Session, optimizer: Optimizer) -> list[str]:
+    """Return the layers that it moves, whether their masks are known or not."""
+    owned = {id(p) for p in owned_parameters(optimizer)}
+    weights = {n: session.net.get_submodule(n)._parameters["weight"] for n in session.run.layers}
+    return [name for name, weight in weights.items() if id(weight) in owned]
+
+
+def _counts(session: Session, optimizer: Optimizer) -> bool:
+    """Tell whether this is the first optimizer with a masked weight, whose steps count."""
+    for moves in (_owned, _prunable):  # groups of channels may not be known yet
+        first = next((o for o in session.hooks.optimizers if moves(session, o)), None)
+        if first is not None:
+            return optimizer is first
+    return False
+
+
+def _step(session: Session, optimizer: Optimizer) -> int:
+    """Return the step call in hand, counted from 1: one that steps later is still in it."""
+    counted = False
+    for other in session.hooks.optimizers:
+        if other is optimizer:
+            break
+        counted = counted or _counts(session, other)
+    return session.run.step + (not counted)
+
+
+def _awaits_update(session: Session, optimizer: Optimizer) -> bool:
+    """Tell whether a later step, the counting one, will score this one's dense gradients."""
+    plan = session.run.plan
+    due = plan.gradient == "update" and plan.schedule.due(session.run.step + 1)
+    return due and not _counts(session, optimizer)
+
+
+# ---- around a step ------------------------------------------------------------------------------
+
+
+def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
+    net, run, plan = session.net, session.run, session.run.plan
+    ensure_masks(net, run, optional=True)
+    counts = first and _counts(session, optimizer)
+    due = counts and plan.schedule.due(run.step + 1)
+    penalizes = any(penalty.gradient is not None for penalty in plan.penalties)
+    observes = first and plan.accumulating and in_window(run, bool(session.hooks.optimizers))
+    if penalizes or observes or (due and plan.gradient != "never"):
+        unscale_(optimizer)
+    if observes:
+        for name in _layers(session, optimizer):
+            for score in plan.accumulating:
+                score.add(view(net, run, name))
+    if counts:
+        _decide(session, due)
+    if penalizes:
+        _penalize(session, optimizer)
+    if not (plan.emergent or _awaits_update(session, optimizer)):
+        run.masks.mask_gradients(_owned(session, optimizer))
+
+
+def _decide(session: Session, due: bool) -> None:
+    """Let penalties prepare, and update, if it is time."""
+    run = session.run
+    prepare = [p.prepare for p in run.plan.penalties if p.prepare is not None]
+    for part in prepare:
+        part(_net_view(session))
+    if due:
+        scheduled(session, run.step + 1)
+    if due and run.plan.grow is not None and run.plan.grow.skips_step:
+        for parameter in chain.from_iterable(map(owned_parameters, session.hooks.optimizers)):
+            parameter.grad = None
+
+
+def _net_view(session: Session) -> NetView:
+    return NetView(
+        names=tuple(session.run.masks.layers),
+        layer=partial(view, session.net, session.run),
+        step=session.run.step + 1,
+        memory=session.run.network_memory,
+        would_drop=partial(would_drop, session),
+        learning_rate=partial(_learning_rate, session),
+    )
+
+
+def _learning_rate(session: Session, name: str) -> float:
+    """Return the learning rate of a layer's weight; 0 if no attached optimizer moves it."""
+    weight = session.run.masks.weight(name)
+    groups = chain.from_iterable(o.param_groups for o in session.hooks.optimizers)
+    found = (group["lr"] for group in groups if any(p is weight for p in group["params"]))
+    return float(next(found, 0.0))
+
+
+def _penalize(session: Session, optimizer: Optimizer) -> None:
+    """Add the gradient terms, now: the update may have brought the masks of this rank."""
+    step = _step(session, optimizer)
+    for penalty in session.run.plan.penalties:
+        if penalty.gradient is not None:
+            for name in _layers(session, optimizer, penalty.of):
+                penalty.gradient(view(session.net, session.run, name, step))
+
+
+def _evaluate(session: Session, optimizer: Optimizer) -> None:
+    """Mask the weights for an evaluation inside a step: LBFGS moves all along its history."""
+    if not session.run.plan.emergent:
+        session.run.masks.enforce(_owned(session, optimizer), ())
+
+
+def _after(session: Session, optimizer: Optimizer) -> None:
+    run, masks = session.run, session.run.masks
+    keys = _owned(session, optimizer)
+    _absorb(session, optimizer)
+    if run.plan.emergent:
+        masks.adopt_zeros(keys)
+    else:
+        masks.enforce(keys, [optimizer])
+    if _counts(session, optimizer):
+        _count(session)
+
+
+def _absorb(session: Session, optimizer: Optimizer) -> None:
+    """Let hidden variables take over what the step did to the weights; then the proximal terms."""
+    run, binding = session.run, session.run.plan.binding
+    proximal = [p.proximal for p in run.plan.penalties if p.proximal is not None]
+    if not (proximal or isinstance(binding, Hidden)):
+        return
+    for name in _layers(session, optimizer):
+        layer = view(session.net, run, name)
+        if isinstance(binding, Hidden):
+            binding.transform.absorb(layer.state, layer.weight)
+        for part in proximal:
+            part(layer, _learning_rate(session, name))
+        if isinstance(binding, Hidden):
+            layer.weight.copy_(binding.transform.weight(layer.state))
+
+
+def _count(session: Session) -> None:
+    """Count one completed step of the optimizer that owns the masked weights."""
+    run = session.run
+    run.step += 1
+    if run.plan.emergent and run.plan.schedule.due(run.step):
+        session.agreement.check_masks(run.step)
+        record_emergent(run, run.step, session.agreement.log_level)
+    switch_recording(session)

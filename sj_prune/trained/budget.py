@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 
-from sj_prune.masks.ranking import LayerScores
+from sj_prune.masks.units import LayerScores
 from sj_prune.reports import cost
+from sj_prune.run.install import put
+from sj_prune.run.scores import scores
+from sj_prune.run.update import propose
 from sj_prune.wrapper import PruningWrapper
 
 __all__ = ["BUDGETS", "check_budget", "sparsity_for", "spent"]
@@ -86,7 +89,7 @@ def sparsity_for(
     Raises:
         ValueError: if even the sparsest masks spend more, and if the dense network spends nothing.
     """
-    scores = model.updater.scorer.scores()
+    found = scores(model.net, model.session.run)
     dense = spent(model, kind, args)
     target = fraction * dense
     if not dense:
@@ -96,11 +99,11 @@ def sparsity_for(
             "macs or parameters"
         )
 
-    multiple = max(score.multiple for score in scores)
+    multiple = max(score.multiple for score in found)
     measured: dict[str, float] = {}
 
     def left_at(keep: int) -> float:
-        with tried(model, scores, keep):
+        with tried(model, found, keep):
             # Masks of near numbers may be the same where multiples are kept.
             key = str(keep if multiple == 1 else model.masks.pruned_units())
             if key not in measured:
@@ -110,7 +113,8 @@ def sparsity_for(
             return measured[key]
 
     total = sum(model.masks.units().values())
-    least = model.method.allocation.least([s.size for s in scores], [s.floor for s in scores])
+    allocation = model.session.run.plan.allocation
+    least = allocation.least([s.size for s in found], [s.floor for s in found])
     low, high = least, total
     lowest = left_at(low)
     if lowest > target * (1 + _PROMISED):
@@ -119,12 +123,12 @@ def sparsity_for(
             f"the sparsest masks ({least} of {total} units) spend, but got {fraction:g}: raise it, "
             "name fewer layers in skip, or lower min_keep or multiple"
         )
-    found = _search(left_at, target, {low: lowest, high: left_at(high)}, multiple)
-    keep, left = min(found.items(), key=lambda item: (abs(item[1] - target), item[0]))
+    tries = _search(left_at, target, {low: lowest, high: left_at(high)}, multiple)
+    keep, left = min(tries.items(), key=lambda item: (abs(item[1] - target), item[0]))
     if abs(left - target) <= _PROMISED * target:
         return 1.0 - keep / total
     if multiple > 1:
-        keep, left = max(found.items(), key=lambda item: (item[1] <= target, item[1]))
+        keep, left = max(tries.items(), key=lambda item: (item[1] <= target, item[1]))
         logger.info(
             "groups keep multiples of channels: the masks nearest to the budget of %s that do not "
             "exceed it leave %.4g of the dense network, %.2f %% below the budget of %.4g",
@@ -180,13 +184,14 @@ def _around(keep: int, least: int, total: int, farthest: int) -> list[int]:
 
 
 @contextmanager
-def tried(model: PruningWrapper, scores: list[LayerScores], keep: int) -> Iterator[None]:
+def tried(model: PruningWrapper, found: list[LayerScores], keep: int) -> Iterator[None]:
     """Install the masks of an update for a while, and take them back."""
-    saved = {key: p.detach().clone() for key, p in model.masks.parameters().items()}
+    masks, run = model.masks, model.session.run
+    saved = {key: p.detach().clone() for key, p in masks.parameters().items()}
     buffers = {b: b.detach().clone() for b in model.net.buffers()}
-    masks = model.masks
     try:
-        model.updater.apply(model.updater.propose(scores, keep))
+        put(model.net, run, propose(run, found, keep), model.optimizers)
+        masks.enforce(None, model.optimizers)
         yield
     finally:
         masks.install({name: torch.ones_like(masks.alive(name)) for name in masks.scopes})

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sj_prune import _host
-from sj_prune.methods.base import Method
 from sj_prune.network.inputs import as_args
+from sj_prune.run.views import view
 from sj_prune.wrapper import PruningWrapper
 
 __all__ = ["Loss", "calibrate", "few_batches", "inputs_of", "mean_cross_entropy", "renormalize"]
@@ -84,13 +84,13 @@ def calibrate(
 ) -> None:
     """Let neurons record, and gradients add up, what the method scores: one pass in eval mode.
 
-    Gradients are the mean over batches; ``method.observe`` sees those of every batch. Neuron layers
+    Gradients are the mean over batches; scores that add up see those of every batch. Neuron layers
     that cut gradients in eval mode run in train mode where gradients are scored: they spike alike.
     """
-    observes = type(model.method).observe is not Method.observe
-    if not (model.method.needs or observes or model.method.gradient != "never"):
+    plan = model.session.run.plan
+    backward = bool(plan.accumulating) or plan.gradient != "never"
+    if not (plan.statistics or backward):
         return
-    backward = observes or model.method.gradient != "never"
     sums: dict[nn.Parameter, Tensor] = {}
     modes = _evaluating(model, differentiable=backward)
     with modes, model.recording(), model.dense_gradients(), torch.set_grad_enabled(backward):
@@ -101,7 +101,7 @@ def calibrate(
             output = model(*args)
             if backward:
                 _backward(output, target, loss)
-                _observe(model, observes)
+                _observe(model)
                 _add(model, sums)
             number += 1
         _host.reset_net(model)
@@ -119,10 +119,11 @@ def _backward(output: Any, target: Any, loss: Loss) -> None:  # noqa: ANN401
 
 
 @torch.no_grad()
-def _observe(model: PruningWrapper, observes: bool) -> None:
-    if observes:
-        for name in model.masks.layers:
-            model.method.observe(model.updater.view(name))
+def _observe(model: PruningWrapper) -> None:
+    run = model.session.run
+    for score in run.plan.accumulating:
+        for name in run.masks.layers:
+            score.add(view(model.net, run, name))
 
 
 def _add(model: PruningWrapper, sums: dict[nn.Parameter, Tensor]) -> None:

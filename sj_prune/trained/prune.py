@@ -5,21 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from sj_prune import _host
-from sj_prune.methods.base import Method, ScheduledMethod
+from sj_prune.masks.schedule import Manual
+from sj_prune.methods.base import ScheduledMethod
+from sj_prune.methods.parts import Dense
+from sj_prune.methods.plan import Plan, Rewrite, plan_of
 from sj_prune.network.restore import restored_on_error
+from sj_prune.reports.report import Report
+from sj_prune.run.update import check_ready
+from sj_prune.run.views import view
 from sj_prune.trained.budget import check_budget, sparsity_for
-from sj_prune.trained.calibration import Loss, calibrate, few_batches, inputs_of, mean_cross_entropy
+from sj_prune.trained.calibration import (
+    Loss,
+    calibrate,
+    few_batches,
+    inputs_of,
+    mean_cross_entropy,
+)
 from sj_prune.trained.calibration import renormalize as estimate_norms
 from sj_prune.wrapper import PruningWrapper
-
-if TYPE_CHECKING:
-    from sj_prune.reports.report import Report
 
 __all__ = ["Pruned", "prune"]
 
@@ -38,7 +47,7 @@ class Pruned(NamedTuple):
 def prune(
     net: nn.Module,
     loader: Iterable[Any],
-    method: Method,
+    method: Any,  # noqa: ANN401
     *,
     batches: int = 16,
     budget: Mapping[str, float] | None = None,
@@ -90,18 +99,19 @@ def prune(
         ValueError: for a method that cannot prune at once, an empty loader, a budget out of reach.
             The network is as it was then, and likewise if a callback raises.
     """
-    method = _without_schedule(method)
-    kind, value = ("sparsity", method.sparsity) if budget is None else check_budget(budget)
-    if budget is not None:  # where it is searched for, no sparsity is out of reach beforehand
-        method = replace(method, sparsity=value if kind == "sparsity" else 0.0)
+    plan = _at_once(method)
+    kind, value = ("sparsity", plan.sparsity) if budget is None else check_budget(budget)
+    # Where it is searched for, no sparsity is out of reach beforehand.
+    final = value if kind == "sparsity" else 0.0
+    plan, rewrite = replace(plan, schedule=Manual(final=final), rewrite=None), plan.rewrite
     _check_arguments(net, batches, loss, fine_tune)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     found = few_batches(loader, batches, device)
     with restored_on_error(net):
-        model = PruningWrapper(net, method, example_input=found[0][0], skip=skip, seed=seed)
+        model = PruningWrapper(net, plan, example_input=found[0][0], skip=skip, seed=seed)
         model.masks.bind_always()  # no other update follows that would zero what comes back
         try:
-            _update(model, found, kind, value, loss, renormalize)
+            _update(model, found, kind, value, loss, renormalize, rewrite)
             if fine_tune is not None:
                 _fine_tune(model, fine_tune)
             report = model.report(found[0][0])
@@ -114,7 +124,13 @@ def prune(
 
 
 def _update(
-    model: PruningWrapper, found: Batches, kind: str, value: float, loss: Loss, renormalize: bool
+    model: PruningWrapper,
+    found: Batches,
+    kind: str,
+    value: float,
+    loss: Loss,
+    renormalize: bool,
+    rewrite: Rewrite | None,
 ) -> None:
     def prepare() -> None:
         if renormalize:
@@ -123,28 +139,44 @@ def _update(
     gradients = {p: p.grad for p in model.parameters()}
     calibrate(model, found, loss)
     if kind != "sparsity":
-        model.updater.check_ready()
+        check_ready(model.net, model.session.run, model.session.hooks)
         with torch.no_grad():
             value = sparsity_for(model, kind, value, found[0][0], prepare)
     model.update_masks(value)
+    if rewrite is not None:
+        _rewrite(model, rewrite)
     for parameter in model.parameters():
         parameter.grad = gradients.get(parameter)
     prepare()
 
 
-def _without_schedule(method: Method) -> Method:
-    if not isinstance(method, Method):
-        raise TypeError(
-            f"Expected method to be an instance of a class in sj_prune.methods but got {method!r}"
-        )
-    name = type(method).__name__
-    if method.emergent or not method.dense_start:
+@torch.no_grad()
+def _rewrite(model: PruningWrapper, rewrite: Rewrite) -> None:
+    """Let the plan change the weights that are kept."""
+    run = model.session.run
+    for name in run.masks.layers:
+        layer = view(model.net, run, name)
+        run.masks.weight(name).copy_(rewrite(layer))
+    run.masks.settle()
+    run.masks.enforce()
+
+
+def _at_once(method: object) -> Plan:
+    """Return the plan of a method that can prune a trained network.
+
+    Raises:
+        TypeError: if it is no method.
+        ValueError: if it prunes in training alone.
+    """
+    plan = plan_of(method)
+    if plan.emergent or not isinstance(plan.start, Dense):
+        how = "lets sparsity emerge in training" if plan.emergent else "trains sparse networks"
         raise ValueError(
-            f"Expected a method that can prune a trained network at once but {name} "
-            f"{'lets sparsity emerge in training' if method.emergent else 'trains sparse networks'}"
-            ": use sj_prune.PruningWrapper"
+            f"Expected a method that can prune a trained network at once but {plan.name} {how}: "
+            "use sj_prune.PruningWrapper"
         )
-    return replace(method, end=None) if isinstance(method, ScheduledMethod) else method
+    # Penalties too know that no update is scheduled.
+    return plan_of(replace(method, end=None)) if isinstance(method, ScheduledMethod) else plan
 
 
 def _fine_tune(model: PruningWrapper, fine_tune: Callable[[PruningWrapper], object]) -> None:
@@ -158,8 +190,7 @@ def _fine_tune(model: PruningWrapper, fine_tune: Callable[[PruningWrapper], obje
 
 
 def _check_arguments(net: object, batches: object, loss: object, fine_tune: object) -> None:
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
+    _host.check_module(net)
     if isinstance(batches, bool) or not isinstance(batches, int):
         raise TypeError(f"Expected batches to be an integer but got {batches!r}")
     if batches < 1:

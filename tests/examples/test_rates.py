@@ -82,7 +82,7 @@ def test_methods_without_an_interval_of_their_own():
 
     known = options.methods()
     if "NetworkSlimming" in known:
-        assert make("--method", "NetworkSlimming").schedule.updates == 1
+        assert make("--method", "NetworkSlimming").plan().schedule.updates == 1
         assert make("--method", "NetworkSlimming", "--set", "interval=50").interval == 50
     if "SCA" in known:
         assert make("--method", "SCA", "--sparsity", "0.5").interval == 39

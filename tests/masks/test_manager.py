@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from sj_prune.masks import MaskManager
+from sj_prune.masks import Strict, Unstructured
 from tests.support.pruning_cases import build, slots_of
 
 
 def manager(net):
     names = ("0", "3", "8", "10")
-    return MaskManager({name: net.get_submodule(name) for name in names})
+    return Unstructured().masks(net, names, (), Strict())
 
 
 def random_masks(masks, seed=0):

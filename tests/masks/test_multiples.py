@@ -107,7 +107,7 @@ def test_drop_and_grow_keeps_multiples(layers, data, allocation, across, regrow,
         keep,
         allocation,
         regrow=regrow,
-        regrow_of_all=of_all,
+        of="all" if of_all else "kept",
         across_layers=across,
         generator=torch.Generator().manual_seed(0),
     )

@@ -8,6 +8,14 @@ import torch
 
 from sj_prune import methods
 from tests.support.channel_cases import greg, view
+from tests.support.views import choose, drop_score, penalize
+
+
+def chooses(method, step):
+    """Tell whether filters are chosen in a step."""
+    seen = view(step=step)
+    choose(method, seen, torch.ones(6, dtype=torch.bool), step)
+    return "chosen" in seen.state
 
 
 def factors_by_hand(method, chosen, last):
@@ -47,15 +55,14 @@ def test_factor_follows_the_steps(case):
     chosen = torch.tensor([True, False, False, True, False, True])
     state = {}
     expected = factors_by_hand(method, chosen.tolist(), method.end + 2)
-    steps = [step for step in range(1, method.end + 3) if method.chooses(step)]
+    steps = [step for step in range(1, method.end + 3) if chooses(method, step)]
     assert len(steps) == 1
     for step, factors in enumerate(expected, start=1):
         seen = view(step=step)
         seen = dataclasses.replace(seen, state=state)
-        if method.chooses(step):
-            method.on_choice(seen, chosen)
+        choose(method, seen, chosen, step)
         before = seen.grad.clone()
-        method.on_gradient(seen)
+        penalize(method, seen)
         for c, factor in enumerate(factors):
             torch.testing.assert_close(
                 seen.grad[c], before[c] + factor * seen.weight[c], rtol=1e-12, atol=1e-12
@@ -68,15 +75,15 @@ def test_published_schedule():
     first, second = methods.GReg(end=50_001), methods.GReg(variant=2, end=54_501)
     assert (first.every, first.delta, first.ceiling) == (5, 1e-4, 1.0)
     assert (second.pick_delta, second.pick_ceiling) == (1e-5, 1e-2)
-    assert first.chooses(1)
-    assert not second.chooses(1)
-    assert second.chooses(5001)
+    assert chooses(first, 1)
+    assert not chooses(second, 1)
+    assert chooses(second, 5001)
     chosen = torch.tensor([True] + [False] * 5)
 
     def factor(method, step):
         seen = view(step=step)
         if not method.begin < step or step >= 5001 or method.variant == 1:
-            method.on_choice(seen, chosen)
+            choose(method, seen, chosen, 1 if method.variant == 1 else 5001)
         return method.factor(seen)[:2].tolist()
 
     assert factor(first, 5) == pytest.approx([1e-4, 0])
@@ -91,9 +98,9 @@ def test_published_schedule():
 def test_applying_twice_in_one_step_raises_once():
     """The factor is a function of the step: a closure that runs again adds the same."""
     method, seen = greg(), view(step=3)
-    method.on_choice(seen, torch.ones(6, dtype=torch.bool))
+    choose(method, seen, torch.ones(6, dtype=torch.bool), 1)
     first = method.factor(seen).clone()
-    method.on_gradient(seen)
+    penalize(method, seen)
     assert method.factor(seen).equal(first)
     assert seen.state["chosen"].dtype == torch.bool  # what a checkpoint holds
 
@@ -103,16 +110,16 @@ def test_chosen_filters_are_dropped_first():
     method = greg()
     seen = view()
     chosen = torch.tensor([False, True, False, True, False, False])
-    method.on_choice(seen, chosen)
+    choose(method, seen, chosen, 1)
     seen.weight[1] *= 100.0
     seen.weight[4] = 0.0
-    score = method.drop_score(seen)
+    score = drop_score(method, seen)
     assert score[chosen].max() < score[~chosen].min()
     kept = [c for c in range(6) if not chosen[c]]
     by_norm = sorted(kept, key=lambda c: float(seen.weight[c].abs().mean()))
     assert sorted(kept, key=lambda c: float(score[c])) == by_norm
     seen.weight.zero_()
-    assert method.drop_score(seen).tolist() == [1, 0, 1, 0, 1, 1]
+    assert drop_score(method, seen).tolist() == [1, 0, 1, 0, 1, 1]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -123,9 +130,9 @@ def test_coupled_layers_drop_what_was_chosen(seed):
     for scale in (1e-6, 1.0, 1e6):
         seen = view(seed=seed)
         seen.weight.mul_(scale)
-        method.on_choice(seen, chosen)
+        choose(method, seen, chosen, 1)
         seen.weight[chosen] *= 50.0
-        score = method.drop_score(seen)
+        score = drop_score(method, seen)
         combined = combined + score / score.mean()
     if chosen.any() and not chosen.all():
         assert combined[chosen].max() < combined[~chosen].min()
@@ -134,7 +141,7 @@ def test_coupled_layers_drop_what_was_chosen(seed):
 def test_choice_is_copied():
     method, seen = greg(), view()
     chosen = torch.zeros(6, dtype=torch.bool)
-    method.on_choice(seen, chosen)
+    choose(method, seen, chosen, 1)
     chosen.fill_(True)
     assert not seen.state["chosen"].any()
 
@@ -143,16 +150,16 @@ def test_nothing_is_penalized_before_the_choice():
     """A layer that joined late, or a checkpoint from before, has none chosen."""
     seen = view(step=4)
     before = seen.grad.clone()
-    greg().on_gradient(seen)
+    penalize(greg(), seen)
     assert seen.grad.equal(before)
-    greg().on_gradient(dataclasses.replace(seen, grad=None))
+    penalize(greg(), dataclasses.replace(seen, grad=None))
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"variant": 3}, ValueError, "Expected variant to be 1 or 2 but got 3"),
-        ({"variant": True}, ValueError, "Expected variant to be 1 or 2 but got True"),
+        ({"variant": 3}, ValueError, r"Expected variant to be one of \(1, 2\) but got 3"),
+        ({"variant": True}, ValueError, r"Expected variant to be one of \(1, 2\) but got True"),
         ({"every": 0}, ValueError, "Expected every of at least 1 but got 0"),
         ({"every": 1.5}, TypeError, r"Expected every to be an integer but got 1\.5"),
         ({"delta": 0}, ValueError, "Expected delta to be finite and above 0 but got 0"),

@@ -10,11 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sj_prune import methods
-from sj_prune.masks import ERK, Channels, Constant, Cubic, Global, OneShot, Uniform, Unstructured
+from sj_prune.masks import (
+    ERK,
+    AtUpdates,
+    Channels,
+    Constant,
+    Cubic,
+    Global,
+    LayerScores,
+    OneShot,
+    Sleep,
+    Uniform,
+    Unstructured,
+)
 from sj_prune.masks import prune_and_regrow as update
-from sj_prune.masks.ranking import LayerScores
-from sj_prune.methods.base import check_same_method
+from sj_prune.methods.identity import check_same, describe
+from sj_prune.methods.parts.scores import reads_of
 from tests.support.channel_cases import CHANNEL_METHODS, node, ready, sca, view
+from tests.support.views import choose, drop_score, grow_score, penalize
 
 GROWTHS = ("gradient", "criticality", "random", "score")
 EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
@@ -59,7 +72,8 @@ EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
         (
             {"allocation": ERK()},
             ValueError,
-            r"Expected allocation of \w+ to be Global\(\) or Uniform\(\) but got ERK\(\)",
+            r"Expected parts of \w+ that go together but allocation=ERK\(\) gives densities by the "
+            r"shape of weights, which channels do not have: Global\(\) or Uniform\(\)",
         ),
     ],
 )
@@ -96,9 +110,21 @@ def test_wrong_settings(name, wrong, error, message):
             ValueError,
             "Expected aggregate to be one of .* but got 'sum'",
         ),
-        (lambda: methods.FilterNorm(p=3), ValueError, "Expected p to be 1 or 2 but got 3"),
-        (lambda: methods.FilterNorm(p=True), ValueError, "Expected p to be 1 or 2 but got True"),
-        (lambda: methods.FilterNorm(p="1"), ValueError, "Expected p to be 1 or 2 but got '1'"),
+        (
+            lambda: methods.FilterNorm(p=3),
+            ValueError,
+            r"Expected p to be one of \(1, 2\) but got 3",
+        ),
+        (
+            lambda: methods.FilterNorm(p=True),
+            ValueError,
+            r"Expected p to be one of \(1, 2\) but got True",
+        ),
+        (
+            lambda: methods.FilterNorm(p="1"),
+            ValueError,
+            r"Expected p to be one of \(1, 2\) but got '1'",
+        ),
     ],
 )
 def test_wrong_settings_of_one(make, error, message):
@@ -115,13 +141,12 @@ def test_published_settings():
         "gradient",
     )
     assert method.structure == Channels(linear=False)
-    assert method.window is None
+    assert method.plan().window is None
     method = methods.CriticalityChannels(end=100)
     assert (method.sparsity, method.regrow, method.l1) == (0.512, 0.3, 1e-4)
     assert (method.growth, method.aggregate) == ("criticality", "max")
-    assert methods.CriticalityChannels(sparsity=0.658, regrow=0.1, end=100).needs == {
-        "criticality_max"
-    }
+    method = methods.CriticalityChannels(sparsity=0.658, regrow=0.1, end=100)
+    assert method.plan().statistics == {"criticality_max"}
     assert methods.NetworkSlimming(end=100).regrow == 0
 
 
@@ -129,22 +154,21 @@ def test_published_settings():
 def test_protocol(name):
     row = CHANNEL_METHODS[name]
     method = row.make(regrow=0.0)
-    assert method.needs == frozenset(row.needs)
-    assert (method.gradient, method.regrow_schedule) == ("never", None)
-    assert method.allocation == row.allocation
-    assert method.regrow_of_all == row.of_all
-    assert method.needs_norm == row.needs_norm
-    assert method.keeps_value
-    assert method.exact_ties
-    assert not method.emergent
-    updates = [step for step in range(1, 20) if method.schedule.due(step)]
+    plan = method.plan()
+    assert plan.statistics == frozenset(row.reads)
+    assert (plan.gradient, plan.grow) == ("never", None)
+    assert plan.allocation == method.allocation == row.allocation
+    assert plan.needs_norm == row.needs_norm
+    assert plan.scores_neurons == bool(row.reads)
+    assert not plan.emergent
+    updates = [step for step in range(1, 20) if plan.schedule.due(step)]
     assert updates == ([8] if row.once else [2, 4, 6, 8])
     kind = OneShot if row.once else Constant if row.constant else Cubic
-    assert type(method.schedule) is kind
-    assert method.schedule.at(8) == method.sparsity
-    assert all(not row.constant or method.schedule.at(k) == method.sparsity for k in updates)
-    assert method.binds == ("update" if name == "SCA-update" else "always")
-    assert method.from_scratch == (name == "SCA-update")
+    assert type(plan.schedule) is kind
+    assert plan.schedule.at(8) == method.sparsity == plan.sparsity
+    assert all(not row.constant or plan.schedule.at(k) == method.sparsity for k in updates)
+    assert plan.binding == (AtUpdates() if name == "SCA-update" else Sleep("restore"))
+    assert plan.from_scratch == (name == "SCA-update")
 
 
 @EVERY
@@ -152,39 +176,42 @@ def test_protocol(name):
 def test_growth_settings(name, growth):
     """Growing is two settings for every method; statistics and gradients follow from them."""
     row = CHANNEL_METHODS[name]
-    method = row.make(regrow=0.2, growth=growth, wake="zero")
+    plan = row.make(regrow=0.2, growth=growth, wake="zero").plan()
     kind = "criticality_mean" if name.endswith("-mean") else "criticality_max"
-    assert method.needs == {*row.needs, *([kind] if growth == "criticality" else [])}
-    assert method.gradient == ("update" if growth == "gradient" else "never")
-    assert method.growth_sum == (growth == "gradient")
-    assert method.grow_across_layers == (not isinstance(row.allocation, Uniform))
-    assert method.wakes == "zero"
-    assert [method.regrow_schedule.at(k) for k in range(9) if method.schedule.due(k)] == [0.2] * (
-        1 if row.once else 4
-    )
+    assert plan.statistics == {*row.reads, *([kind] if growth == "criticality" else [])}
+    assert plan.gradient == ("update" if growth == "gradient" else "never")
+    assert reads_of(plan.grow.score).over == ("sum" if growth == "gradient" else None)
+    assert plan.grow.across_layers == (not isinstance(row.allocation, Uniform))
+    assert plan.grow.of == ("all" if row.of_all else "kept")
+    assert plan.grow.keeps_value
+    assert plan.grow.exact_ties
+    assert plan.binding == (AtUpdates() if name == "SCA-update" else Sleep("zero"))
+    grown = [plan.grow.at(k) for k in range(9) if plan.schedule.due(k)]
+    assert grown == [0.2] * (1 if row.once else 4)
 
 
 @EVERY
 def test_manual(name):
     """Without `end` nothing happens by itself; the final values hold at every call."""
     method = CHANNEL_METHODS[name].make(end=None, interval=None, batches=None, regrow=0.2)
-    assert not any(method.schedule.due(step) for step in range(100))
-    assert method.schedule.at(0) == method.sparsity
-    assert method.regrow_schedule.at(0) == 0.2
+    plan = method.plan()
+    assert not any(plan.schedule.due(step) for step in range(100))
+    assert plan.schedule.at(0) == method.sparsity
+    assert plan.grow.at(0) == 0.2
 
 
 @EVERY
 def test_describe_round_trip(name):
     make = CHANNEL_METHODS[name].make
     method = make()
-    saved = json.loads(json.dumps(method.describe()))
-    check_same_method(method, saved)
-    check_same_method(make(), method.describe())
+    saved = json.loads(json.dumps(describe(method)))
+    check_same(method, saved)
+    check_same(make(), describe(method))
     assert set(saved) == {"name", *(f.name for f in dataclasses.fields(method))}
     for changed in ({"sparsity": 0.25}, {"regrow": 0.15}, {"wake": "zero"}, {"growth": "random"}):
         (key,) = changed
         with pytest.raises(ValueError, match=rf"method\.{key} = "):
-            check_same_method(make(**changed), saved)
+            check_same(make(**changed), saved)
     with pytest.raises(AttributeError, match="cannot assign"):
         method.sparsity = 0.5
     with pytest.raises(TypeError, match="positional"):
@@ -205,7 +232,7 @@ def test_scores_are_pure_and_one_a_channel(name, norm):
         method = row.make(regrow=0.2, growth=growth)
         ready(method, seen)
         before = held(seen)
-        drop, grow = method.drop_score(seen), method.grow_score(seen)
+        drop, grow = drop_score(method, seen), grow_score(method, seen)
         assert (drop is None) == (row.needs_norm and not norm)
         assert drop is None or drop.shape == (6,)
         assert grow.shape == (6,)
@@ -225,9 +252,10 @@ def test_penalties(name):
     """Only the methods that say so change gradients; weights are never touched."""
     row = CHANNEL_METHODS[name]
     method, seen = row.make(), view(step=3)
-    method.on_choice(seen, torch.ones(6, dtype=torch.bool))
+    for step in (1, 2, 3):
+        choose(method, seen, torch.ones(6, dtype=torch.bool), step)
     before, weight = held(seen), seen.weight.clone()
-    method.on_gradient(seen)
+    penalize(method, seen)
     changed = any(not a.equal(b) for a, b in zip(before, held(seen), strict=True))
     assert changed == row.penalizes
     assert seen.weight.equal(weight)
@@ -248,7 +276,7 @@ def test_order_of_channels_does_not_matter(name):
         mine.data.copy_(theirs[order])
         mine.grad.copy_(theirs.grad[order])
     method = row.make()
-    a, b = (method.drop_score(ready(method, v)) for v in (seen, moved))
+    a, b = (drop_score(method, ready(method, v)) for v in (seen, moved))
     torch.testing.assert_close(a[order], b)
 
 
@@ -266,32 +294,33 @@ def networks(draw):
 def run_updates(method, network, min_keep=1):
     """Run the method's updates on random scores; yield the step and what was found."""
     sizes, seed, levels = network
+    plan = method.plan()
     generator = torch.Generator().manual_seed(seed)
 
     def noise(size):
         return torch.randint(levels, (size,), generator=generator).double()
 
     masks = [torch.ones(n, dtype=torch.bool) for n in sizes]
-    for step in (k for k in range(1, 20) if method.schedule.due(k)):
+    for step in (k for k in range(1, 20) if plan.schedule.due(k)):
         layers = [
             LayerScores(
                 f"group{i}",
-                torch.ones_like(mask) if method.from_scratch else mask,
+                torch.ones_like(mask) if plan.from_scratch else mask,
                 noise(len(mask)),
-                noise(len(mask)) if method.regrow else None,
+                noise(len(mask)) if plan.grow else None,
                 floor=min(min_keep, len(mask)),
             )
             for i, mask in enumerate(masks)
         ]
-        keep = round((1 - method.schedule.at(step)) * sum(sizes))
+        keep = round((1 - plan.schedule.at(step)) * sum(sizes))
         found = update(
             layers,
             keep,
-            method.allocation,
-            regrow=method.regrow_schedule.at(step) if method.regrow_schedule else 0.0,
-            regrow_of_all=method.regrow_of_all,
-            across_layers=method.grow_across_layers,
-            exact_ties=method.exact_ties,
+            plan.allocation,
+            regrow=plan.grow.at(step) if plan.grow else 0.0,
+            of=plan.grow.of if plan.grow else "kept",
+            across_layers=plan.grow is not None and plan.grow.across_layers,
+            exact_ties=plan.grow is None or plan.grow.exact_ties,
             generator=generator,
         )
         yield layers, keep, found

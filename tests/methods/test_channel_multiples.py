@@ -6,7 +6,7 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sj_prune import PruningWrapper, compact, methods
-from sj_prune.masks import ChannelMasks, Channels
+from sj_prune.masks import Channels
 from tests.support.channel_cases import CHANNEL_METHODS, TOTAL, UNITS, pruner
 from tests.support.pruning_cases import batch, train
 
@@ -91,7 +91,7 @@ def test_multiples_are_of_channels_not_of_units(sparsity):
     x_seq = torch.rand(2, 2, 2, 6, 6)
     method = methods.FilterNorm(sparsity=sparsity, structure=Channels(multiple=4))
     model = PruningWrapper(Grouped(), method, example_input=x_seq)
-    assert [group.units for group in model.masks.groups.values()] == [12, 8]
+    assert list(model.masks.units().values()) == [12, 8]
     model.update_masks()
     small = compact(model.finalize(), x_seq)
     for conv in (small.a, small.b):
@@ -101,4 +101,6 @@ def test_multiples_are_of_channels_not_of_units(sparsity):
 
 def test_default_is_any_number():
     assert Channels().multiple == 1
-    assert ChannelMasks().channels == 1
+    model, _ = pruner(methods.FilterNorm())
+    train_once(model)
+    assert [scope.multiple for scope in model.masks.scopes.values()] == [1, 1, 1]

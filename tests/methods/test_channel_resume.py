@@ -35,10 +35,10 @@ def everything(model, optimizer):
     return {
         "masks": model.masks.masks,
         "weights": snapshot(model.net),
-        "asleep": model.masks.asleep(),
+        "aside": model.masks.aside(),
         "optimizer": frozen(optimizer)["state"],
         "history": [record.to_dict() for record in model.history],
-        "state": model.updater.state,
+        "state": model.session.run.memory,
         "statistics": [node.activity.state_dict() for node in model.nodes.values()],
         "step": model.step,
     }
@@ -102,7 +102,7 @@ def test_rewinds_to_before_the_first_forward(name, optimizer):
     """As lottery tickets are: what was saved of a fresh wrapper has no masks, so nothing pruned."""
     model, opt = wrapped(settings(name), optimizer, net=channel_net())
     data = save(model, opt)
-    assert model.inputs is None
+    assert model.session.run.anatomy.inputs is None
     train(model, opt, STEPS)
     expected = everything(model, opt) | {"statistics": recorded(model)}
     assert any(not mask.all() for mask in model.masks.values())

@@ -32,6 +32,7 @@ from tests.support.pruning_cases import (
     snapshot,
     train,
 )
+from tests.support.views import drop_score, layer_view
 
 # ---- SCA against its rule ------------------------------------------------------------------------
 
@@ -212,8 +213,8 @@ def test_zero_growth_signal_is_said_once_and_replaced(caplog):
             loss_of(model, k).backward()
             if k == 2:
                 for conv, norm in zip(CONVS, NORMS, strict=True):
-                    view = model.updater.view(conv)
-                    expected[norm] = model.method.drop_score(view)
+                    view = layer_view(model, conv)
+                    expected[norm] = drop_score(model.method, view)
             if k == 4:
                 for norm, mask in model.masks.items():
                     grad = model.net.get_submodule(norm).weight.grad

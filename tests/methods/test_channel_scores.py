@@ -9,6 +9,7 @@ from torch import nn
 
 from sj_prune import methods
 from tests.support.channel_cases import CHANNEL_METHODS, FakeNode, greg, node, ready, sca, view
+from tests.support.views import drop_score, forget, grow_score, observe, penalize, sums
 
 C = 6
 
@@ -52,39 +53,39 @@ def test_sca_scores(score):
     """METHODS section 3, with one neuron layer and with two of different surrogates."""
     a, b = node(seed=1, peak=0.5), node(seed=2, peak=2.0)
     method = sca(score=score)
-    close(method.drop_score(view(nodes=[a])), ACTIVITY[score](a))
-    close(method.drop_score(view(nodes=[a, b])), average(ACTIVITY[score](a), ACTIVITY[score](b)))
+    close(drop_score(method, view(nodes=[a])), ACTIVITY[score](a))
+    close(drop_score(method, view(nodes=[a, b])), average(ACTIVITY[score](a), ACTIVITY[score](b)))
 
 
 def test_sca_reads_only_what_it_needs():
     for score in ACTIVITY:
         a = node()
-        sca(score=score).drop_score(view(nodes=[a]))
-        assert set(a.activity.asked) == sca(score=score).needs
+        drop_score(sca(score=score), view(nodes=[a]))
+        assert set(a.activity.asked) == sca(score=score).plan().statistics
 
 
 def test_a_spike_makes_up_for_the_hard_reset():
     """A neuron that fires at every step has V = 0: silent for the paper's score alone."""
     busy = {"abs_potential": torch.tensor([0.0, 0.3]), "firing_rate": torch.tensor([1.0, 0.0])}
     seen = view(channels=2, nodes=[FakeNode(busy)])
-    assert sca().drop_score(seen).tolist() == pytest.approx([1.0, 0.3])
-    assert sca(score="paper").drop_score(seen).tolist() == pytest.approx([0.0, 0.3])
+    assert drop_score(sca(), seen).tolist() == pytest.approx([1.0, 0.3])
+    assert drop_score(sca(score="paper"), seen).tolist() == pytest.approx([0.0, 0.3])
 
 
 def test_criticality_without_a_derivative_at_threshold():
     """A peak of 0 divides nothing: such layers score as they are, 0 in fact."""
     flat = node(peak=0.0)
-    close(sca(score="criticality").drop_score(view(nodes=[flat])), means(flat, "criticality_max"))
+    close(drop_score(sca(score="criticality"), view(nodes=[flat])), means(flat, "criticality_max"))
 
 
 def test_apoz_is_the_firing_rate():
     a, b = node(seed=3), node(seed=4)
-    close(methods.APoZ(end=1).drop_score(view(nodes=[a, b])), average(rate(a), rate(b)))
+    close(drop_score(methods.APoZ(end=1), view(nodes=[a, b])), average(rate(a), rate(b)))
 
 
-@pytest.mark.parametrize("name", [n for n, row in CHANNEL_METHODS.items() if row.needs])
+@pytest.mark.parametrize("name", [n for n, row in CHANNEL_METHODS.items() if row.reads])
 def test_a_layer_without_neurons_has_no_activity(name):
-    assert CHANNEL_METHODS[name].make().drop_score(view(nodes=[])) is None
+    assert drop_score(CHANNEL_METHODS[name].make(), view(nodes=[])) is None
 
 
 def test_activity_of_channels_that_are_spread_over_a_neuron_layer():
@@ -94,9 +95,9 @@ def test_activity_of_channels_that_are_spread_over_a_neuron_layer():
     other = FakeNode({"firing_rate": torch.tensor([0.25, 0.75], dtype=torch.float64)})
     where = torch.tensor([[4, 5, 6], [7, 8, 9]])
     method = methods.APoZ(end=1)
-    got = method.drop_score(view(channels=2, nodes=[wide], node_channels=[where]))
+    got = drop_score(method, view(channels=2, nodes=[wide], node_channels=[where]))
     close(got, [sum(rates[4:7].tolist()) / 3, sum(rates[7:10].tolist()) / 3])
-    both = method.drop_score(view(channels=2, nodes=[wide, other], node_channels=[where, None]))
+    both = drop_score(method, view(channels=2, nodes=[wide, other], node_channels=[where, None]))
     close(both, average(got.tolist(), [0.25, 0.75]))
 
 
@@ -106,9 +107,9 @@ def test_activity_of_channels_that_are_spread_over_a_neuron_layer():
 @pytest.mark.parametrize("kind", [methods.NetworkSlimming, methods.CriticalityChannels])
 def test_slimming_scores_gamma(kind):
     seen = view()
-    close(kind(end=1).drop_score(seen), [abs(g) for g in seen.norm.weight.tolist()])
-    assert kind(end=1).drop_score(view(norm=False)) is None
-    assert kind(end=1).drop_score(with_norm(nn.BatchNorm2d(C, affine=False))) is None
+    close(drop_score(kind(end=1), seen), [abs(g) for g in seen.norm.weight.tolist()])
+    assert drop_score(kind(end=1), view(norm=False)) is None
+    assert drop_score(kind(end=1), with_norm(nn.BatchNorm2d(C, affine=False))) is None
 
 
 def with_norm(norm, **more):
@@ -119,7 +120,7 @@ def test_slimming_scores_its_channels_of_a_shared_norm():
     norm = nn.BatchNorm2d(10).double()
     norm.weight.data.normal_()
     mine = torch.tensor([9, 1, 2, 5, 4, 3])
-    got = methods.NetworkSlimming(end=1).drop_score(with_norm(norm, norm_channels=mine))
+    got = drop_score(methods.NetworkSlimming(end=1), with_norm(norm, norm_channels=mine))
     close(got, [abs(norm.weight[i].item()) for i in mine.tolist()])
 
 
@@ -128,14 +129,14 @@ def test_filter_norms(kernel):
     seen = view(kernel=kernel)
     l1 = [sum(abs(w) for w in row) for row in filters(seen)]
     l2 = [math.sqrt(sum(w * w for w in row)) for row in filters(seen)]
-    close(methods.FilterNorm(end=1).drop_score(seen), l1)
-    close(methods.FilterNorm(end=1, p=2).drop_score(seen), l2)
-    close(greg().drop_score(seen), [total / len(filters(seen)[0]) for total in l1])
+    close(drop_score(methods.FilterNorm(end=1), seen), l1)
+    close(drop_score(methods.FilterNorm(end=1, p=2), seen), l2)
+    close(drop_score(greg(), seen), [total / len(filters(seen)[0]) for total in l1])
 
 
 def test_random_scores_are_seeded():
     method = methods.RandomChannels(end=1)
-    first, again, other = (method.drop_score(view(seed=s)) for s in (1, 1, 2))
+    first, again, other = (drop_score(method, view(seed=s)) for s in (1, 1, 2))
     assert first.shape == (C,)
     assert first.equal(again)
     assert not first.equal(other)
@@ -169,16 +170,16 @@ LAYERS = {"norm": {}, "bare": {"norm": False}, "bias": {"norm": False, "bias": T
 def test_taylor_is_the_mean_square_of_the_gate_gradient(kind):
     method = methods.TaylorChannels(end=8)
     seen = [view(seed=s, **LAYERS[kind]) for s in (1, 2, 3)]
-    state = method.initial_state(seen[0])
+    state = sums(method, seen[0])
     for one in seen:
         one = dataclasses.replace(one, state=state)
-        method.observe(one)
+        observe(method, one)
     squares = [[g * g for g in gate_by_hand(one)] for one in seen]
-    close(method.drop_score(one), average(*squares))
-    assert method.drop_score(one).equal(method.drop_score(one))
-    method.forget(one)
-    method.observe(dataclasses.replace(seen[1], state=state))
-    close(method.drop_score(one), squares[1])
+    close(drop_score(method, one), average(*squares))
+    assert drop_score(method, one).equal(drop_score(method, one))
+    forget(method, one)
+    observe(method, dataclasses.replace(seen[1], state=state))
+    close(drop_score(method, one), squares[1])
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -204,9 +205,9 @@ def test_taylor_is_what_the_loss_changes_by(kind):
     )
     method = methods.TaylorChannels(end=8)
     ready(method, seen)
-    torch.testing.assert_close(method.drop_score(seen), gate.grad.square(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(drop_score(method, seen), gate.grad.square(), rtol=1e-9, atol=1e-12)
     if kind == "bare":  # growth without a norm: exact because the output is linear in the filter
-        grown = methods.FilterNorm(end=8, regrow=0.2).grow_score(seen)
+        grown = grow_score(methods.FilterNorm(end=8, regrow=0.2), seen)
         torch.testing.assert_close(grown, gate.grad.abs(), rtol=1e-9, atol=1e-12)
 
 
@@ -216,12 +217,12 @@ def test_taylor_without_gradients():
         seen = ready(method, dataclasses.replace(view(**changed), grad=None))
         if seen.norm is not None:
             seen.norm.zero_grad()
-        method.observe(seen)  # adds nothing
+        observe(method, seen)  # adds nothing
         with pytest.raises(RuntimeError, match=r"Expected gradients of layer 'conv'.*backward"):
-            method.drop_score(seen)
+            drop_score(method, seen)
     plain = ready(method, with_norm(nn.BatchNorm2d(C, affine=False)))
-    method.observe(plain)
-    assert method.drop_score(plain) is None
+    observe(method, plain)
+    assert drop_score(method, plain) is None
 
 
 def test_taylor_with_half_gradients_does_not_overflow():
@@ -231,8 +232,8 @@ def test_taylor_with_half_gradients_does_not_overflow():
     seen.grad.fill_(300.0)
     method = methods.TaylorChannels(end=8)
     ready(method, seen)
-    method.observe(seen)
-    close(method.drop_score(seen), [(36 * 9e4) ** 2] * C)
+    observe(method, seen)
+    close(drop_score(method, seen), [(36 * 9e4) ** 2] * C)
 
 
 # ---- growth --------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_growth_scores(name):
 
     def grown(growth, seen):
         method = row.make(regrow=0.2, growth=growth)
-        return method.grow_score(ready(method, seen))
+        return grow_score(method, ready(method, seen))
 
     seen = view(nodes=[a, b])
     close(grown("gradient", seen), [abs(g) for g in seen.norm.weight.grad.tolist()])
@@ -266,13 +267,13 @@ def test_growth_scores(name):
     first, again, other = (grown("random", view(seed=s)) for s in (1, 1, 2))
     assert first.equal(again)
     assert not first.equal(other)
-    assert row.make(regrow=0.0).grow_score(seen) is None
+    assert grow_score(row.make(regrow=0.0), seen) is None
 
 
 def test_random_growth_is_independent_of_random_pruning():
     method = methods.RandomChannels(end=8, regrow=0.2, growth="random")
     seen = view()
-    assert not method.drop_score(seen).equal(method.grow_score(seen))
+    assert not drop_score(method, seen).equal(grow_score(method, seen))
 
 
 @pytest.mark.parametrize("name", REGROWING)
@@ -281,9 +282,9 @@ def test_growth_without_a_gradient_names_the_layer(name):
     seen = view()
     seen.norm.zero_grad()
     with pytest.raises(RuntimeError, match="gradient of the norm behind layer 'conv'"):
-        method.grow_score(seen)
+        grow_score(method, seen)
     with pytest.raises(RuntimeError, match="gradient of layer 'conv'"):
-        method.grow_score(dataclasses.replace(view(norm=False), grad=None))
+        grow_score(method, dataclasses.replace(view(norm=False), grad=None))
 
 
 # ---- penalties -----------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_sca_penalizes_3x3_convolutions(kernel, touched):
     seen = view(kernel=kernel)
     seen.weight.view(-1)[::5] = 0.0
     before = seen.grad.clone()
-    sca(l1=0.25).on_gradient(seen)
+    penalize(sca(l1=0.25), seen)
     weights, grads = seen.weight.flatten().tolist(), before.flatten().tolist()
     expected = [
         g + touched * 0.25 * ((w > 0) - (w < 0)) for g, w in zip(grads, weights, strict=True)
@@ -306,7 +307,7 @@ def test_sca_penalizes_3x3_convolutions(kernel, touched):
 
 def test_sca_l1_is_the_papers():
     assert sca().l1 == 3e-5
-    sca().on_gradient(dataclasses.replace(view(), grad=None))  # nothing to add to
+    penalize(sca(), dataclasses.replace(view(), grad=None))  # nothing to add to
 
 
 @pytest.mark.parametrize("kind", [methods.NetworkSlimming, methods.CriticalityChannels])
@@ -319,7 +320,7 @@ def test_slimming_penalizes_gamma_until_the_update(kind, step, on):
     gamma = seen.norm.weight
     gamma.data[0] = 0.0
     before, weights = gamma.grad.clone(), seen.grad.clone()
-    kind(begin=2, end=10, l1=0.5).on_gradient(seen)
+    penalize(kind(begin=2, end=10, l1=0.5), seen)
     expected = [
         g + on * 0.5 * ((w > 0) - (w < 0))
         for g, w in zip(before.tolist(), gamma.tolist(), strict=True)
@@ -334,7 +335,7 @@ def test_slimming_penalizes_its_own_channels_of_a_norm():
     norm.weight.data.normal_()
     norm.weight.grad = torch.zeros(10, dtype=torch.float64)
     method = methods.NetworkSlimming(end=10, l1=0.5)
-    method.on_gradient(with_norm(norm, norm_channels=torch.tensor([7, 1, 3, 5, 9, 8])))
+    penalize(method, with_norm(norm, norm_channels=torch.tensor([7, 1, 3, 5, 9, 8])))
     sign = norm.weight.detach().sign()
     sign[[0, 2, 4, 6]] = 0
     assert norm.weight.grad.equal(0.5 * sign)
@@ -342,10 +343,10 @@ def test_slimming_penalizes_its_own_channels_of_a_norm():
 
 def test_slimming_leaves_alone_what_has_no_gamma():
     method = methods.NetworkSlimming(end=10)
-    method.on_gradient(view(norm=False))
-    method.on_gradient(with_norm(nn.BatchNorm2d(C, affine=False)))
-    method.on_gradient(with_norm(nn.BatchNorm2d(C)))  # no gradient yet
+    penalize(method, view(norm=False))
+    penalize(method, with_norm(nn.BatchNorm2d(C, affine=False)))
+    penalize(method, with_norm(nn.BatchNorm2d(C)))  # no gradient yet
     by_hand = view()
     before = by_hand.norm.weight.grad.clone()
-    methods.NetworkSlimming().on_gradient(by_hand)  # end=None: masks are the caller's
+    penalize(methods.NetworkSlimming(), by_hand)  # end=None: masks are the caller's
     assert by_hand.norm.weight.grad.equal(before)

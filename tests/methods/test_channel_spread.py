@@ -10,6 +10,7 @@ from torch import nn
 from sj_prune import PruningWrapper, methods
 from tests.support.channel_cases import CLASSES, N, T, lif, pruner
 from tests.support.pruning_cases import train
+from tests.support.views import drop_score, layer_view
 
 POSITIONS = 16  # of a 4x4 map, behind the flatten
 
@@ -79,7 +80,7 @@ def test_scores_are_those_of_the_layers_own_neurons(name):
         expected = rates_of(model, x_seq)
     for conv, rates in expected.items():
         assert 0 < float(rates.min()) < float(rates.max())
-        found = model.method.drop_score(model.updater.view(conv))
+        found = drop_score(model.method, layer_view(model, conv))
         torch.testing.assert_close(found, rates)
     model.update_masks()
     for conv, rates in expected.items():

@@ -28,6 +28,7 @@ from tests.support.channel_cases import (
     units_kept,
 )
 from tests.support.pruning_cases import OPTIMIZERS, batch, loss_of, same, snapshot, train
+from tests.support.views import drop_score, layer_view
 
 EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
 
@@ -211,7 +212,7 @@ def test_greg_shrinks_exactly_what_it_removes(variant):
     train(model, optimizer, 29 - choice + 1, start=choice)
     assert model.history == []
     assert units_kept(model).all()
-    chosen = [model.updater.state[conv]["chosen"] for conv in CONVS]
+    chosen = [model.session.run.memory[conv]["chosen"] for conv in CONVS]
     assert all(map(torch.equal, chosen, smallest))
     plain = plain_greg(variant, chosen)
     for conv, picked in zip(CONVS, chosen, strict=True):
@@ -329,7 +330,7 @@ def test_taylor_counts_the_bias():
         gate = (fc.weight.grad * fc.weight).sum(1) + fc.bias.grad * fc.bias
         expected = expected + gate.detach().double().square() / 3
         optimizer.step()
-    found = model.method.drop_score(model.updater.view("1"))
+    found = drop_score(model.method, layer_view(model, "1"))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
 
 

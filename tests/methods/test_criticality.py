@@ -24,6 +24,7 @@ from tests.support.pruning_cases import (
     train,
     wrapped,
 )
+from tests.support.views import grow_score, layer_view
 
 LAYERS = ("0", "3", "8", "10")
 NEURON_OF = {"0": "2", "3": "5", "8": "9"}  # none follows "10"
@@ -273,7 +274,7 @@ def test_without_regrowth_it_is_magnitude():
 @pytest.mark.parametrize("regrow", [0.0, 0.3])
 def test_dense_gradients_only_where_growth_is_ranked_by_them(growth, regrow):
     method = criticality(growth=growth, regrow=regrow)
-    assert method.gradient == ("update" if growth == "gradient" and regrow else "never")
+    assert method.plan().gradient == ("update" if growth == "gradient" and regrow else "never")
 
 
 def test_regrown_weights_start_at_zero():
@@ -318,8 +319,8 @@ def test_score_is_taken_at_the_actual_threshold(threshold):
     model, _ = wrapped(criticality(interval=1), net=net)
     loss_of(model, 1)
     for name, score in expected.items():
-        view = model.updater.view(next(n for n, node in NEURON_OF.items() if node == name))
-        got = model.method.grow_score(view).flatten()
+        view = layer_view(model, next(n for n, node in NEURON_OF.items() if node == name))
+        got = grow_score(model.method, view).flatten()
         torch.testing.assert_close(got, score, rtol=1e-5, atol=1e-7)
 
 
@@ -333,8 +334,8 @@ def test_scores_are_divided_by_the_peak_of_the_surrogate():
         ]
         model, _ = wrapped(criticality(interval=1), net=copy.deepcopy(net))
         loss_of(model, 1)
-        view = model.updater.view(next(n for n, node in NEURON_OF.items() if node == name))
-        got = model.method.grow_score(view).flatten()
+        view = layer_view(model, next(n for n, node in NEURON_OF.items() if node == name))
+        got = grow_score(model.method, view).flatten()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
         assert 0 < float(got.max()) <= 1
 
@@ -355,12 +356,12 @@ def test_several_neurons_behind_one_weight_are_averaged():
     functional.set_step_mode(net, "m")
     model = PruningWrapper(net, criticality())
     model(torch.rand(3, 5, 6))
-    assert model.topology.neurons == {"fc": ("a", "b"), "out": ()}
+    assert model.session.run.anatomy.topology.neurons == {"fc": ("a", "b"), "out": ()}
     a, b = (node.activity.mean("criticality_max") / peak(node) for node in (net.a, net.b))
     assert not a.equal(b)
-    got = model.method.grow_score(model.updater.view("fc")).flatten()
+    got = grow_score(model.method, layer_view(model, "fc")).flatten()
     torch.testing.assert_close(got, (a + b) / 2)
-    assert model.method.grow_score(model.updater.view("out")) is None
+    assert grow_score(model.method, layer_view(model, "out")) is None
 
 
 def peak(node):
@@ -392,7 +393,7 @@ def test_filter_ties_wake_whole_filters():
     model, optimizer = wrapped(criticality(interval=1, end=5, regrow=0.3, ties="filter"))
     train(model, optimizer, 1)
     loss_of(model, 2).backward()
-    scores = {n: model.updater.view(n).activity.mean("criticality_max") for n in NEURON_OF}
+    scores = {n: layer_view(model, n).activity.mean("criticality_max") for n in NEURON_OF}
     optimizer.step()
     grown_scores = []
     for n, score in scores.items():

@@ -8,6 +8,7 @@ from torch import nn
 
 from sj_prune import PruningWrapper, methods
 from tests.support.pruning_cases import build, loss_of, same, train, wrapped
+from tests.support.views import layer_view
 
 ALPHA, P = 0.02, 0.8
 MU = math.log(2 * (1 - P)) / ALPHA
@@ -104,7 +105,7 @@ def test_change_of_the_weight_is_the_change_of_theta(rule):
         torch.testing.assert_close(
             weight.detach().double(), sign * theta.clamp(min=0), rtol=1e-4, atol=2e-6
         )
-        hidden = model.updater.state["0"]["theta"].double()
+        hidden = model.session.run.memory["0"]["theta"].double()
         torch.testing.assert_close(hidden, theta, rtol=1e-4, atol=2e-6)
         assert model.masks["0"].equal(weight != 0)
     assert slept > 3
@@ -117,7 +118,7 @@ def test_prior_pulls_towards_mu():
     method = methods.GradR(sparsity=0.6, alpha=0.9, end=10_000)
     assert method.mu == pytest.approx(math.log(0.8) / 0.9)
     model = PruningWrapper(net, method)
-    hidden = model.updater.view("0").state["theta"]
+    hidden = layer_view(model, "0").state["theta"]
     hidden.view(-1)[::2] = -0.5  # below mu = -0.248
     with torch.no_grad():
         net[0].weight.view(-1)[::2] = 0.0
@@ -126,7 +127,7 @@ def test_prior_pulls_towards_mu():
     model.attach(optimizer)
     (net[0].weight * 0.0).sum().backward()
     optimizer.step()
-    moved = model.updater.state["0"]["theta"] - before
+    moved = model.session.run.memory["0"]["theta"] - before
     expected = torch.full_like(moved, -0.09)
     expected.view(-1)[::2] = 0.09
     torch.testing.assert_close(moved, expected)
@@ -147,9 +148,9 @@ def test_dormant_connection_wakes():
         return net[0].weight.item(), model.masks["0"].item()
 
     assert step(-0.4) == (0.0, False)  # theta = 0.1 - 0.4
-    assert model.updater.state["0"]["theta"].item() == pytest.approx(-0.3, abs=1e-5)
+    assert model.session.run.memory["0"]["theta"].item() == pytest.approx(-0.3, abs=1e-5)
     assert step(0.2) == (0.0, False)  # still asleep, yet it moved
-    assert model.updater.state["0"]["theta"].item() == pytest.approx(-0.1, abs=1e-5)
+    assert model.session.run.memory["0"]["theta"].item() == pytest.approx(-0.1, abs=1e-5)
     value, alive = step(0.3)
     assert alive
     assert value == pytest.approx(-0.2, abs=1e-5)  # with its old sign
@@ -203,8 +204,8 @@ def test_sparsity_cannot_be_asked_for():
     ("wrong", "error", "message"),
     [
         ({"sparsity": 0.5}, ValueError, r"Expected sparsity in \(0\.5, 1\) but got 0\.5"),
-        ({"alpha": 0.0}, ValueError, "Expected alpha to be positive and finite but got 0"),
-        ({"alpha": math.inf}, ValueError, "Expected alpha to be positive and finite but got inf"),
+        ({"alpha": 0.0}, ValueError, "Expected alpha to be finite and above 0 but got 0"),
+        ({"alpha": math.inf}, ValueError, "Expected alpha to be finite and above 0 but got inf"),
         ({"alpha": "1"}, TypeError, "Expected alpha to be a number but got '1'"),
         ({"alpha": True}, TypeError, "Expected alpha to be a number but got True"),
     ],

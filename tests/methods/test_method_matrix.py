@@ -26,6 +26,7 @@ from tests.support.pruning_cases import (
     train,
     wrapped,
 )
+from tests.support.views import drop_score, grow_score, layer_view, tie_score
 
 SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}
 TOTAL = 760
@@ -173,7 +174,7 @@ def test_grown_weights_start_anew(name, monkeypatch):
             assert not weight[again].any()
             # The gradient of the same step was still masked where they were pruned before, unless
             # they were ranked by it.
-            if row.make().gradient == "never":
+            if row.make().plan().gradient == "never":
                 assert not mine["exp_avg"][new].any()
         else:
             assert weight[again].equal(values[f"{n}.weight"][again])
@@ -182,7 +183,7 @@ def test_grown_weights_start_anew(name, monkeypatch):
                 assert not mine["exp_avg"][new].any()
         assert weight[update.survivors].equal(values[f"{n}.weight"][update.survivors])
     grown = sum(int(update.grown.sum()) for update in found.values())
-    assert (grown > 0) == (row.make().regrow_schedule is not None)
+    assert (grown > 0) == (row.make().plan().grow is not None)
 
 
 def masks_after(row, seed, steps=9):
@@ -276,11 +277,11 @@ def test_scores_leave_weights_and_gradients_alone(name):
     weights = snapshot(model.net)
     grads = {n: model.masks.weight(n).grad.clone() for n in model.masks}
     for n in model.masks:
-        view = model.updater.view(n)
+        view = layer_view(model, n)
         if not row.emergent:
-            model.method.drop_score(view)
-            model.method.grow_score(view)
-            model.method.tie_score(view)
+            drop_score(model.method, view)
+            grow_score(model.method, view)
+            tie_score(model.method, view)
     assert same(weights, snapshot(model.net))
     assert same(grads, {n: model.masks.weight(n).grad for n in model.masks})
 

@@ -33,9 +33,9 @@ def one_step(net, x, name):
 def test_training_step_keeps_masks(name):
     model = one_step(build(name, num_classes=5), sequence(name, 2), name)
     # Every layer but the last linear one feeds a neuron layer.
-    silent = [n for n, nodes in model.topology.neurons.items() if not nodes]
+    silent = [n for n, nodes in model.session.run.anatomy.topology.neurons.items() if not nodes]
     assert len(silent) == (0 if name == "SixConvTwoFC" else 1), silent
-    assert all(problem is None for problem in model.topology.problems.values())
+    assert all(problem is None for problem in model.session.run.anatomy.topology.problems.values())
     state = model.state_dict()
     net = model.finalize()
     stock = build(name, num_classes=5, seed=3)

@@ -17,7 +17,7 @@ import sj_prune
 from sj_prune import cost, methods
 from sj_prune.neurons import recording_nodes
 from sj_prune.reports.explain import explain
-from sj_prune.reports.report import channel_criticality, report
+from sj_prune.reports.measured import channel_criticality, report
 from sj_prune.reports.tables import readable
 
 T, N = 4, 3
@@ -69,6 +69,10 @@ def train(wrapper, steps=4):
 
 def trained(**settings):
     return train(sj_prune.PruningWrapper(Net(), criticality(**settings)))
+
+
+def criticality_of(wrapper, *example_input):
+    return channel_criticality(wrapper.net, wrapper.session.run, *example_input)
 
 
 def rows_of(found):
@@ -142,19 +146,19 @@ def test_firing_rate_and_criticality_are_those_of_the_host():
     assert found["stem"].criticality == pytest.approx(score, rel=1e-5)
     assert found["fc"].firing_rate is None
     assert found["fc"].criticality is None
-    scores = channel_criticality(wrapper, x)
+    scores = criticality_of(wrapper, x)
     assert list(scores) == ["sn1", "sn2"]
     assert scores["sn1"].mean().item() == pytest.approx(score, rel=1e-5)
 
 
 def test_recorded_criticality_needs_a_forward():
     wrapper = sj_prune.PruningWrapper(Net(), criticality())
-    assert channel_criticality(wrapper) == {}
+    assert criticality_of(wrapper) == {}
     wrapper(images())
-    assert list(channel_criticality(wrapper)) == ["sn1", "sn2"]
+    assert list(criticality_of(wrapper)) == ["sn1", "sn2"]
     other = sj_prune.PruningWrapper(Net(), methods.RigL(end=100))
     other(images())
-    assert all(len(score) == 6 for score in channel_criticality(other, images()).values())
+    assert all(len(score) == 6 for score in criticality_of(other, images()).values())
 
 
 def test_layer_seen_twice_is_no_pure_spike_layer():
@@ -187,7 +191,7 @@ def test_report_before_any_forward(grad):
     wrapper = sj_prune.PruningWrapper(Net(), criticality())
     with torch.set_grad_enabled(grad):
         found = wrapper.report(images())
-    assert wrapper.topology is None  # a report changes nothing
+    assert wrapper.session.run.anatomy.topology is None  # a report changes nothing
     assert rows_of(found)["stem"].firing_rate > 0
     assert found.totals["sparsity"] == 0
     train(wrapper)
@@ -207,7 +211,7 @@ def test_report_of_any_method(method):
     row = rows_of(found)["stem"]
     assert row.firing_rate > 0
     assert row.criticality > 0
-    assert str(explain(sj_prune.PruningWrapper(Net(), method)))
+    assert str(sj_prune.PruningWrapper(Net(), method).explain())
 
 
 def test_report_where_nodes_cannot_record():
@@ -267,7 +271,7 @@ def snapshot(wrapper):
         "masks": wrapper.masks.masks,
         "step": wrapper.step,
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in wrapper.modules()],
-        "topology": id(wrapper.topology),
+        "topology": id(wrapper.session.run.anatomy.topology),
     }
 
 
@@ -301,7 +305,7 @@ def test_report_and_explain_change_nothing(mode):
     x = images()
     before = snapshot(wrapper)
     wrapper.report(x)
-    channel_criticality(wrapper, x)
+    criticality_of(wrapper, x)
     wrapper.explain()
     assert_same(before, snapshot(wrapper))
     if mode == "traced":
@@ -573,15 +577,17 @@ def test_schedule_line(method, line):
     found = sj_prune.PruningWrapper(Net(), method).explain()
     assert found.schedule == line
     assert line in str(found)
-    due = [step for step in range(1, 1001) if method.schedule.due(step)]
-    if len(due) == method.schedule.updates:
+    schedule = method.plan().schedule
+    due = [step for step in range(1, 1001) if schedule.due(step)]
+    if len(due) == schedule.updates:
         assert all(str(step) in line for step in (due[0], due[-1]))
 
 
 def test_functions_are_what_the_wrapper_calls():
     wrapper, x = trained(), images()
-    assert report(wrapper, x) == wrapper.report(x)
-    assert explain(wrapper) == wrapper.explain()
+    net, run = wrapper.net, wrapper.session.run
+    assert report(net, run, x) == wrapper.report(x)
+    assert explain(net, run) == wrapper.explain()
     wrapper.finalize()
     with pytest.raises(RuntimeError, match="finalize"):
         wrapper.report(x)

@@ -163,7 +163,7 @@ def test_update_by_hand(states):
 def test_gathered_statistics_are_all_on_rank_0(states, name):
     first, second = (result["resumed"][name] for result in states)
     counts = {5 * SAVED, 7 * SAVED}
-    if METHODS[name]().needs:
+    if METHODS[name]().plan().statistics:
         assert {first["before"]["1"], second["before"]["1"]} == counts
         assert (first["gathered"]["1"], second["gathered"]["1"]) == (sum(counts), 0)
     else:  # three layers, two steps, two ranks
@@ -178,7 +178,7 @@ def test_loaded_statistics_are_on_rank_0_alone(states, name):
         first, second = (result[kind][name] for result in states)
         if kind == "resumed":
             first, second = first["resumed"], second["resumed"]
-        samples = {"1": 24, "3": 24, "7": 24} if METHODS[name]().needs else None
+        samples = {"1": 24, "3": 24, "7": 24} if METHODS[name]().plan().statistics else None
         assert first["loaded"] == (samples or {"1": 0, "3": 0, "7": 0}, 0 if samples else terms)
         assert second["loaded"] == ({"1": 0, "3": 0, "7": 0}, 0)
 

@@ -216,7 +216,7 @@ FOREIGN = {
     "interval": (lambda: wrapped(magnitude(interval=3))[0], r"method\.interval = 2 .* 3"),
     "allocation": (
         lambda: wrapped(magnitude(allocation=ERK()))[0],
-        r"method\.allocation = 'Global\(\)' but it has 'ERK\(\)'",
+        r"method\.allocation\.class = '[\w.]*Global' but it has '[\w.]*ERK'",
     ),
     "wider": (lambda: wrapped(magnitude(), net=wider())[0], r"shape \(8, 54\) at 'net\.8\.weight'"),
     "deeper": (lambda: wrapped(magnitude(), net=deeper())[0], r"net\.11\.weight.*architecture"),
@@ -240,8 +240,8 @@ def damaged(change):
 
 
 DAMAGED = {
-    "format": (damaged(lambda s: s["_extra_state"].update(format=99)), "format 2 but got 99"),
-    "no dict": (damaged(lambda s: s.update(_extra_state=[1])), "format 2 but got list"),
+    "format": (damaged(lambda s: s["_extra_state"].update(format=99)), "format 3 but got 99"),
+    "no dict": (damaged(lambda s: s.update(_extra_state=[1])), "format 3 but got list"),
     "lost": (damaged(lambda s: s["_extra_state"].pop("generator")), r"\['generator'\].*damaged"),
     "lost key": (damaged(lambda s: s.pop("net.3.weight")), r"lacks \['net\.3\.weight'\]"),
     "lost state": (damaged(lambda s: s.pop("_extra_state")), r"lacks \['_extra_state'\]"),

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -9,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sj_prune import PruningWrapper, methods
+from sj_prune.methods.taylor import SquaredGate
 from tests.support.pruning_cases import build
 from tests.support.rank_cases import (
     METHODS,
@@ -23,6 +25,7 @@ from tests.support.rank_cases import (
     train,
     world,
 )
+from tests.support.spies import spied_growth
 
 # ---- refusals ------------------------------------------------------------------------------------
 
@@ -106,15 +109,19 @@ def other_coupling():
 
 
 def failure_on_one_rank():
-    """Let rank 1 have nothing to score growth by."""
-    called, model, optimizer = ready(METHODS["RigL"](interval=1), norm_free(), ddp=False)
-    broken = RuntimeError("no luck")
+    """Let rank 1 have nothing to score by."""
 
-    def fail(view):
-        raise broken
+    def drop(layer):
+        if rank() == 1:
+            raise RuntimeError("no luck")
+        return layer.weight.abs()
 
-    if rank() == 1:
-        vars(model.updater.scorer)["scores"] = lambda: fail(None)
+    class Unlucky(methods.RigL):
+        def plan(self):
+            return replace(super().plan(), drop=drop)
+
+    method = Unlucky(sparsity=0.6, regrow=0.4, interval=1, end=6)
+    called, _, optimizer = ready(method, norm_free(), ddp=False)
     return message_of(RuntimeError, train, called, optimizer, [1], dtype=torch.float64)
 
 
@@ -228,9 +235,11 @@ def idle_from_the_start():
 class Watched(methods.GraNet):
     """Notes which gradients it is shown."""
 
-    def grow_score(self, view):
-        SHOWN[view.name] = view.dense_grad().clone()
-        return super().grow_score(view)
+    def plan(self):
+        def note(layer, _):
+            SHOWN[layer.name] = layer.dense_grad().clone()
+
+        return spied_growth(super().plan(), note)
 
 
 SHOWN = {}
@@ -257,16 +266,21 @@ def own_gradients():
     return found
 
 
+class WatchedGate(SquaredGate):
+    """Notes what it has added up on this rank, and what it says."""
+
+    def add(self, layer):
+        super().add(layer)
+        OBSERVED[layer.name] = {key: value.clone() for key, value in layer.state.items()}
+
+    def __call__(self, layer):
+        SHOWN[layer.name] = super().__call__(layer).clone()
+        return SHOWN[layer.name]
+
+
 class WatchedTaylor(methods.TaylorChannels):
-    """Notes what it has observed on this rank, and what it scores by."""
-
-    def observe(self, view):
-        super().observe(view)
-        OBSERVED[view.name] = {key: value.clone() for key, value in view.state.items()}
-
-    def drop_score(self, view):
-        SHOWN[view.name] = super().drop_score(view).clone()
-        return SHOWN[view.name]
+    def plan(self):
+        return replace(super().plan(), drop=WatchedGate())
 
 
 OBSERVED = {}
@@ -335,7 +349,9 @@ def recorded(model):
 
 def observed(model):
     """Return how many steps `TaylorChannels` has seen, over all layers."""
-    return sum(int(state["terms"]) for state in model.updater.state.values() if "terms" in state)
+    return sum(
+        int(state["terms"]) for state in model.session.run.memory.values() if "terms" in state
+    )
 
 
 def take_over(name, checkpoint):

@@ -12,6 +12,7 @@ from sj_prune.masks import Global, Uniform
 from sj_prune.methods import LayerActivity, LayerView
 from sj_prune.neurons.activity import STATISTICS
 from tests.support.pruning_cases import batch, vary_norms, wrapped
+from tests.support.views import sums
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Row:
         make: builds it; keywords change its arguments.
         once: one update at `end`; else several, every `interval` steps.
         constant: the final sparsity at every update.
-        needs: statistics that its drop score reads.
+        reads: statistics that its drop score reads.
         allocation: its default.
         of_all: `regrow` is a fraction of all channels.
         needs_norm: channels without a norm have no score.
@@ -33,7 +34,7 @@ class Row:
     make: Callable
     once: bool = True
     constant: bool = False
-    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     allocation: object = Uniform()
     of_all: bool = False
     needs_norm: bool = False
@@ -49,12 +50,12 @@ def sca(**changed):
     return methods.SCA(**{"sparsity": 0.4, "regrow": 0.2, "interval": 2, "end": 8, **changed})
 
 
-def sca_row(*needs, **settings):
+def sca_row(*reads, **settings):
     return Row(
         lambda **changed: sca(**{**settings, **changed}),
         once=False,
         constant=True,
-        needs=needs,
+        reads=reads,
         allocation=Global(),
         of_all=True,
         penalizes=True,
@@ -86,7 +87,7 @@ CHANNEL_METHODS = {
     ),
     "GReg-1": Row(greg, penalizes=True),
     "GReg-2": Row(lambda **changed: greg(**{"variant": 2, **changed}), penalizes=True),
-    "APoZ": Row(maker(methods.APoZ), needs=("firing_rate",)),
+    "APoZ": Row(maker(methods.APoZ), reads=("firing_rate",)),
     "FilterNorm-1": Row(maker(methods.FilterNorm)),
     "FilterNorm-2": Row(maker(methods.FilterNorm, p=2)),
     "TaylorChannels": Row(maker(methods.TaylorChannels)),
@@ -173,7 +174,7 @@ def view(
 
 def ready(method, seen):
     """Return the view with the method's own state and a last score awake in it."""
-    seen.state.update(method.initial_state(seen))
+    seen.state.update(sums(method, seen))
     seen.state["awake"] = torch.rand(len(seen.weight), dtype=torch.float64)
     return seen
 

@@ -16,6 +16,7 @@ from tests.support.rank_cases import (
     train,
     world,
 )
+from tests.support.spies import spied_growth
 
 FIRST = {
     "Criticality": {"interval": 1, "batches": 1},
@@ -50,7 +51,7 @@ def every_step(name):
         hashes.append(own_hash(model))
         for key, parameter in model.masks.parameters().items():
             grad = parameter.grad
-            if grad is not None and not model.method.emergent:
+            if grad is not None and not model.method.plan().emergent:
                 zero.append(torch.equal(model.masks.zero_pruned(key, grad), grad))
 
     train(called, optimizer, range(1, 8), after=after)
@@ -76,16 +77,20 @@ def first_update(name, *, accumulate=False):
 class Watched(methods.Criticality):
     """Notes what it is shown."""
 
-    def grow_score(self, view):
-        score = super().grow_score(view)
-        SEEN.setdefault(view.name, []).append(None if score is None else score.flatten().clone())
-        return score
+    def plan(self):
+        def note(layer, score):
+            shown = None if score is None else score.flatten().clone()
+            SEEN.setdefault(layer.name, []).append(shown)
+
+        return spied_growth(super().plan(), note)
 
 
 class WatchedRigL(methods.RigL):
-    def grow_score(self, view):
-        SEEN.setdefault(view.name, []).append(view.dense_grad().clone())
-        return super().grow_score(view)
+    def plan(self):
+        def note(layer, _):
+            SEEN.setdefault(layer.name, []).append(layer.dense_grad().clone())
+
+        return spied_growth(super().plan(), note)
 
 
 SEEN = {}

@@ -10,6 +10,7 @@ from torch import nn
 
 import sj_prune
 from sj_prune import masks, methods
+from sj_prune.run.scores import scores as scores_of
 from sj_prune.trained.budget import sparsity_for, spent, tried
 from tests.support.trained_cases import (
     additions,
@@ -171,7 +172,7 @@ def brute_force(net, kind, x):
     model = sj_prune.PruningWrapper(
         copy.deepcopy(net), methods.NetworkSlimming(sparsity=0.0, end=None), example_input=x
     )
-    scores = model.updater.scorer.scores()
+    scores = scores_of(model.net, model.session.run)
     dense, left = spent(model, kind, (x,)), {}
     for keep in range(2, 19):
         with tried(model, scores, keep):
@@ -317,7 +318,7 @@ def test_multiples_are_met_or_the_nearest_below_is_said(kind, multiple, caplog):
     method = methods.FilterNorm(sparsity=0.0, structure=structure)
     net = wide()
     model = sj_prune.PruningWrapper(copy.deepcopy(net), method, example_input=x)
-    scores = model.updater.scorer.scores()
+    scores = scores_of(model.net, model.session.run)
     total = sum(model.masks.units().values())
     dense, left = MEASURES[kind](net, x), set()
     least = sum(score.floor for score in scores)

@@ -1,6 +1,7 @@
 """What is calibrated, against statistics, gradients and norms computed by hand."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 import sj_prune
 from sj_prune import _host, methods
+from sj_prune.methods.taylor import SquaredGate
 from sj_prune.neurons.activity import STATISTICS
 from sj_prune.trained.calibration import calibrate, mean_cross_entropy
 from tests.support.trained_cases import (
@@ -88,29 +90,34 @@ def test_gradients_are_the_mean_over_batches(method, number):
     assert net.stem.weight.grad.any()
 
 
-class Watching(methods.TaylorChannels):
+class WatchingGate(SquaredGate):
     """Notes the gradient of every batch."""
 
     seen = []
 
-    def observe(self, view):
+    def add(self, layer):
         assert not torch.is_grad_enabled()
-        self.seen.append((view.name, view.gamma_grad.clone() if view.norm else None))
-        super().observe(view)
+        self.seen.append((layer.name, layer.gamma_grad.clone() if layer.norm else None))
+        super().add(layer)
+
+
+class Watching(methods.TaylorChannels):
+    def plan(self):
+        return replace(super().plan(), drop=WatchingGate())
 
 
 def test_observe_sees_the_gradient_of_each_batch():
     net, found = trained_like(dtype=torch.float64), batches(3, dtype=torch.float64)
     by_hand = gradients_by_hand(net, found)
     model = wrapper(Watching(), net)
-    Watching.seen.clear()
+    WatchingGate.seen.clear()
     calibrate(model, as_found(3, dtype=torch.float64), loss_of)
-    seen = [grad for name, grad in Watching.seen if name == "conv1"]
+    seen = [grad for name, grad in WatchingGate.seen if name == "conv1"]
     assert len(seen) == 3
     for grad, expected in zip(seen, by_hand, strict=True):
         torch.testing.assert_close(grad, expected["norm1.weight"], rtol=1e-9, atol=1e-12)
-    assert {name for name, _ in Watching.seen} == {"stem", "conv1", "conv2", "fc1"}
-    assert int(model.updater.state["conv1"]["terms"]) == 3
+    assert {name for name, _ in WatchingGate.seen} == {"stem", "conv1", "conv2", "fc1"}
+    assert int(model.session.run.memory["conv1"]["terms"]) == 3
 
 
 def test_methods_that_need_nothing_run_nothing():

@@ -158,8 +158,13 @@ def test_example_input_is_learned_from_and_leaves_no_trace(example):
     before = snapshot(net)
     state = torch.get_rng_state()
     model = PruningWrapper(net, criticality(), example_input=example)
-    assert model.topology.neurons == {"0": ("2",), "3": ("5",), "8": ("9",), "10": ()}
-    assert model.topology.norms == {"0": "1", "3": "4", "8": None, "10": None}
+    assert model.session.run.anatomy.topology.neurons == {
+        "0": ("2",),
+        "3": ("5",),
+        "8": ("9",),
+        "10": (),
+    }
+    assert model.session.run.anatomy.topology.norms == {"0": "1", "3": "4", "8": None, "10": None}
     assert same(before, snapshot(net))
     assert torch.get_rng_state().equal(state)
     assert net.training

@@ -2,7 +2,6 @@
 
 import copy
 import subprocess
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from sj_prune import PruningWrapper, methods
 from sj_prune.engines import build as engine_build
 from sj_prune.engines import choice, torch_engine
+from sj_prune.masks import Cubic
+from sj_prune.methods.identity import describe
 from tests.support.pruning_cases import (
     assert_masked,
     build,
@@ -52,26 +53,27 @@ def test_recording_that_a_user_switched_on_stays_on():
 
 
 def test_nothing_is_recorded_after_the_last_update():
-    @dataclass(frozen=True, kw_only=True)
-    class Always(methods.ScheduledMethod):
-        needs = frozenset({"firing_rate"})
+    @methods.reads("firing_rate")
+    def drop(layer):
+        return layer.weight.abs()
 
-        def drop_score(self, view):
-            return view.weight.abs()
-
-    model, optimizer = wrapped(Always(sparsity=0.5, interval=2, end=2))
+    schedule = Cubic(final=0.5, interval=2, end=2)
+    model, optimizer = wrapped(methods.Plan(schedule=schedule, drop=drop))
     train(model, optimizer, 3)
     assert not any(node.recording for node in model.nodes.values())
 
 
-def test_growth_without_an_amount_is_refused():
-    @dataclass(frozen=True, kw_only=True)
-    class Grows(methods.Magnitude):
-        def grow_score(self, view):
-            return view.weight.abs()
-
-    with pytest.raises(ValueError, match="Grows with a grow_score .* regrow_schedule is None"):
-        PruningWrapper(build(), Grows(sparsity=0.5, interval=1, end=1))
+@pytest.mark.parametrize(
+    ("amount", "error", "message"),
+    [
+        ((), TypeError, "missing .* 'fraction'"),
+        ((None,), TypeError, "Expected fraction of growth to be a number but got None"),
+        ((1.0,), ValueError, r"Expected fraction of growth in \[0, 1\) but got 1\.0"),
+    ],
+)
+def test_growth_without_an_amount_is_refused(amount, error, message):
+    with pytest.raises(error, match=message):
+        methods.Growth(lambda layer: layer.weight.abs(), *amount)
 
 
 def test_statistics_follow_the_network_on_loading():
@@ -159,16 +161,18 @@ def test_reentrant_checkpoint_is_named(caplog):
 def test_finalized_wrapper_refuses_states_and_blocks():
     model = PruningWrapper(build(), magnitude())
     model.finalize()
-    for use in (model.state_dict, model.recording().__enter__, model.dense_gradients().__enter__):
-        with pytest.raises(RuntimeError, match="finalize"):
-            use()
+    for block in (model.recording, model.dense_gradients):
+        with pytest.raises(RuntimeError, match="finalize"), block():
+            pass
+    with pytest.raises(RuntimeError, match="finalize"):
+        model.state_dict()
 
 
 def test_numpy_numbers_are_numbers():
     method = methods.Magnitude(sparsity=np.float32(0.5), interval=np.int64(2), end=np.int64(4))
-    assert method.schedule.due(4)
+    assert method.plan().schedule.due(4)
     plain = methods.Magnitude(sparsity=0.5, interval=2, end=4)
-    assert method.describe() == plain.describe()
+    assert describe(method) == describe(plain)
 
 
 @pytest.mark.parametrize("skip", [None, 3])

@@ -66,7 +66,7 @@ def residual():
 def test_topology_of_a_residual_network():
     model = PruningWrapper(residual(), criticality())
     loss_of(model, 0)
-    assert model.topology.neurons == {
+    assert model.session.run.anatomy.topology.neurons == {
         "stem": ("sn0",),
         "conv1": ("sn1",),
         "conv2": ("sn2",),
@@ -74,7 +74,7 @@ def test_topology_of_a_residual_network():
         "again": ("sn3", "sn4"),
         "fc": (),
     }
-    assert model.topology.norms == {
+    assert model.session.run.anatomy.topology.norms == {
         "stem": None,
         "conv1": "bn1",
         "conv2": "bn2",
@@ -121,7 +121,7 @@ def test_shared_weights_have_one_mask(name):
     model, optimizer = wrapped(METHODS[name](), "adam", net=net)
     assert list(model.masks) == ["conv", "fc1", "out"]
     train(model, optimizer, 9, after=lambda k: assert_masked(model, optimizer))
-    assert model.topology.neurons == {
+    assert model.session.run.anatomy.topology.neurons == {
         "conv": ("sn0",),
         "fc1": ("sn1", "sn2"),
         "out": (),
@@ -155,9 +155,12 @@ def test_neuron_shared_by_layers_of_different_width():
     model, optimizer = wrapped(magnitude(), net=OneNeuron())
     train(model, optimizer, 4)
     problem = "shared by layers of different width; give each layer its own"
-    assert model.topology.facts["sn"].problem == problem
-    assert model.topology.neurons == dict.fromkeys(("fc1", "fc2", "out"), ())
-    assert model.topology.problems == {"fc1": f"sn: {problem}", "fc2": f"sn: {problem}"}
+    assert model.session.run.anatomy.topology.facts["sn"].problem == problem
+    assert model.session.run.anatomy.topology.neurons == dict.fromkeys(("fc1", "fc2", "out"), ())
+    assert model.session.run.anatomy.topology.problems == {
+        "fc1": f"sn: {problem}",
+        "fc2": f"sn: {problem}",
+    }
     torch.manual_seed(0)
     model, optimizer = wrapped(criticality(), net=OneNeuron())
     train(model, optimizer, 1)
@@ -171,7 +174,7 @@ def test_network_without_neurons(name):
     model, optimizer = wrapped(METHODS[name](), net=build(spiking=False))
     train(model, optimizer, 9, after=lambda k: assert_masked(model, optimizer))
     assert model.sparsity()["total"] == pytest.approx(model.method.sparsity)
-    assert set(model.topology.neurons.values()) == {()}
+    assert set(model.session.run.anatomy.topology.neurons.values()) == {()}
 
 
 def test_plain_torch_network():
@@ -208,7 +211,7 @@ def test_frozen_layer_is_pruned_but_not_trained(name):
     assert kept.equal(before[mask & (weight != 0)])
     assert model.sparsity()["total"] == pytest.approx(model.method.sparsity)
     if name == "Criticality":
-        assert model.topology.neurons["3"] == ("5",)
+        assert model.session.run.anatomy.topology.neurons["3"] == ("5",)
 
 
 def test_frozen_layer_has_no_gradient_to_grow_by():
@@ -244,8 +247,13 @@ def test_user_subclass_of_a_node_is_left_alone():
     model, optimizer = wrapped(criticality(), net=net)
     train(model, optimizer, 4, after=lambda k: assert_masked(model, optimizer))
     assert type(net[5]) is Mine
-    assert model.topology.neurons == {"0": ("2",), "3": (), "8": ("9",), "10": ()}
-    assert "Mine is not a stock neuron" in model.topology.problems["3"]
+    assert model.session.run.anatomy.topology.neurons == {
+        "0": ("2",),
+        "3": (),
+        "8": ("9",),
+        "10": (),
+    }
+    assert "Mine is not a stock neuron" in model.session.run.anatomy.topology.problems["3"]
     assert all(record.grown["3"] == 0 for record in model.history)
 
 
@@ -277,7 +285,12 @@ def test_autocast(name):
         loss.backward()
         optimizer.step()
         assert_masked(model, optimizer)
-    assert model.topology.neurons == {"0": ("2",), "3": ("5",), "8": ("9",), "10": ()}
+    assert model.session.run.anatomy.topology.neurons == {
+        "0": ("2",),
+        "3": ("5",),
+        "8": ("9",),
+        "10": (),
+    }
     assert model.sparsity()["total"] == pytest.approx(model.method.sparsity)
 
 

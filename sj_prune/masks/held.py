@@ -1,0 +1,252 @@
+"""What a parameter is in the network where units are pruned: 0, silent, or asleep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sj_prune.masks.keys import Place
+
+__all__ = ["Held", "HeldElements", "HeldRows", "Rows"]
+
+#: returns which units of a scope are pruned, by its name
+Pruned: TypeAlias = Callable[[str], Tensor]
+
+
+def fill_slots(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tensor) -> None:
+    """Set what optimizers remember of a parameter to 0.
+
+    Args:
+        optimizers: any.
+        parameter: of theirs or not.
+        where: a bool tensor of its shape, or row indices ``[k]``.
+    """
+    for optimizer in optimizers:
+        # `state` is a defaultdict: reading a missing key would create it.
+        for slot in optimizer.state.get(parameter, {}).values():
+            if isinstance(slot, Tensor) and slot.shape == parameter.shape:
+                mine = where.to(slot.device)
+                if where.dtype == torch.bool:
+                    slot.masked_fill_(mine, 0)
+                elif len(mine):
+                    slot.index_fill_(0, mine, 0)
+
+
+@dataclass
+class HeldElements:
+    """A weight whose pruned elements are 0, with its slots.
+
+    Attributes:
+        place: of the weight.
+        scope: name of the scope whose units its elements are.
+    """
+
+    place: Place
+    scope: str
+
+    at_updates = False
+    hides_gradient = True
+
+    def turn(self, pruned: Pruned, cleared: Tensor | None, optimizers: Sequence[Optimizer]) -> None:
+        """Start cleared elements at 0, with fresh slots."""
+        if cleared is not None:
+            self._fill(cleared.to(self.place.parameter.device), optimizers)
+
+    def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
+        """Set pruned elements and their slots to 0."""
+        self._fill(pruned(self.scope), optimizers)
+
+    def _fill(self, where: Tensor, optimizers: Sequence[Optimizer]) -> None:
+        weight = self.place.parameter
+        weight.masked_fill_(where, 0)
+        fill_slots(optimizers, weight, where)
+
+    def holds(self, pruned: Pruned) -> bool:
+        """Tell whether any element is pruned."""
+        return bool(pruned(self.scope).any())
+
+    def zero_(self, pruned: Pruned, values: Tensor) -> Tensor:
+        """Set pruned elements to 0, in place."""
+        return values.masked_fill_(pruned(self.scope), 0)
+
+    def zeroed(self, pruned: Pruned, values: Tensor) -> Tensor:
+        """Return values with 0 at pruned elements."""
+        return values.masked_fill(pruned(self.scope), 0)
+
+    def zero_in_copy(self, pruned: Pruned, values: Tensor) -> Tensor:
+        """Return a copy's weight with 0 at pruned elements."""
+        return values.masked_fill(pruned(self.scope).to(values.device), 0)
+
+
+@dataclass
+class Rows:
+    """Rows of one parameter that belong to the units of a group.
+
+    Attributes:
+        scope: name of the group.
+        rows: the rows of every unit, ``[units, k]``.
+        silent: 0 in the network where pruned; else the rows keep their value, bit by bit.
+        index: rows that are pruned now.
+        aside: their values, ``[len(index), *]``.
+        zeroed: rows that are going to be 0 once, after the step in hand.
+    """
+
+    scope: str
+    rows: Tensor
+    silent: bool
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long, device="cpu"))
+    aside: Tensor | None = None
+    zeroed: Tensor | None = None
+
+    def follow(self, device: torch.device) -> None:
+        """Move what is kept to where the parameter is."""
+        if self.index.device != device:
+            self.index = self.index.to(device)
+        if self.aside is not None and self.aside.device != device:
+            self.aside = self.aside.to(device)
+
+    def of(self, units: Tensor, device: torch.device) -> Tensor:
+        """Return the rows of some units."""
+        return self.rows[units].flatten().to(device)
+
+
+@dataclass
+class HeldRows:
+    """A parameter of channels: silent where pruned, its value kept aside; or it sleeps there.
+
+    Attributes:
+        place: of the parameter.
+        wake: "restore" or "zero".
+        at_updates: pruned rows are zeroed once, at an update, and move in between.
+        parts: rows of every group.
+    """
+
+    place: Place
+    wake: str = "restore"
+    at_updates: bool = False
+    parts: list[Rows] = field(default_factory=list)
+
+    @property
+    def hides_gradient(self) -> bool:
+        """Behind a silenced parameter no gradient reaches a sleeping filter."""
+        return self.parts[0].silent
+
+    def scored(self, value: Tensor) -> Tensor:
+        """Return the value with the silent rows as they were before."""
+        for part in self.parts:
+            part.follow(value.device)
+            if part.silent and part.aside is not None and len(part.index):
+                value = value.index_copy(0, part.index, part.aside.to(value.dtype))
+        return value
+
+    def turn(self, pruned: Pruned, cleared: Tensor | None, optimizers: Sequence[Optimizer]) -> None:
+        """Keep newly pruned rows aside, give the others back.
+
+        What is regrown in the update that it is dropped in never slept: nothing is cleared.
+        """
+        for part in self.parts:
+            device, units = self.place.parameter.device, pruned(part.scope)
+            if self.at_updates:
+                part.zeroed = part.of(units, device)
+            else:
+                self._turn(part, part.of(units, device))
+
+    def _turn(self, part: Rows, index: Tensor) -> None:
+        parameter = self.place.parameter
+        part.follow(parameter.device)
+        awake = parameter.detach().clone()
+        if part.silent and part.aside is not None and len(part.index):
+            awake.index_copy_(0, part.index, part.aside.to(awake.dtype))
+            if self.wake == "restore":
+                parameter.copy_(awake)
+        # With "zero" woken rows stay as the network has them; new ones are silenced by `hold`.
+        part.index, part.aside = index, awake[index]
+
+    def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
+        """Make rows silent, or as they were when they fell asleep; their slots 0."""
+        parameter = self.place.parameter
+        for part in self.parts:
+            part.follow(parameter.device)
+            if part.zeroed is not None:
+                parameter.index_fill_(0, part.zeroed.to(parameter.device), 0)
+                part.zeroed = None
+            if not len(part.index):
+                continue
+            if part.silent:
+                parameter.index_fill_(0, part.index, 0)
+            elif part.aside is not None:
+                parameter.index_copy_(0, part.index, part.aside.to(parameter.dtype))
+            fill_slots(optimizers, parameter, part.index)
+
+    def holds(self, pruned: Pruned) -> bool:
+        """Tell whether a row sleeps."""
+        return any(len(part.index) for part in self.parts)
+
+    def zero_(self, pruned: Pruned, values: Tensor) -> Tensor:
+        """Set the rows of sleeping channels to 0, in place."""
+        for part in self.parts:
+            part.follow(self.place.parameter.device)
+            values.index_fill_(0, part.index, 0)
+        return values
+
+    def zeroed(self, pruned: Pruned, values: Tensor) -> Tensor:
+        """Return values with 0 in the rows of sleeping channels; themselves where none sleeps."""
+        return self.zero_(pruned, values.clone()) if self.holds(pruned) else values
+
+    def zero_in_copy(self, pruned: Pruned, values: Tensor) -> Tensor:
+        """Return a copy's parameter with 0 in the rows of pruned channels, however masks bind."""
+        for part in self.parts:
+            values = values.index_fill(0, part.of(pruned(part.scope), values.device), 0)
+        return values
+
+    def removed(self, pruned: Pruned) -> int:
+        """Return how many entries of a norm's or bias' vector are pruned."""
+        if self.place.parameter.ndim != 1:
+            return 0
+        return sum(part.rows[pruned(part.scope)].numel() for part in self.parts)
+
+    def aside(self) -> list[Tensor] | None:
+        """Return the values kept aside of a silenced parameter, by group."""
+        if not self.hides_gradient:
+            return None
+        empty = torch.empty(0, device="cpu")
+        return [empty if part.aside is None else part.aside.clone() for part in self.parts]
+
+    def load_aside(self, values: Sequence[Tensor]) -> None:
+        """Take over what `aside` returned, after `reload`."""
+        for part, value in zip(self.parts, values, strict=True):
+            if len(part.index):
+                part.aside = value.clone().to(self.place.parameter.device)
+
+    def reload(self, pruned: Pruned) -> None:
+        """Follow masks that have been loaded; what an update before was still to write is void."""
+        parameter = self.place.parameter
+        for part in self.parts:
+            part.zeroed = None
+            if not self.at_updates:
+                part.index = part.of(pruned(part.scope), parameter.device)
+                part.aside = parameter.detach()[part.index].clone()
+
+    def settle(self) -> None:
+        """Let filters sleep as they have been loaded."""
+        parameter = self.place.parameter
+        for part in self.parts:
+            part.follow(parameter.device)
+            if not part.silent and len(part.index):
+                part.aside = parameter.detach()[part.index].clone()
+
+    def burn(self, pruned: Pruned) -> None:
+        """Write zeros into the rows of pruned units, and keep nothing aside."""
+        parameter = self.place.parameter
+        for part in self.parts:
+            parameter.index_fill_(0, part.of(pruned(part.scope), parameter.device), 0)
+            part.index, part.aside = part.index[:0], None
+
+
+#: a parameter that masks hold
+Held: TypeAlias = HeldElements | HeldRows

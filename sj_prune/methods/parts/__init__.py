@@ -1,0 +1,41 @@
+"""What plans are made of: scores, growth, penalties, and how a run starts."""
+
+from sj_prune.methods.parts.growth import FILL, Growth
+from sj_prune.methods.parts.penalties import Penalty, add_gamma_l1
+from sj_prune.methods.parts.scores import (
+    Reads,
+    Score,
+    Statistic,
+    awake_score,
+    channel_norm,
+    gamma_magnitude,
+    gate_gradient,
+    gradient_magnitude,
+    magnitude,
+    noise,
+    reads,
+    reads_of,
+)
+from sj_prune.methods.parts.starts import Dense, RandomMasks, Start
+
+__all__ = [
+    "FILL",
+    "Dense",
+    "Growth",
+    "Penalty",
+    "RandomMasks",
+    "Reads",
+    "Score",
+    "Start",
+    "Statistic",
+    "add_gamma_l1",
+    "awake_score",
+    "channel_norm",
+    "gamma_magnitude",
+    "gate_gradient",
+    "gradient_magnitude",
+    "magnitude",
+    "noise",
+    "reads",
+    "reads_of",
+]

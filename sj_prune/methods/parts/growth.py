@@ -1,0 +1,69 @@
+"""Growth: by what, how much, and how what is grown anew begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sj_prune._checks import check_choice, check_fraction, check_integer, check_number
+from sj_prune.masks.schedule import Schedule
+from sj_prune.methods.parts.scores import Score
+
+__all__ = ["FILL", "Growth"]
+
+#: nothing is exchanged; what is missing to the target is grown
+FILL = 0.0
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Regrowth of pruned units, the highest score first.
+
+    Args:
+        score: what units are grown by; a layer where it is None never grows.
+        fraction: of the units that are exchanged at an update, in [0, 1), or a schedule of it;
+            `FILL`: none, only what is missing is grown.
+        of: what it is a fraction of: the units "kept", "all" units, or those alive "before".
+        initial: what the weights of new units start at.
+        ties: a score that decides between equal ones (then a seeded order does), or "all": every
+            unit that ties with the last one is grown, more than asked.
+        across_layers: rank growth over all layers together, instead of within each.
+        keeps_value: what is dropped and regrown in one update keeps its weight and slots.
+        skips_step: the optimizer step of an update is skipped.
+        grace: number of later updates in which what has been grown is not dropped.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is out of range.
+    """
+
+    score: Score
+    fraction: float | Schedule
+    of: str = "kept"
+    initial: float = 0.0
+    ties: Score | str | None = None
+    across_layers: bool = False
+    keeps_value: bool = False
+    skips_step: bool = False
+    grace: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.score):
+            raise TypeError(
+                f"Expected a growth score, a function of a layer, but got {self.score!r}"
+            )
+        if not isinstance(self.fraction, Schedule):
+            check_fraction("fraction of growth", self.fraction)
+        check_choice("of", self.of, ("kept", "all", "before"))
+        check_number("initial", self.initial)
+        check_integer("grace", self.grace, 0)
+        if isinstance(self.ties, str):
+            check_choice("ties", self.ties, ("all",))
+
+    @property
+    def exact_ties(self) -> bool:
+        """Whether exactly as many are grown as asked."""
+        return self.ties != "all"
+
+    def at(self, step: int) -> float:
+        """Return the fraction at a step."""
+        return self.fraction.at(step) if isinstance(self.fraction, Schedule) else self.fraction

@@ -1,0 +1,53 @@
+"""Penalties: what training does to the weights so that pruning hurts less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sj_prune._checks import check_choice
+from sj_prune.methods.view import LayerView, NetView
+
+__all__ = ["Penalty", "add_gamma_l1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Penalty:
+    """Terms of a loss beside the user's own, by phase; each phase is a function or None.
+
+    Args:
+        gradient: called as ``gradient(layer)`` before a step of the optimizer that moves the layer:
+            it adds to ``layer.grad`` in place, or to the gradient of gamma, as `of` says.
+        proximal: called as ``proximal(layer, lr)`` after it: changes ``layer.weight`` in place,
+            outside of the optimizer's moments; `lr` is the learning rate of the weight.
+        prepare: called as ``prepare(net)`` once a step, before an update that is due and before the
+            gradient terms; it sees all layers and may ask what an update would keep.
+        of: "weight", or "gamma": what the gradient term changes the gradient of.
+    """
+
+    gradient: Callable[[LayerView], None] | None = None
+    proximal: Callable[[LayerView, float], None] | None = None
+    prepare: Callable[[NetView], None] | None = None
+    of: str = "weight"
+
+    def __post_init__(self) -> None:
+        check_choice("of", self.of, ("weight", "gamma"))
+        for name in ("gradient", "proximal", "prepare"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"Expected {name} of a penalty to be a function but got {value!r}")
+
+
+def add_gamma_l1(layer: LayerView, strength: float) -> None:
+    """Add the gradient of ``strength * sum |gamma|`` over this layer's channels of its norm."""
+    parameter = None if layer.norm is None else layer.norm._parameters.get("weight")
+    if parameter is None or parameter.grad is None:
+        return
+    term = strength * torch.sign(parameter.detach()).to(parameter.grad)
+    if layer.norm_channels is None:
+        parameter.grad.add_(term)
+    else:
+        mine = layer.norm_channels.to(term.device)
+        parameter.grad.index_add_(0, mine, term[mine])

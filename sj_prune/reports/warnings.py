@@ -1,0 +1,110 @@
+"""What stands in a plan's way: sentences for `explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from sj_prune import _host
+from sj_prune.methods.plan import Plan
+from sj_prune.network.topology import NeuronFacts
+from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.surrogates import autograd_derivative
+from sj_prune.run.state import Run
+
+__all__ = ["warnings_of"]
+
+
+def warnings_of(net: nn.Module, run: Run) -> Iterator[str]:
+    """Yield what will not work as one may expect, one sentence each."""
+    topology = run.anatomy.topology
+    if topology is None:
+        yield (
+            "nothing is traced yet, so it is unknown which norms and neurons follow a layer: run a "
+            "forward with gradients, or pass example_input to the wrapper or to explain()."
+        )
+    else:
+        yield from _warn_of_activity(net, run.plan, topology.facts)
+    yield from _warn_of_neurons(net)
+    frozen = [n for n in run.layers if not net.get_submodule(n).weight.requires_grad]
+    if frozen:
+        yield (
+            f"weights that do not train (requires_grad is False) are pruned all the same: "
+            f"{', '.join(frozen)}; name them in skip to keep them."
+        )
+
+
+def _warn_of_activity(
+    net: nn.Module, plan: Plan, facts: Mapping[str, NeuronFacts]
+) -> Iterator[str]:
+    dead = [name for name, fact in facts.items() if fact.firing_rate == 0]
+    if dead:
+        yield (
+            f"these neurons never fired on the traced input: {', '.join(dead)}; nothing behind "
+            "them learns from it: check the input's scale, the threshold and the norms."
+        )
+    flat = [name for name, fact in facts.items() if fact.criticality == 0]
+    if flat and any(need.startswith("criticality") for need in plan.statistics):
+        yield (
+            f"the growth signal is zero at {', '.join(flat)}: no potential on the traced input "
+            "came to where the surrogate has a derivative, so weights there are regrown last; a "
+            "surrogate with wider support (ATan, Sigmoid) would tell them apart."
+        )
+    dead_ends = _without_growth_signal(net, plan)
+    if dead_ends:
+        yield (
+            f"the growth signal of a sleeping channel is zero at {', '.join(dead_ends)}: at rest "
+            "the surrogate has no derivative, so no gradient reaches gamma; such channels are "
+            "ranked by the score they had while awake. ATan or Sigmoid would let it through."
+        )
+    idle = [name for name in recording_nodes(net) if name not in facts]
+    if idle:
+        yield f"these neurons did not run in the traced forward: {', '.join(idle)}."
+    nodes = recording_nodes(net)
+    # Foreign neurons and single-step mode have warnings of their own.
+    broken = [
+        f"{name} ({fact.problem})"
+        for name, fact in facts.items()
+        if fact.problem and getattr(nodes.get(name), "step_mode", None) == "m"
+    ]
+    if broken:
+        yield f"these neurons keep no statistics: {', '.join(broken)}."
+
+
+def _without_growth_signal(net: nn.Module, plan: Plan) -> list[str]:
+    """Return the neuron layers whose surrogate is flat at rest, where growth needs its gradient."""
+    if not plan.structure.sleeps or plan.gradient != "update":
+        return []
+    nodes = recording_nodes(net)
+    return [name for name, node in nodes.items() if not any(_slope_at_rest(node))]
+
+
+def _slope_at_rest(node: RecordingNode) -> list[float]:
+    rest = 0.0 if node.v_reset is None else node.v_reset
+    u = torch.tensor([rest - node.v_threshold], device="cpu")
+    return autograd_derivative(node.surrogate_function, u).tolist()
+
+
+def _warn_of_neurons(net: nn.Module) -> Iterator[str]:
+    neurons = {name or "net": m for name, m in net.named_modules() if _host.is_neuron(m)}
+    single = [name for name, m in neurons.items() if getattr(m, "step_mode", "m") != "m"]
+    if single:
+        yield (
+            f"these neurons run in single-step mode and record nothing: {', '.join(single)}; call "
+            "functional.set_step_mode(net, 'm') and feed [T, N, *]."
+        )
+    foreign = [
+        f"{name} ({type(m).__name__})"
+        for name, m in neurons.items()
+        if not isinstance(m, RecordingNode)
+    ]
+    if foreign:
+        yield (
+            f"these neurons are not stock IF, LIF or ParametricLIF layers and record nothing: "
+            f"{', '.join(foreign)}."
+        )
+    if not neurons:
+        yield "the network has no SpikingJelly neuron layer."

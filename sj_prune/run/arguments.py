@@ -1,0 +1,125 @@
+"""Checks of what a user hands to `PruningWrapper`, before anything is touched."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import nn
+
+from sj_prune._checks import check_fraction
+from sj_prune.methods.plan import Plan
+from sj_prune.network.coupling import Coupling, Group
+from sj_prune.network.layers import Layer, prunable_layers
+
+__all__ = ["SettingsError", "check_seed", "check_sparsity", "select_groups", "select_layers"]
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what is no integer."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"Expected seed to be an integer but got {seed!r}")
+
+
+def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
+    """Return the prunable layers of `net` less `skip`, by name.
+
+    Raises:
+        TypeError: if `skip` is a string.
+        ValueError: for a name without a prunable layer, and if nothing is left to prune.
+    """
+    if isinstance(skip, str) or not isinstance(skip, Iterable):
+        raise TypeError(f"Expected skip to be a sequence of names but got {skip!r}")
+    layers = prunable_layers(net)
+    skipped = set()
+    for name in skip:
+        below = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
+        if not below:
+            close = difflib.get_close_matches(str(name), layers, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"Expected skip to name prunable layers or modules that hold some, among "
+                f"{list(layers)}, but got {name!r}{hint}"
+            )
+        skipped.update(below)
+    chosen = {name: layer for name, layer in layers.items() if name not in skipped}
+    if not chosen:
+        raise ValueError(
+            "Expected at least one convolution or linear layer to prune but the network has none"
+            f"{' outside skip' if skipped else ''}"
+        )
+    if "total" in chosen:
+        raise ValueError(
+            "Expected no pruned layer of the name 'total', which stands for all layers in "
+            "sparsity(), but there is one: rename it or name it in skip"
+        )
+    return chosen
+
+
+class SettingsError(ValueError):
+    """Raised for settings that do not fit the network, whatever its forward does."""
+
+
+def check_sparsity(
+    plan: Plan, sizes: Sequence[int], floors: Sequence[int], sparsity: float
+) -> None:
+    """Refuse a sparsity that is no fraction or would empty a layer.
+
+    Args:
+        plan: whose allocation it is.
+        sizes: units of every layer, or group of channels.
+        floors: how many of them are kept at least.
+        sparsity: to reach.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is out of reach; the message states the reachable maximum.
+    """
+    check_fraction("sparsity", sparsity)
+    total, least = sum(sizes), plan.allocation.least(sizes, floors)
+    if not plan.emergent and round((1.0 - sparsity) * total) < least:
+        unit, layer = plan.structure.unit, plan.structure.scope
+        raise SettingsError(
+            f"Expected a sparsity of at most {1 - least / total:.6g}, which leaves the {least} "
+            f"{unit} that {plan.allocation} needs (none of the {len(sizes)} {layer} is emptied), "
+            f"but got {sparsity}"
+        )
+
+
+def select_groups(
+    plan: Plan, coupling: Coupling, net: nn.Module, feeds_neurons: Callable[[str], bool]
+) -> tuple[list[Group], dict[str, str]]:
+    """Return the groups of channels that a plan prunes, and layer -> why others stay.
+
+    Args:
+        plan: the plan.
+        coupling: of the network.
+        net: the network.
+        feeds_neurons: tells whether neurons that record score a layer.
+
+    Raises:
+        SettingsError: if none is left.
+    """
+    groups, dense = [], dict(coupling.frozen)
+    for group in coupling.groups:
+        reason = plan.structure.stays([net.get_submodule(name) for name in group.producers])
+        reason = reason or _without_score(plan, coupling, group, feeds_neurons)
+        if reason is None:
+            groups.append(group)
+        else:
+            dense.update(dict.fromkeys(group.producers, reason))
+    if not groups:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in dense.items())
+        raise SettingsError(f"Expected channels to prune but all layers stay dense: {listed}")
+    return groups, dense
+
+
+def _without_score(
+    plan: Plan, coupling: Coupling, group: Group, feeds_neurons: Callable[[str], bool]
+) -> str | None:
+    """Return why a group has nothing to be dropped by, or None."""
+    if plan.needs_norm and not any(name in coupling.norms for name in group.producers):
+        return f"{plan.name} scores gamma, and no norm follows"
+    if plan.scores_neurons and not any(map(feeds_neurons, group.producers)):
+        return f"{plan.name} scores neurons, and none that records follows"
+    return None

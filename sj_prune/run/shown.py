@@ -1,0 +1,64 @@
+"""What a wrapper shows of its run, to be read."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sj_prune.masks.manager import MaskManager
+from sj_prune.network.layers import Layer
+from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.run.anatomy import layers_of
+from sj_prune.run.history import UpdateRecord
+from sj_prune.run.session import Session
+
+__all__ = ["Shown"]
+
+
+class Shown(nn.Module):
+    """Read-only facts of a session."""
+
+    session: Session
+
+    @property
+    def masks(self) -> MaskManager:
+        """The masks, by layer or norm."""
+        return self.session.run.masks
+
+    @property
+    def step(self) -> int:
+        """Completed steps of the optimizer that owns the masked weights."""
+        return self.session.run.step
+
+    @property
+    def seed(self) -> int:
+        """Of every random choice."""
+        return self.session.run.seed
+
+    @property
+    def history(self) -> list[UpdateRecord]:
+        """One record a mask update."""
+        return self.session.run.history
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The attached optimizers."""
+        return self.session.hooks.optimizers
+
+    @property
+    def nodes(self) -> dict[str, RecordingNode]:
+        """The recording neuron layers by name."""
+        return recording_nodes(self.session.net)
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The prunable layers by name."""
+        return layers_of(self.session.net, self.session.run)
+
+    def sparsity(self) -> dict[str, float]:
+        """Return the pruned fraction of each prunable layer, and of all under ``"total"``.
+
+        For `Channels` of each norm's channels; ``"total"`` counts coupled channels once.
+        """
+        return self.masks.sparsity()

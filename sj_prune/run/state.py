@@ -1,0 +1,74 @@
+"""The state of a run: all of it, in one place, without behavior.
+
+What is here is plain and can be copied, but for the masks, which find the network's parameters
+anew at each look. Optimizers and hooks are in `run/hooks.py`; a copy has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sj_prune.masks.manager import MaskManager
+from sj_prune.methods.plan import Plan
+from sj_prune.network.coupling import Coupling
+from sj_prune.network.topology import Topology
+from sj_prune.run.history import UpdateRecord
+
+__all__ = ["Anatomy", "Run"]
+
+
+@dataclass
+class Anatomy:
+    """What forwards have told of the network. `run/anatomy.py` writes it.
+
+    Attributes:
+        inputs: shapes of positional and keyword inputs; None before any forward.
+        topology: which norms and neurons follow a layer; None before an eager forward.
+        coupling: which channels live and die together; None for single weights, and before that.
+        scoring: layer -> neuron layers that score it -> which of their channels are whose.
+        dense: layer -> why it, or a part of it, stays as it is.
+    """
+
+    inputs: tuple[Any, Any] | None = None
+    topology: Topology | None = None
+    coupling: Coupling | None = None
+    scoring: dict[str, dict[str, Tensor | None]] = field(default_factory=dict)
+    dense: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What pruning knows of a run. `run/checkpoint.py` writes what it loads; else one writer each.
+
+    Attributes:
+        plan: what to do; `wrapper.py`, once.
+        identity: name and settings of the method, as plain values; `wrapper.py`, once.
+        layers: names of the layers that may be pruned; `wrapper.py`, once.
+        seed: of every random choice; `wrapper.py`, once.
+        masks: which units are kept; `run/anatomy.py` replaces them when channels are known.
+        anatomy: what forwards have told; `run/anatomy.py`.
+        step: completed steps of the optimizer that owns masked weights; `run/step.py`.
+        draws: mask updates so far, which seed the next; `run/install.py`.
+        memory: the plan's own tensors, by layer and name; `run/views.py`.
+        network_memory: its tensors of the whole network; its penalties.
+        previous: masks at the last record where sparsity emerges; `run/install.py`.
+        history: one record a mask update; `run/install.py`.
+        said: what has been said once and is not said again; whoever says it.
+    """
+
+    plan: Plan
+    identity: dict[str, Any]
+    layers: tuple[str, ...]
+    seed: int
+    masks: MaskManager
+    anatomy: Anatomy = field(default_factory=Anatomy)
+    step: int = 0
+    draws: int = 0
+    memory: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    network_memory: dict[str, Tensor] = field(default_factory=dict)
+    previous: dict[str, Tensor] = field(default_factory=dict)
+    history: list[UpdateRecord] = field(default_factory=list)
+    said: set[str] = field(default_factory=set)

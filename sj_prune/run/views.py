@@ -1,0 +1,113 @@
+"""What a plan sees of one layer now: its weight, gradient, mask, norm, and what its neurons say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sj_prune.masks.bindings import Hidden
+from sj_prune.methods.view import LayerActivity, LayerView
+from sj_prune.run.state import Run
+
+__all__ = ["clear_sums", "gamma_of", "generator_of", "scored_parameters", "view"]
+
+
+def _seed(run: Run, name: str) -> int:
+    """Return a seed for one layer and update; a function of the counter, not of an order."""
+    text = f"{run.seed}/{run.draws}/{name}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+def generator_of(run: Run) -> torch.Generator:
+    """Return the random numbers of the next update, on the CPU."""
+    return torch.Generator("cpu").manual_seed(_seed(run, ""))
+
+
+def view(net: nn.Module, run: Run, name: str, step: int | None = None) -> LayerView:
+    """Return what the plan sees of one layer now.
+
+    Args:
+        net: the network.
+        run: its run.
+        name: of the layer.
+        step: the optimizer step, from 1; by default the one after those counted.
+    """
+    layer, masks = net.get_submodule(name), run.masks
+    weight, bias = masks.weight(name), layer._parameters.get("bias")
+    norm, norm_channels = _norm(run, name)
+    first = name not in run.memory
+    state = run.memory.setdefault(name, {})
+    for key, value in state.items():
+        state[key] = value.to(weight.device)
+    found = LayerView(
+        name=name,
+        weight=masks.scored(name),
+        grad=weight.grad,
+        mask=masks.layer_mask(name),
+        activity=_activity(net, run.anatomy.scoring.get(name, {})),
+        norm=None if norm is None else net.get_submodule(norm),
+        step=run.step + 1 if step is None else step,
+        seed=_seed(run, name),
+        norm_channels=norm_channels,
+        state=state,
+        bias=None if bias is None else masks.scored(name, "bias"),
+        bias_grad=None if bias is None else bias.grad,
+    )
+    if first:  # not before: weights may be loaded into a network that is wrapped already
+        state.update(_initial_memory(run, found))
+    return found
+
+
+def _initial_memory(run: Run, layer: LayerView) -> dict[str, Tensor]:
+    """Return the tensors that the plan keeps of a layer, when it is first looked at."""
+    found: dict[str, Tensor] = {}
+    if isinstance(run.plan.binding, Hidden):
+        found.update(run.plan.binding.transform.start(layer.weight))
+    for score in run.plan.accumulating:
+        found.update(score.sums(layer))
+    return found
+
+
+def _activity(net: nn.Module, neurons: Mapping[str, Tensor | None]) -> LayerActivity | None:
+    if not neurons:
+        return None
+    nodes: list[Any] = [net.get_submodule(node) for node in neurons]
+    return LayerActivity(nodes, list(neurons.values()))
+
+
+def _norm(run: Run, name: str) -> tuple[str | None, Tensor | None]:
+    """Return the norm that scores a layer's channels, and which channels of it they are."""
+    anatomy = run.anatomy
+    if anatomy.coupling is not None:
+        return anatomy.coupling.norms.get(name, (None, None))
+    return (None if anatomy.topology is None else anatomy.topology.norms.get(name)), None
+
+
+def gamma_of(net: nn.Module, run: Run, name: str) -> Tensor | None:
+    """Return the weight of the norm that scores a layer's channels, if it has one."""
+    norm, _ = _norm(run, name)
+    return None if norm is None else net.get_submodule(norm)._parameters.get("weight")
+
+
+def scored_parameters(net: nn.Module, run: Run) -> list[Tensor]:
+    """Return the parameters whose gradients a plan may score, each once."""
+    found: list[nn.Module] = []
+    for name in run.masks.layers:
+        norm, _ = _norm(run, name)
+        found.append(net.get_submodule(name))
+        found += [] if norm is None else [net.get_submodule(norm)]
+    parameters = (m._parameters.get(key) for m in found for key in ("weight", "bias"))
+    return list({id(p): p for p in parameters if p is not None}.values())
+
+
+def clear_sums(net: nn.Module, run: Run) -> None:
+    """Forget what scores have added up."""
+    for score in run.plan.accumulating:
+        for name in run.memory:
+            layer = view(net, run, name)
+            for key in score.sums(layer):
+                layer.state[key].zero_()

@@ -1,0 +1,122 @@
+"""What happens when a network is wrapped, and when an optimizer is attached: checks first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.optim import Optimizer
+
+from sj_prune import _host
+from sj_prune.masks.manager import MaskManager
+from sj_prune.methods.identity import describe
+from sj_prune.methods.plan import Plan, plan_of
+from sj_prune.neurons.activity import check_statistics
+from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
+from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.run.agreement import Agreement
+from sj_prune.run.arguments import check_seed, check_sparsity, select_layers
+from sj_prune.run.hooks import Hooks, owned_parameters
+from sj_prune.run.processes import check_whole
+from sj_prune.run.recording import Recorder
+from sj_prune.run.session import Session
+from sj_prune.run.start import start_masks
+from sj_prune.run.state import Run
+from sj_prune.run.step import switch_recording
+
+__all__ = ["check_optimizer", "discard", "finalize", "start", "wrap"]
+
+
+def wrap(
+    net: nn.Module, method: object, skip: Iterable[str], seed: int
+) -> tuple[Session, list[nn.Module]]:
+    """Check everything, then let the neurons record; return the session and the nodes swapped.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if the network cannot be pruned like this. It is untouched then.
+    """
+    _host.check_module(net, "net")
+    check_whole(net)
+    if any(getattr(module, "is_pruning_wrapper", False) for module in net.modules()):
+        raise ValueError("Expected a bare network but it is wrapped already: finalize() it")
+    plan = plan_of(method)
+    check_seed(seed)
+    _check_plan(plan)
+    layers = select_layers(net, skip)
+    masks = _masks(net, plan, tuple(layers))
+    found = [node for node in net.modules() if not isinstance(node, RecordingNode)]
+    to_recording(net)
+    for node in recording_nodes(net).values():
+        if plan.statistics:
+            node.statistics = plan.statistics
+    _host.invalidate_reset_cache(net)
+    run = Run(plan, describe(method), tuple(layers), seed, masks)
+    run.previous = masks.masks if plan.emergent else {}
+    session = Session(net, run, Hooks(), Agreement(net, run), Recorder())
+    return session, [node for node in found if isinstance(node, RecordingNode)]
+
+
+def _check_plan(plan: Plan) -> None:
+    check_statistics(plan.statistics)
+    if plan.rewrite is not None:
+        raise ValueError(
+            f"Expected a plan without rewrite=, which changes the weights of a trained network "
+            f"once, but {plan.name} has one: use sj_prune.prune(net, loader, method)"
+        )
+
+
+def _masks(net: nn.Module, plan: Plan, layers: tuple[str, ...]) -> MaskManager:
+    """Return the masks of all layers; of channels, none before a forward has shown them."""
+    if plan.structure.needs_forward:
+        return MaskManager(net, known=False)
+    masks = plan.structure.masks(net, layers, (), plan.binding)
+    scopes = masks.scopes.values()
+    check_sparsity(plan, [s.size for s in scopes], [s.floor for s in scopes], plan.sparsity)
+    return masks
+
+
+def start(session: Session) -> None:
+    """Install the masks that the plan starts from, where units are known already."""
+    if not session.run.plan.structure.needs_forward:
+        start_masks(session.net, session.run)
+    switch_recording(session)
+
+
+def check_optimizer(net: nn.Module, optimizer: object) -> None:
+    """Refuse what is no optimizer of this network.
+
+    Raises:
+        TypeError: if it is no optimizer, or if parameters are split over processes.
+        ValueError: if it holds none of the network's parameters.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"Expected a torch.optim.Optimizer to attach but got {type(optimizer).__name__}"
+        )
+    check_whole(net, owned_parameters(optimizer))
+    mine = {id(p) for p in net.parameters()}
+    if not any(id(p) in mine for p in owned_parameters(optimizer)):
+        raise ValueError(
+            "Expected an optimizer over this network's parameters but it holds none of them: "
+            "build it with model.parameters() of the wrapped network"
+        )
+
+
+def discard(session: Session, swapped: Iterable[nn.Module]) -> None:
+    """Take hooks and the nodes that were swapped off the network; its weights stay as they are."""
+    session.hooks.remove()
+    for node in swapped:
+        to_stock(node)
+    _host.invalidate_reset_cache(session.net)
+
+
+def finalize(session: Session) -> None:
+    """Remove all hooks, bring stock classes back, and burn the zeros in."""
+    net, masks = session.net, session.run.masks
+    if not session.run.plan.emergent:
+        masks.enforce(None, session.hooks.optimizers)
+        masks.burn()
+    session.hooks.remove()
+    to_stock(net)
+    _host.invalidate_reset_cache(net)
