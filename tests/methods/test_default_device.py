@@ -59,7 +59,7 @@ def trained(name, device, monkeypatch):
     make, method = METHODS[name]
     net = make()
     batches = {k: batch(k) for k in range(1, 9)}
-    monkeypatch.setattr("pruning_cases.batch", batches.__getitem__)
+    monkeypatch.setattr("tests.support.pruning_cases.batch", batches.__getitem__)
     with default(device):
         model = PruningWrapper(net, method(), example_input=batches[1][0])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
