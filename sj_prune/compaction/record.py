@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -162,16 +162,18 @@ def load_compact(path: str | os.PathLike[str], dense_net: nn.Module) -> nn.Modul
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what `save_compact` wrote."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # it is not there, or may not be read
-        raise
-    # What torch raises depends on where it stumbles: EOFError, RuntimeError, KeyError, ...
-    except Exception as error:
-        raise ValueError(
-            f"Expected a file of save_compact but {os.fspath(path)!r} {_unreadable(path)}: save "
-            "the network with save_compact"
-        ) from error
+    with open(path, "rb") as file:  # what raises here is about the path, all else about the content
+        try:
+            if zipfile.is_zipfile(file) and _differs(file):
+                raise zipfile.BadZipFile("a checksum differs")  # torch looks at none
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        # What torch raises depends on where it stumbles: EOFError, RuntimeError, KeyError, OSError.
+        except Exception as error:
+            raise ValueError(
+                f"Expected a file of save_compact but {os.fspath(path)!r} {_unreadable(path)}: "
+                "save the network with save_compact"
+            ) from error
     found = content.get("format") if isinstance(content, Mapping) else None
     if type(found) is not int or found != _FORMAT:
         raise ValueError(
@@ -198,6 +200,17 @@ def _is_state(value: Any) -> bool:  # noqa: ANN401
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
+def _differs(file: str | os.PathLike[str] | IO[bytes]) -> bool:
+    """Tell whether a member of an archive is not what was written."""
+    if not getattr(torch.serialization, "get_crc32_options", lambda: True)():
+        return False  # no checksums were asked for
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except Exception:  # BadZipFile, zlib.error, NotImplementedError: a header is damaged
+        return True
+
+
 def _unreadable(path: str | os.PathLike[str]) -> str:
     """Say what a file is that torch does not read."""
     with open(path, "rb") as file:
@@ -205,6 +218,8 @@ def _unreadable(path: str | os.PathLike[str]) -> str:
     if not head:
         return "is empty"
     if zipfile.is_zipfile(path):
+        if _differs(path):
+            return "is damaged: a checksum in it differs"
         return "is an archive of something else, or holds pickled classes, as torch.save(net) does"
     if head.startswith(b"PK"):
         return f"is cut short: an archive without an end, {os.path.getsize(path)} bytes"

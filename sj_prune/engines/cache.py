@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import logging
 import os
 import shutil
@@ -32,6 +33,7 @@ logger = logging.getLogger("sj_prune")
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _OLD = 3600.0  # seconds after which a folder without a lock is nobody's
 _DIGITS = 32  # of the digest in a name
+_loads = itertools.count()
 
 
 def cache_folder() -> Path:
@@ -128,12 +130,32 @@ def _open(path: Path, symbol: str) -> ctypes.CDLL:
             raise OSError("it is not a file")
         if reason := _distrust(info):
             raise OSError(reason)
-        if _digest(file.read()) != path.stem.rpartition("-")[2]:
-            raise OSError("its content is not what was compiled")
-    library = ctypes.CDLL(str(path))
+        content = file.read()
+    if _digest(content) != path.stem.rpartition("-")[2]:
+        raise OSError("its content is not what was compiled")
+    library = _load(content, path)
     if not hasattr(library, symbol):
         raise OSError(f"it has no {symbol}")
     return library
+
+
+def _load(content: bytes, path: Path) -> ctypes.CDLL:
+    """Load `content`, that of `path`, from memory of its own where the system has such a thing.
+
+    What was looked at is then what runs, and nothing that happens to the file can end this process.
+    """
+    if hasattr(os, "memfd_create"):
+        handle = os.memfd_create(path.name)
+        try:
+            with open(handle, "wb", closefd=False) as file:
+                file.write(content)
+            # A loader that meets a name again returns the library it knows by it.
+            return ctypes.CDLL(f"/proc/self/fd/{'./' * next(_loads)}{handle}")
+        except OSError:  # no /proc, or what is in memory must not run here
+            pass
+        finally:
+            os.close(handle)
+    return ctypes.CDLL(str(path))
 
 
 def _digest(content: bytes) -> str:

@@ -71,8 +71,13 @@ def run(command: Sequence[str]) -> None:
     if process.returncode:
         raise CommandError(
             f"Expected {command[0]} to compile but it ended with {process.returncode}: "
-            f"{said[-2000:]}"
+            f"{_shortened(said.strip())}"
         )
+
+
+def _shortened(said: str, most: int = 1000) -> str:
+    """Return both ends of what a compiler said: the first error leads to the others."""
+    return said if len(said) <= 2 * most else f"{said[:most]} [...] {said[-most:]}"
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
