@@ -164,7 +164,7 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what `save_compact` wrote."""
     with open(path, "rb") as file:  # what raises here is about the path, all else about the content
         try:
-            if zipfile.is_zipfile(file) and _differs(file):
+            if _differs(file):
                 raise zipfile.BadZipFile("a checksum differs")  # torch looks at none
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -201,10 +201,12 @@ def _is_state(value: Any) -> bool:  # noqa: ANN401
 
 
 def _differs(file: str | os.PathLike[str] | IO[bytes]) -> bool:
-    """Tell whether a member of an archive is not what was written."""
+    """Tell whether what lies in a file, if that is an archive, is not what was written."""
     if not getattr(torch.serialization, "get_crc32_options", lambda: True)():
         return False  # no checksums were asked for
     try:
+        if not zipfile.is_zipfile(file):
+            return False
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is not None
     except Exception:  # BadZipFile, zlib.error, NotImplementedError: a header is damaged
@@ -217,9 +219,9 @@ def _unreadable(path: str | os.PathLike[str]) -> str:
         head = file.read(16)
     if not head:
         return "is empty"
+    if _differs(path):
+        return "is damaged: a checksum in it differs"
     if zipfile.is_zipfile(path):
-        if _differs(path):
-            return "is damaged: a checksum in it differs"
         return "is an archive of something else, or holds pickled classes, as torch.save(net) does"
     if head.startswith(b"PK"):
         return f"is cut short: an archive without an end, {os.path.getsize(path)} bytes"

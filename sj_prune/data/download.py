@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import os
@@ -22,6 +23,7 @@ from sj_prune.data.files import build_folder, replace_file
 __all__ = ["explain_offline", "fetch", "install", "torchvision_module", "unpack"]
 
 _CHUNK = 1 << 20
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
 _TIMEOUT = 60.0  # seconds without an answer
 
 
@@ -123,7 +125,7 @@ def unpack(archives: Sequence[Path], target: Path) -> None:
 def _extract_checked(archive: Path, folder: Path) -> None:
     try:
         _extract(archive, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except _DAMAGE as error:
         raise ValueError(
             f"Expected {archive} to be a whole and harmless archive but got {error!r}: "
             "delete it and fetch it again"

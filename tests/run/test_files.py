@@ -79,6 +79,21 @@ def test_what_cannot_be_pickled_leaves_the_old_file(tmp_path):
     assert left(tmp_path) == ["a.pt"]
 
 
+def test_half_a_file_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.pt"
+    sj_prune.save(path, {"value": 1})
+
+    def broken(state, file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="disk full"):
+        sj_prune.save(path, {"value": 2})
+    assert load(path) == {"value": 1}
+    assert left(tmp_path) == ["a.pt"]
+
+
 def test_the_content_is_on_the_disk_before_it_has_the_name(tmp_path, monkeypatch):
     order = []
     for name in ("fsync", "replace"):
