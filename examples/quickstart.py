@@ -167,7 +167,7 @@ def save_and_test(model, images, labels, path):
     if isinstance(model, sj_prune.PruningWrapper):
         # Back to stock neurons, zeros burnt in. On a copy, for the plots need the wrapper still.
         net = copy.deepcopy(model).finalize()
-    torch.save(net.state_dict(), path)
+    sj_prune.save(path, net.state_dict())
     stock = build_network()
     stock.load_state_dict(torch.load(path, weights_only=True), strict=True)
     return accuracy_of(net, images, labels), accuracy_of(stock, images, labels)

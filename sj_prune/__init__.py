@@ -14,6 +14,7 @@ from sj_prune.compaction import (
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
+from sj_prune.run.files import save
 from sj_prune.trained.calibration import renormalize
 from sj_prune.trained.prune import Pruned, prune
 from sj_prune.wrapper import PruningWrapper
@@ -37,6 +38,7 @@ __all__ = [
     "prune",
     "rebuild",
     "renormalize",
+    "save",
     "save_compact",
     "to_recording",
     "to_stock",

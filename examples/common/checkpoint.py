@@ -12,18 +12,8 @@ import torch
 FORMAT = 1
 
 
-def save_atomically(state, path):
-    """Write `state` beside `path`, flush it to the disk, and only then let it take the name."""
-    new = Path(f"{path}.new")
-    with new.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
 def write_atomically(text, path):
-    """As `save_atomically`, for text."""
+    """As `sj_prune.save`, for text."""
     new = Path(f"{path}.new")
     with new.open("w", encoding="utf-8", newline="") as file:
         file.write(text)

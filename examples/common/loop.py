@@ -349,7 +349,7 @@ class Trainer:
         if self.method is not None:
             x, _ = next(iter(self.test_data))
             print(self.model.report(self.to_input(x)))
-        checkpoint.save_atomically(net.state_dict(), self.args.out / "final.pt")
+        sj_prune.save(self.args.out / "final.pt", net.state_dict())
         logs.write_csv(self.rows, self.args.out / "log.csv")
 
     # ---- checkpoints -----------------------------------------------------------------------------
@@ -385,7 +385,7 @@ class Trainer:
             },
         }
         self.args.out.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_atomically(state, self.args.out / name)
+        sj_prune.save(self.args.out / name, state)
 
     def resume(self):
         """Take up the last checkpoint, if there is one and ``--resume`` allows."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from sj_prune import _host
 from sj_prune.compaction.build import Index, copied, resize
 from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
+from sj_prune.run.files import save
 
 __all__ = ["architecture", "load_compact", "rebuild", "save_compact"]
 
@@ -80,7 +82,7 @@ def _check(net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def _check_width(name: str, key: str, value: Any, full: int, advice: str) -> None:  # noqa: ANN401
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:  # True is an int
         raise ValueError(f"Expected {key} of {name!r} to be a positive integer but got {value!r}")
     if value > full:
         raise ValueError(
@@ -128,12 +130,17 @@ def _keep_first(module: nn.Module, key: str, *sizes: int) -> None:
 def save_compact(path: str | os.PathLike[str], small: nn.Module) -> None:
     """Save a smaller network: widths and state_dict, no pickled classes.
 
+    A file that is there stays whole until the new one is, as with `sj_prune.save`.
+
     Args:
         path: of the file; ``torch.load(path, weights_only=True)`` reads it.
         small: what `compact` returned, trained on or not.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
     content = {"format": _FORMAT, "architecture": architecture(small)}
-    torch.save({**content, "state_dict": small.state_dict()}, path)
+    save(path, {**content, "state_dict": small.state_dict()})
 
 
 def load_compact(path: str | os.PathLike[str], dense_net: nn.Module) -> nn.Module:
@@ -148,13 +155,82 @@ def load_compact(path: str | os.PathLike[str], dense_net: nn.Module) -> nn.Modul
         ValueError: if the file is another one, or the networks do not fit; names the layer.
         RuntimeError: if a parameter beside the layers' does not fit (from ``load_state_dict``).
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    found = content.get("format") if isinstance(content, Mapping) else None
-    if found != _FORMAT:
-        raise ValueError(
-            f"Expected a file of save_compact, format {_FORMAT}, but {os.fspath(path)!r} has "
-            f"format {found!r}: save the network with save_compact, or update sj_prune"
-        )
+    content = _read(path)
     net = rebuild(dense_net, content["architecture"])
     net.load_state_dict(content["state_dict"], strict=True)
     return net
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what `save_compact` wrote."""
+    with open(path, "rb") as file:  # what raises here is about the path, all else about the content
+        try:
+            if _differs(file):
+                raise zipfile.BadZipFile("a checksum differs")  # torch looks at none
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        # What torch raises depends on where it stumbles: EOFError, RuntimeError, KeyError, OSError.
+        except Exception as error:
+            raise ValueError(
+                f"Expected a file of save_compact but {os.fspath(path)!r} {_unreadable(path)}: "
+                "save the network with save_compact"
+            ) from error
+    found = content.get("format") if isinstance(content, Mapping) else None
+    if type(found) is not int or found != _FORMAT:
+        raise ValueError(
+            f"Expected a file of save_compact, format {_FORMAT}, but {os.fspath(path)!r} has "
+            f"format {found!r} and holds {_described(content)}: save the network with "
+            "save_compact, or update sj_prune"
+        )
+    for key, fits in (("architecture", _is_record), ("state_dict", _is_state)):
+        if not fits(content.get(key)):
+            raise ValueError(
+                f"Expected {key!r} in the file of save_compact {os.fspath(path)!r} to be whole but "
+                f"it holds {_described(content.get(key))}: the file is damaged, save it again"
+            )
+    return dict(content)
+
+
+def _is_record(value: Any) -> bool:  # noqa: ANN401
+    if not isinstance(value, Mapping):
+        return False
+    return all(isinstance(k, str) and isinstance(v, Mapping) for k, v in value.items())
+
+
+def _is_state(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+def _differs(file: str | os.PathLike[str] | IO[bytes]) -> bool:
+    """Tell whether what lies in a file, if that is an archive, is not what was written."""
+    if not getattr(torch.serialization, "get_crc32_options", lambda: True)():
+        return False  # no checksums were asked for
+    try:
+        if not zipfile.is_zipfile(file):
+            return False
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except Exception:  # BadZipFile, zlib.error, NotImplementedError: a header is damaged
+        return True
+
+
+def _unreadable(path: str | os.PathLike[str]) -> str:
+    """Say what a file is that torch does not read."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if not head:
+        return "is empty"
+    if _differs(path):
+        return "is damaged: a checksum in it differs"
+    if zipfile.is_zipfile(path):
+        return "is an archive of something else, or holds pickled classes, as torch.save(net) does"
+    if head.startswith(b"PK"):
+        return f"is cut short: an archive without an end, {os.path.getsize(path)} bytes"
+    return f"begins with {head!r}"
+
+
+def _described(content: Any) -> str:  # noqa: ANN401
+    if isinstance(content, Mapping):
+        keys = [repr(key) for key in content]
+        return f"the keys {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+    return f"a {type(content).__name__}"

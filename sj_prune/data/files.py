@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,33 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from sj_prune.run.files import current_umask, replace_file
+
 __all__ = ["build_folder", "publish", "replace_file", "save_npz", "workspace"]
 
 _LOGGER = logging.getLogger("sj_prune")
-
-
-@contextmanager
-def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`, and move it there if the block ends well.
-
-    Args:
-        path: the file to write or to replace; its folder must exist.
-
-    Yields:
-        The path to write to. After an exception it is deleted and `path` is what it was.
-    """
-    target = Path(path)
-    # The suffix stays last: numpy appends one of its own to a name that lacks it.
-    handle, name = tempfile.mkstemp(f".tmp{target.suffix}", f".{target.stem}.", target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        # mkstemp makes files private; a data set is shared like any other file.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -54,7 +31,7 @@ def workspace(root: Path, purpose: str) -> Iterator[Path]:
     for stale in sorted(root.glob(f"{prefix}*")):
         _LOGGER.warning("%s: left by another process; delete it unless one is still at work", stale)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    folder.chmod(0o777 & ~_umask())
+    folder.chmod(0o777 & ~current_umask())
     try:
         yield folder
     finally:
@@ -90,12 +67,5 @@ def publish(folder: Path, target: Path) -> None:
 
 def save_npz(path: Path, **arrays: Any) -> None:  # noqa: ANN401 - whatever numpy stores
     """Write a compressed ``.npz`` that appears whole or not at all."""
-    with replace_file(path) as temporary:
+    with replace_file(path, durable=False) as temporary:
         np.savez_compressed(temporary, **arrays)
-
-
-def _umask() -> int:
-    # The only way to read the mask is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

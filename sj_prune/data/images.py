@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sj_prune.data.download import explain_offline, torchvision_module
+from sj_prune.data.download import fetch, install, torchvision_module
 
 __all__ = ["ImageSet", "cifar10", "cifar100", "image_folder"]
 
@@ -18,6 +18,12 @@ Channels = tuple[float, float, float]
 _STATISTICS: dict[str, tuple[Channels, Channels]] = {
     "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "CIFAR100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+# Of the archives, which torchvision states as MD5 alone.
+_SHA256 = {
+    "CIFAR10": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    "CIFAR100": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
 }
 
 
@@ -48,7 +54,7 @@ def cifar10(root: str | os.PathLike[str], download: bool = False) -> tuple[Image
 
     Args:
         root: folder that holds ``cifar-10-batches-py``, or will.
-        download: fetch it if it is not there (170 MB, checked by torchvision).
+        download: fetch it if it is not there (170 MB, checked by SHA-256).
 
     Returns:
         Training set of 50,000 and test set of 10,000 images ``[3, 32, 32]``.
@@ -68,16 +74,17 @@ def cifar100(root: str | os.PathLike[str], download: bool = False) -> tuple[Imag
 
 def _cifar(name: str, root: str | os.PathLike[str], download: bool) -> tuple[ImageSet, ImageSet]:
     kind = getattr(torchvision_module("datasets"), name)
-    if download:
-        with explain_offline(name, f"{kind.url} (MD5 {kind.tgz_md5})", root):
-            kind(str(root), train=True, download=True)
+    folder = Path(root) / kind.base_folder
+    if download and not _is_whole(kind, root):
+        source = (kind.url, Path(root), kind.filename, kind.tgz_md5, _SHA256.get(name))
+        install(fetch(*source, what=name), folder)
     try:
         parts = [kind(str(root), train=train, download=False) for train in (True, False)]
     # torchvision checks the MD5 of every file, and raises this for a missing one too.
     except RuntimeError as error:
         raise FileNotFoundError(
-            f"{Path(root) / kind.base_folder}: Expected the files of {name} with their checksums "
-            f"but got {str(error)!r}: pass download=True, or fetch {kind.url} "
+            f"{folder}: Expected the files of {name} with their checksums but got "
+            f"{str(error)!r}: pass download=True, or fetch {kind.url} "
             f"(MD5 {kind.tgz_md5}) and unpack it in {root}"
         ) from error
     mean, std = _STATISTICS[name]
@@ -92,6 +99,14 @@ def _cifar(name: str, root: str | os.PathLike[str], download: bool) -> tuple[Ima
         for part in parts
     )
     return train, test
+
+
+def _is_whole(kind: Any, root: str | os.PathLike[str]) -> bool:  # noqa: ANN401 - torchvision's class
+    try:
+        kind(str(root), train=True, download=False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def image_folder(

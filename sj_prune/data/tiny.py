@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sj_prune.data.download import fetch, torchvision_module, unpack
+from sj_prune.data.download import fetch, install, torchvision_module
 from sj_prune.data.files import replace_file
 from sj_prune.data.images import ImageSet
 
 __all__ = ["tiny_imagenet"]
 
-_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+_SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
 _NAME = "tiny-imagenet-200"
 _SIZE = 64
 _MEAN, _STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
@@ -34,7 +35,7 @@ def tiny_imagenet(
 
     Args:
         root: folder that holds ``tiny-imagenet-200``, or will.
-        download: fetch it if it is not there (248 MB, checked by MD5).
+        download: fetch it if it is not there (248 MB, checked by SHA-256).
 
     Returns:
         Training set of 100,000 and test set of 10,000 images ``[3, 64, 64]``.
@@ -46,24 +47,16 @@ def tiny_imagenet(
     """
     folder = Path(root) / _NAME
     if not folder.exists() and download:
-        _unpack(fetch(_URL, Path(root), f"{_NAME}.zip", _MD5), folder)
+        install(fetch(_URL, Path(root), f"{_NAME}.zip", _MD5, _SHA256), folder)
     try:
         classes = tuple(sorted((folder / "wnids.txt").read_text().split()))
         train, test = (_load(folder, part, classes) for part in ("train", "val"))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{folder}: Expected the files of Tiny-ImageNet but got {str(error)!r}: pass "
-            f"download=True, or fetch {_URL} (MD5 {_MD5}) and unpack it in {root}"
+            f"download=True, or fetch {_URL} (SHA-256 {_SHA256}) and unpack it in {root}"
         ) from error
     return train, test
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    aside = folder.with_name(f"{_NAME}.unpacked")
-    if not aside.exists():
-        unpack([archive], aside)
-    (aside / _NAME).rename(folder)
-    aside.rmdir()
 
 
 def _load(folder: Path, part: str, classes: tuple[str, ...]) -> ImageSet:
@@ -73,7 +66,7 @@ def _load(folder: Path, part: str, classes: tuple[str, ...]) -> ImageSet:
             x, y = stored["x"], stored["y"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         x, y = _decode_all(_list(folder, part, classes))
-        with replace_file(cache) as temporary:
+        with replace_file(cache, durable=False) as temporary:
             # Not compressed: photographs do not get smaller, only slower.
             np.savez(temporary, x=x, y=y)
     return ImageSet(torch.from_numpy(x), torch.from_numpy(y), classes, _MEAN, _STD)

@@ -1,7 +1,7 @@
 """Compile a variant of the CPU engine with the machine's C++ compiler, once.
 
-The cache is keyed by source, flags, compiler and CPU; a library appears in it by an atomic rename,
-so several processes may start at once.
+A library's name in the cache is made of sources, flags and processor, of the variant and of the
+compiler. One that another compiler made serves where there is none or where it fails.
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["cache_folder", "compiler", "load", "problem"]
+from sj_prune.engines import cache
+from sj_prune.engines.cache import cache_folder
+from sj_prune.engines.command import CommandError, HangingError, run
+
+__all__ = ["BuildError", "cache_folder", "compiler", "load", "problem"]
 
 logger = logging.getLogger("sj_prune")
 
 _SOURCES = ("lif.cpp", "lif_forward.h", "lif_backward.h", "lif_block.h", "lanes.h", "step.h")
 # No contraction and no reassociation outside of explicit reductions: spikes equal the reference.
+# The sources are written in vectors: looking for more takes a fifth of the time and gains none.
 _FLAGS = (
     "-std=c++17",
     "-O3",
+    "-fno-tree-vectorize",
+    "-fno-tree-slp-vectorize",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -37,9 +42,9 @@ _FLAGS = (
 )
 # The same constructs as in the engine, and a value that only a working library returns.
 _PROBE = """
-#include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
-#include <vector>
 extern "C" int probe() {
   int sum = 0;
 #pragma omp parallel for reduction(+ : sum)
@@ -47,14 +52,13 @@ extern "C" int probe() {
   return sum;
 }
 """
+_NO_COMPILER = "no C++ compiler (CXX, g++, clang++) was found"
+# Compilers that did not end in time, and what to say: none is waited for twice.
+_hanging: dict[str, str] = {}
 
 
-def cache_folder() -> Path:
-    """Return where compiled engines are kept; ``SJ_PRUNE_CACHE`` moves it."""
-    root = os.environ.get("SJ_PRUNE_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sj_prune"
+class BuildError(RuntimeError):
+    """A variant is not in the cache and cannot be compiled."""
 
 
 @functools.cache
@@ -68,18 +72,21 @@ def compiler() -> str | None:
 
 @functools.cache
 def problem() -> str | None:
-    """Return None if a C++ compiler works here and its results can be kept, else why not."""
+    """Return None if libraries for this machine are in the cache or can be made, else why not."""
+    if cache.has(f"lif-{_machine()}-"):
+        return None
     path = compiler()
     if path is None:
-        return "no C++ compiler (CXX, g++, clang++) was found"
-    if unkept := _cannot_keep():
-        return unkept
-    try:
-        _flags(path)
-        _environment(path)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        return f"{path} does not work here: {error}"
-    return None
+        return _NO_COMPILER
+    reason = _cannot_keep()
+    if reason is None:
+        try:
+            _flags(path)
+        except (OSError, RuntimeError) as error:
+            reason = f"{path} does not work here: {error}"
+    if reason is not None:  # a compiler is there, so this is no choice of the user's
+        logger.warning("no library of the CPU engine can be compiled: %s", reason)
+    return reason
 
 
 def _cannot_keep() -> str | None:
@@ -87,8 +94,7 @@ def _cannot_keep() -> str | None:
     folder: Path | str = "the home folder's cache"
     try:
         folder = cache_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder):
+        with cache.workspace():
             return None
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         return (
@@ -97,18 +103,35 @@ def _cannot_keep() -> str | None:
         )
 
 
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def _machine() -> str:
+    """Return a hash of what a library depends on whatever compiles it."""
+    folder = Path(__file__).parent
+    sources = "\n".join((folder / name).read_text() for name in _SOURCES)
+    return _hash(sources, *_FLAGS, _processor())
+
+
 @functools.cache
-def _environment(path: str) -> str:
-    """Return what a binary depends on beside source and flags: compiler and processor."""
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         cpu = platform.processor()
-    return f"{version}\n{platform.machine()}\n{cpu}"
+    return f"{platform.machine()}\n{cpu}"
 
 
+def _tool(path: str) -> str:
+    """Return a hash of the compiler's file and of what it links; the compiler is not run."""
+    info = os.stat(path)
+    identity = f"{os.path.realpath(path)} {info.st_size} {info.st_mtime_ns}"
+    return _hash(path, identity, *_torch_openmp())
+
+
+@functools.cache
 def _torch_openmp() -> list[str]:
     """Return torch's own OpenMP library where it ships one: two thread pools would fight."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
@@ -141,6 +164,8 @@ def _flags(path: str) -> _Flags:
             chosen = _Flags(tuple(f for f in (native, omp) if f), tuple(f for f in (library,) if f))
             try:
                 _probe(path, chosen)
+            except HangingError:
+                raise  # it would hang again
             except (OSError, RuntimeError) as error:
                 first = first or error
                 continue
@@ -152,61 +177,62 @@ def _flags(path: str) -> _Flags:
 
 
 def _probe(path: str, flags: _Flags) -> None:
-    with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
-        source = Path(temporary) / "probe.cpp"
+    with cache.workspace() as folder:
+        source = folder / "probe.cpp"
         source.write_text(_PROBE)
-        built = _link(path, source, flags, (), Path(temporary))
+        built = _link(path, source, flags, (), folder)
         if (value := ctypes.CDLL(str(built)).probe()) != 2016:
             raise RuntimeError(f"Expected the library of a trial to return 2016 but got {value}")
 
 
 def _link(path: str, source: Path, flags: _Flags, macros: Sequence[str], folder: Path) -> Path:
     """Compile and link `source` in `folder`; return the library."""
+    if path in _hanging:
+        raise CommandError(_hanging[path])
     made, built = folder / "made.o", folder / "made.so"
-    _run([path, *_FLAGS, *flags.compile, *macros, "-c", str(source), "-o", str(made)])
-    _run([path, "-shared", str(made), "-o", str(built), *flags.link])
+    try:
+        run([path, *_FLAGS, *flags.compile, *macros, "-c", str(source), "-o", str(made)])
+        run([path, "-shared", str(made), "-o", str(built), *flags.link])
+    except HangingError as error:
+        _hanging[path] = str(error)
+        raise
     return built
 
 
-def load(defines: Mapping[str, object]) -> ctypes.CDLL:
+def load(defines: Mapping[str, object], title: str = "a variant") -> ctypes.CDLL:
     """Return the library of one variant, compiled now unless the cache has it.
 
     Args:
         defines: preprocessor definitions of the variant.
+        title: what to call it in messages.
 
     Raises:
-        RuntimeError: if there is no compiler or it fails; the message has its output.
+        BuildError: if it cannot be had; the message has the compiler's output.
     """
-    path = compiler()
-    if path is None:
-        raise RuntimeError("Expected a C++ compiler (CXX, g++, clang++) but found none")
-    folder = Path(__file__).parent
     macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-    sources = "\n".join((folder / name).read_text() for name in _SOURCES)
-    library_folder = cache_folder()
-    library_folder.mkdir(parents=True, exist_ok=True)
+    symbol = "sj_backward" if defines.get("SJ_BACKWARD") else "sj_forward"
+    prefix = f"lif-{_machine()}-{_hash(*macros)}-"
+    path = compiler()
+    try:
+        if path is None:
+            raise CommandError(f"Expected a C++ compiler but {_NO_COMPILER}")
+        name = prefix + _tool(path)
+        return cache.open_library(f"{name}-", symbol) or _compile(path, macros, name, symbol, title)
+    except (OSError, RuntimeError) as error:
+        if (other := cache.open_library(prefix, symbol)) is not None:
+            logger.info("%s serves from the cache: %s", title, error)
+            return other
+        raise BuildError(str(error)) from error
+
+
+def _compile(path: str, macros: Sequence[str], name: str, symbol: str, title: str) -> ctypes.CDLL:
     flags = _flags(path)
-    parts = (sources, *_FLAGS, *flags.compile, *flags.link, *macros, _environment(path))
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    library = library_folder / f"lif-{key}.so"
-    if library.exists():
-        try:
-            return ctypes.CDLL(str(library))
-        except OSError as error:
-            logger.warning("%s is broken (%s) and is compiled anew", library, error)
-    with tempfile.TemporaryDirectory(dir=library_folder) as temporary:
-        built = _link(path, folder / _SOURCES[0], flags, macros, Path(temporary))
-        with built.open("rb") as file:  # on the disk before it has its name, if the power fails
-            os.fsync(file.fileno())
-        os.replace(built, library)
-    logger.debug("compiled %s with %s", library.name, " ".join(macros))
-    return ctypes.CDLL(str(library))
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(
-            f"Expected {command[0]} to compile but it ended with {done.returncode}: "
-            f"{done.stderr[-2000:]}"
-        )
+    with cache.workspace() as folder:
+        logger.info("%s: compiling once with %s, into %s", title, path, folder.parent)
+        source = Path(__file__).parent / _SOURCES[0]
+        cache.keep(_link(path, source, flags, macros, folder), name)
+    logger.debug("compiled %s with %s", name, " ".join(macros))
+    library = cache.open_library(f"{name}-", symbol)
+    if library is None:
+        raise CommandError(f"Expected the library that {path} compiled to load but it does not")
+    return library

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sj_prune.engines.request import NAMES, requested
 from sj_prune.neurons.reference import Equations
 from sj_prune.neurons.surrogates import Known
 
@@ -29,11 +30,7 @@ __all__ = [
 
 logger = logging.getLogger("sj_prune")
 
-_MODULES = {
-    "cupy": "sj_prune.engines.cupy_engine",
-    "cpp": "sj_prune.engines.cpp_engine",
-    "torch": "sj_prune.engines.torch_engine",
-}
+_MODULES = {name: f"sj_prune.engines.{name}_engine" for name in NAMES}
 _BY_DEVICE = {"cuda": "cupy", "cpu": "cpp"}
 _said: set[str] = set()
 
@@ -74,7 +71,7 @@ class Engine(Protocol):
 
 def names() -> tuple[str, ...]:
     """Return the engines by name."""
-    return tuple(_MODULES)
+    return NAMES
 
 
 def say_once(message: str) -> None:
@@ -82,20 +79,6 @@ def say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
         logger.info("%s", message)
-
-
-def requested() -> str:
-    """Return ``SJ_PRUNE_ENGINE``, "auto" by default.
-
-    Raises:
-        ValueError: for anything but a known name.
-    """
-    name = os.environ.get("SJ_PRUNE_ENGINE", "auto")
-    if name not in ("auto", *_MODULES):
-        raise ValueError(
-            f"Expected SJ_PRUNE_ENGINE to be one of {('auto', *_MODULES)} but got {name!r}"
-        )
-    return name
 
 
 def fits(name: str, device: torch.device) -> bool:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import math
 import struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sj_prune.engines import build
-from sj_prune.neurons.reference import LIF, PLIF, Equations, compute_dtype
-from sj_prune.neurons.surrogates import Known
+from sj_prune.engines import build, torch_engine
+from sj_prune.engines.request import requested
+from sj_prune.neurons.activity import STATISTICS
+from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
+from sj_prune.neurons.surrogates import KNOWN, Known
 
 __all__ = ["available", "backward", "forward"]
 
+logger = logging.getLogger("sj_prune")
+
 # ForwardArguments and BackwardArguments of lif.cpp. Packed: ctypes takes 1 us an argument.
-_FORWARD = struct.Struct("8P6q4dq")
-_BACKWARD = struct.Struct("8P3q4dq")
+_FORWARD = struct.Struct("8P8q4dq")
+_BACKWARD = struct.Struct("8P5q4dq")
+_DERIVATIVE = 1 << STATISTICS.index("criticality_mean") | 1 << STATISTICS.index("criticality_max")
 _GRAIN = 1 << 15  # element-steps that make up for waking a thread, as in torch's own loops
 
 
@@ -27,47 +34,84 @@ def available() -> str | None:
     return build.problem()
 
 
+class _Variant(NamedTuple):
+    """One compilation of `lif.cpp`; settings that a pass ignores are 0, to compile fewer."""
+
+    backward: bool
+    kind: int
+    decay_input: bool
+    detach: bool
+    surrogate: int
+    statistics: int
+    store: int
+    grads: int
+    double: bool
+
+    def defines(self) -> dict[str, object]:
+        """Return the macros, explained in `step.h` and `lif_block.h`."""
+        macros = {f"SJ_{name.upper()}": int(value) for name, value in self._asdict().items()}
+        del macros["SJ_DOUBLE"]
+        return {**macros, "SJ_TYPE": "double" if self.double else "float"}
+
+    def __str__(self) -> str:
+        """Return what a user may be told."""
+        told = [f"CPU engine, {'backward' if self.backward else 'forward'} pass of {self._node()}"]
+        recorded = [name for i, name in enumerate(STATISTICS) if self.statistics >> i & 1]
+        told += [f"recording {' '.join(recorded)}"] if recorded else []
+        told += ["stored sequences"] if self.store else []
+        told += ["float64"] if self.double else []
+        return ", ".join(told)
+
+    def _node(self) -> str:
+        decay = "" if self.decay_input or self.kind == IF else " without decay_input"
+        return f"{('IF', 'LIF', 'PLIF')[self.kind]} nodes{decay} with {list(KNOWN)[self.surrogate]}"
+
+
+def _forward_variant(
+    eq: Equations, known: Known, statistics: int, store: int, dtype: torch.dtype
+) -> _Variant:
+    surrogate = known.id if statistics & _DERIVATIVE or store & 2 else 0
+    decay_input, double = eq.decay_input and eq.kind != IF, dtype == torch.float64
+    return _Variant(False, eq.kind, decay_input, False, surrogate, statistics, store, 0, double)
+
+
+def _backward_variant(eq: Equations, known: Known, grads: int, dtype: torch.dtype) -> _Variant:
+    decay_input, double = eq.decay_input and eq.kind != IF, dtype == torch.float64
+    return _Variant(True, eq.kind, decay_input, eq.detach_reset, known.id, 0, 0, grads, double)
+
+
 @functools.cache
-def _library(
-    kind: int,
-    decay_input: bool,
-    hard: bool,
-    detach: bool,
-    surrogate: int,
-    statistics: int,
-    dtype: torch.dtype,
-    inverse: bool,
-) -> ctypes.CDLL:
-    library = build.load(
-        {
-            "SJ_KIND": kind,
-            "SJ_DECAY_INPUT": int(decay_input),
-            "SJ_HARD": int(hard),
-            "SJ_DETACH": int(detach),
-            "SJ_SURROGATE": surrogate,
-            "SJ_STATISTICS": statistics,
-            "SJ_INVERSE": int(inverse),
-            "SJ_TYPE": "double" if dtype == torch.float64 else "float",
-        }
-    )
-    library.sj_forward.argtypes = library.sj_backward.argtypes = [ctypes.c_char_p]
-    library.sj_forward.restype = library.sj_backward.restype = None
+def _library(variant: _Variant) -> ctypes.CDLL | str:
+    """Return the library of a variant, or why it cannot be had: that is not tried again."""
+    try:
+        library = build.load(variant.defines(), str(variant))
+    except build.BuildError as error:
+        if requested() == "auto":
+            logger.warning("%s cannot be compiled, plain torch serves: %s", variant, error)
+        return str(error)
+    run = library.sj_backward if variant.backward else library.sj_forward
+    run.argtypes, run.restype = [ctypes.c_char_p], None
     library.sj_tile.restype = ctypes.c_int64
     return library
 
 
-def _variant(eq: Equations, known: Known, statistics: int, dtype: torch.dtype) -> ctypes.CDLL:
-    hard = eq.v_reset is not None
-    return _library(
-        eq.kind,
-        eq.decay_input,
-        hard,
-        eq.detach_reset,
-        known.id,
-        statistics,
-        dtype,
-        _has_exact_inverse(eq),
-    )
+def _serving(variant: _Variant, eq: Equations) -> ctypes.CDLL | None:
+    """Return the library of a variant, or None where plain torch serves.
+
+    Raises:
+        RuntimeError: if there is none and ``SJ_PRUNE_ENGINE`` forces this engine.
+    """
+    if eq.v_reset is None and math.isinf(eq.v_threshold):
+        return None  # a potential of inf * 0: see `settle` in step.h
+    library = _library(variant)
+    if not isinstance(library, str):
+        return library
+    if requested() == "cpp":
+        raise RuntimeError(
+            f"Expected engine 'cpp' (SJ_PRUNE_ENGINE) to serve, but {variant} cannot be compiled: "
+            f"{library}; unset it or set it to auto"
+        )
+    return None
 
 
 def _has_exact_inverse(eq: Equations) -> bool:
@@ -135,10 +179,16 @@ def forward(
     outputs: tuple[Tensor, ...],
 ) -> None:
     """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted)."""
+    spikes, v, partials, *sequences = outputs
+    store = int(sequences[0].numel() > 0) | int(sequences[1].numel() > 0) << 1
+    variant = _forward_variant(eq, known, statistics, store, x_seq.dtype)
+    library = _serving(variant, eq)
+    if library is None:
+        torch_engine.forward(x_seq, v_init, w, eq, known, statistics, outputs)
+        return
     last = _channels_last(x_seq)
     x = _like(x_seq, x_seq, last)
     v0, v0_stride = _initial(x_seq, v_init, last)
-    spikes, v, partials, *sequences = outputs
     buffers = [_result(spikes, x), _step_result(v, x), partials]
     buffers += [_result(s, x) if s.numel() else s for s in sequences]
     steps, samples = x.shape[:2]
@@ -153,10 +203,12 @@ def forward(
         x.numel() // (steps * samples * channels),
         v0_stride,
         last,
+        eq.v_reset is not None,
+        _has_exact_inverse(eq),
         *_numbers(eq, known, w),
         _threads(x),
     )
-    _variant(eq, known, statistics, x.dtype).sj_forward(arguments)
+    library.sj_forward(arguments)
     for out, buffer in zip(outputs, buffers, strict=True):
         if out is not buffer:
             out.copy_(buffer)
@@ -172,13 +224,17 @@ def backward(
     outputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Fill `outputs` (gradients of x_seq, v_init and w; empty where not wanted)."""
+    given_bits = int(grads[0] is not None) | int(grads[2] is not None) << 1
+    library = _serving(_backward_variant(eq, known, given_bits, x_seq.dtype), eq)
+    if library is None:
+        torch_engine.backward(grads, x_seq, v_init, w, eq, known, outputs)
+        return
     last = _channels_last(x_seq)
     x = _like(x_seq, x_seq, last)
     v0, v0_stride = _initial(x_seq, v_init, last)
     given = [None if g is None else _like(x_seq, g, last) for g in grads]
     grad_x, grad_v, grad_w = outputs
     buffers = [_result(grad_x, x), _step_result(grad_v, x) if grad_v.numel() else grad_v]
-    library = _variant(eq, known, 0, x.dtype)
     grad_q = None
     if eq.kind == PLIF:
         grad_q = torch.empty(
@@ -194,6 +250,8 @@ def backward(
         x.shape[0],
         x.numel() // x.shape[0],
         v0_stride,
+        eq.v_reset is not None,
+        _has_exact_inverse(eq),
         threshold,
         rest,
         decay,

@@ -1,17 +1,32 @@
 // Lanes<A>: as many numbers as one vector register of the target holds, for step.h on a CPU.
 //
 // Written with the compilers' own vector types (g++ and clang, any processor); the only
-// intrinsics are the fused multiply-adds that plain code must not contract to, where there are any.
+// intrinsics are the fused multiply-adds that plain code must not contract to, where there are any,
+// as builtins where the compiler has them: half of the time of compiling went into <immintrin.h>.
 // Partial loads and stores serve the end of a tensor.
 #pragma once
 
-#include <cmath>
+#ifdef __has_builtin
+#define SJ_HAS(name) __has_builtin(name)
+#else
+#define SJ_HAS(name) 0
+#endif
+
 #include <cstdint>
 #include <cstring>
-#if defined(__FMA__) || defined(__AVX512F__)
+#if defined(__AVX512F__) && SJ_HAS(__builtin_ia32_vfmaddps512_mask)
+#define SJ_FUSED(a, b, c) __builtin_ia32_vfmaddps512_mask(a, b, c, 0xFFFF, 4)  // as rounding is set
+#elif !defined(__AVX512F__) && defined(__FMA__) && SJ_HAS(__builtin_ia32_vfmaddps256)
+#define SJ_FUSED(a, b, c) __builtin_ia32_vfmaddps256(a, b, c)
+#elif defined(__AVX512F__)
 #include <immintrin.h>
+#define SJ_FUSED(a, b, c) _mm512_fmadd_ps(a, b, c)
+#elif defined(__FMA__)
+#include <immintrin.h>
+#define SJ_FUSED(a, b, c) _mm256_fmadd_ps(a, b, c)
 #elif defined(__ARM_FEATURE_FMA) && defined(__aarch64__)
 #include <arm_neon.h>
+#define SJ_FUSED(a, b, c) vfmaq_f32(c, a, b)
 #endif
 
 namespace sj {
@@ -108,17 +123,9 @@ SJ_FN Lanes<A> minus_absolute(Lanes<A> x) {
 }
 
 // a b + c, rounded once where the processor can.
-#if defined(__AVX512F__)
+#ifdef SJ_FUSED
 SJ_FN Lanes<float> fused(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
-  return Lanes<float>(_mm512_fmadd_ps(a.raw, b.raw, c.raw));
-}
-#elif defined(__FMA__)
-SJ_FN Lanes<float> fused(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
-  return Lanes<float>(_mm256_fmadd_ps(a.raw, b.raw, c.raw));
-}
-#elif defined(__ARM_FEATURE_FMA) && defined(__aarch64__)
-SJ_FN Lanes<float> fused(Lanes<float> a, Lanes<float> b, Lanes<float> c) {
-  return Lanes<float>(vfmaq_f32(c.raw, a.raw, b.raw));
+  return Lanes<float>(SJ_FUSED(a.raw, b.raw, c.raw));
 }
 #else
 SJ_FN Lanes<float> fused(Lanes<float> a, Lanes<float> b, Lanes<float> c) { return a * b + c; }
@@ -134,7 +141,7 @@ SJ_FN Lanes<float> raise(Lanes<float> p, Lanes<float> n) {
 }
 
 SJ_FN Lanes<double> exponential(Lanes<double> x) {
-  for (int i = 0; i < Lanes<double>::kCount; ++i) x.raw[i] = std::exp(x.raw[i]);
+  for (int i = 0; i < Lanes<double>::kCount; ++i) x.raw[i] = __builtin_exp(x.raw[i]);
   return x;
 }
 

@@ -6,22 +6,23 @@
 namespace {
 
 // The backward pass over elements that all tensors have at the same place.
+template <typename N>
 struct Backward {
-  const A* grad_s;  // may be null, as the next two
-  const A* grad_v;
-  const A* grad_v_seq;
+  const A* grad_s;  // of the spikes, where kSpikes
+  const A* grad_v;  // may be null
+  const A* grad_v_seq;  // where kSequence
   const A* x;
   const A* v0;
   A* grad_x;
   A* grad_v0;  // null where nobody asks for it
   int64_t steps, stride, v0_stride;
-  sj::Neuron<V> neuron;
+  N neuron;
 
   // kWide blocks from `at`, or the first `count` elements of one; `charges` holds kWidth blocks a
   // step, for PLIF twice as many. Returns their part of dL/dq.
-  template <bool kSpikes, bool kSequence, bool kWhole, int kWide>
+  template <bool kWhole, int kWide>
   SJ_MEMBER V blocks(int64_t at, int count, V* charges) const {
-    const sj::Neuron<V> n = neuron;
+    const N n = neuron;
     V* const pulls = charges + kWidth * steps;
     V now[kWide], carry[kWide];
     for (int k = 0; k < kWide; ++k)
@@ -59,31 +60,24 @@ struct Backward {
   }
 
   // `count` elements from `at`; returns their part of dL/dq.
-  template <bool kSpikes, bool kSequence>
   double tile(int64_t at, int count, V* charges) const {
     double grad_q = 0;
     int i = 0;
     for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
-      const V part = blocks<kSpikes, kSequence, true, kWidth>(at + i, kLanes, charges);
+      const V part = blocks<true, kWidth>(at + i, kLanes, charges);
       if (SJ_KIND == 2) grad_q += sj::total(part);
     }
     for (; i + kLanes <= count; i += kLanes) {
-      const V part = blocks<kSpikes, kSequence, true, 1>(at + i, kLanes, charges);
+      const V part = blocks<true, 1>(at + i, kLanes, charges);
       if (SJ_KIND == 2) grad_q += sj::total(part);
     }
     if (i < count) {
       A part[kLanes];
-      blocks<kSpikes, kSequence, false, 1>(at + i, count - i, charges).store(part);
+      blocks<false, 1>(at + i, count - i, charges).store(part);
       if (SJ_KIND == 2)
         for (int j = 0; i + j < count; ++j) grad_q += part[j];
     }
     return grad_q;
-  }
-
-  double run(int64_t at, int count, V* charges) const {
-    if (grad_v_seq)
-      return grad_s ? tile<true, true>(at, count, charges) : tile<false, true>(at, count, charges);
-    return grad_s ? tile<true, false>(at, count, charges) : tile<false, false>(at, count, charges);
   }
 };
 

@@ -1,10 +1,21 @@
 // What forward and backward of the CPU engine share: the variant's constants, and blocks.
 #pragma once
 
+#include <cstddef>
+
 #include "step.h"
 
 #ifndef SJ_STATISTICS  // bits in the order of STATISTICS in activity.py
 #define SJ_STATISTICS 0
+#endif
+#ifndef SJ_BACKWARD  // 1: the library has the backward pass, 0: the forward pass
+#define SJ_BACKWARD 0
+#endif
+#ifndef SJ_STORE  // 1: v_seq, 2: h_seq and g_seq (forward)
+#define SJ_STORE 0
+#endif
+#ifndef SJ_GRADS  // 1: the gradient of the spikes is given, 2: that of v_seq (backward)
+#define SJ_GRADS 0
 #endif
 #ifndef SJ_TYPE
 #define SJ_TYPE float
@@ -12,6 +23,7 @@
 
 using A = SJ_TYPE;
 using std::int64_t;
+using std::size_t;
 
 namespace {
 
@@ -21,6 +33,8 @@ constexpr int kWidth = 4;   // blocks side by side
 constexpr int kTile = 256;  // elements summed in the type of the computation
 constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
 constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
+constexpr bool kStoreV = SJ_STORE & 1, kTrace = SJ_STORE & 2;
+constexpr bool kSpikes = SJ_GRADS & 1, kSequence = SJ_GRADS & 2;
 constexpr bool kDerivative = kMean || kMax;
 constexpr int kNames = kRate + kPotential + kCharge + kMean + kMax;
 
@@ -28,6 +42,33 @@ constexpr int kNames = kRate + kPotential + kCharge + kMean + kMax;
 template <bool kWhole>
 SJ_FN V get(const A* p, int count) {
   return kWhole ? V::load(p) : V::load(p, count);
+}
+
+SJ_FN int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+SJ_FN void fill(A* from, A* to, A value) {
+  while (from != to) *from++ = value;
+}
+
+// Calls `run` with the neuron of these numbers (threshold, reset, decay, alpha): kinds of reset and
+// decay are settled here, once a call, and not in the loops.
+template <typename Run>
+SJ_FN void with_neuron(const double (&numbers)[4], bool hard, bool inverse, Run run) {
+  // Only a LIF node divides, and only the gradient of a reset differs by its kind.
+  constexpr bool kLif = SJ_KIND == 1, kKinds = SJ_BACKWARD;
+  const V threshold = A(numbers[0]), reset = A(numbers[1]);
+  const V keep = hard ? A(0) : A(1), landing = hard ? reset : -threshold;
+  const sj::Numbers<V> n{threshold, reset, A(numbers[2]), A(numbers[3]), keep, landing};
+  if (kLif && inverse) {
+    if (kKinds && !hard)
+      run(sj::Neuron<V, kLif, !kKinds>{n});
+    else
+      run(sj::Neuron<V, kLif, true>{n});
+  } else if (kKinds && !hard) {
+    run(sj::Neuron<V, false, !kKinds>{n});
+  } else {
+    run(sj::Neuron<V, false, true>{n});
+  }
 }
 
 template <bool kWhole>

@@ -1,8 +1,6 @@
 // The forward pass of the CPU engine: blocks through all time steps, and the sums over them.
 #pragma once
 
-#include <algorithm>
-
 #include "lif_block.h"
 
 namespace {
@@ -19,12 +17,12 @@ struct Sums {
 
   void clear(int count) {
     count += kLanes;
-    if (kRate) std::fill(rate, rate + count, A(0));
-    if (kPotential) std::fill(potential, potential + count, A(0));
-    if (kCharge) std::fill(charge, charge + count, A(0));
+    if (kRate) fill(rate, rate + count, A(0));
+    if (kPotential) fill(potential, potential + count, A(0));
+    if (kCharge) fill(charge, charge + count, A(0));
     if (kDerivative) {
-      std::fill(mean, mean + count, A(0));
-      std::fill(max, max + count, A(0));  // g' >= 0 for every surrogate of the table
+      fill(mean, mean + count, A(0));
+      fill(max, max + count, A(0));  // g' >= 0 for every surrogate of the table
     }
   }
 
@@ -64,6 +62,7 @@ struct Channel {
   }
 };
 
+template <typename N>
 struct Forward {
   const A* x;
   const A* v0;
@@ -74,13 +73,13 @@ struct Forward {
   A* g_seq;
   int64_t steps, stride;
   int64_t v0_stride;  // 1, or 0 where all potentials start at v0[0]
-  sj::Neuron<V> neuron;
+  N neuron;
 
   // All steps of kWide blocks from `at`, or of the first `count` elements of one. Blocks side by
   // side keep the processor busy while each waits for its previous step.
-  template <bool kSequences, bool kWhole, int kWide>
+  template <bool kWhole, int kWide>
   SJ_MEMBER void blocks(int64_t at, int count, Block (&sums)[kWide]) const {
-    const sj::Neuron<V> n = neuron;
+    const N n = neuron;
     V now[kWide];
     for (int k = 0; k < kWide; ++k)
       now[k] = v0_stride ? get<kWhole>(v0 + at + k * kLanes, count) : V(v0[0]);
@@ -97,38 +96,41 @@ struct Forward {
         if (kPotential) sums[k].potential += sj::absolute(now[k]);
         if (kCharge) sums[k].charge += sj::absolute(h);
         if (kDerivative) sums[k].derivative += sj::derivative(h - n.threshold, n);
-        if (kSequences) {
-          if (v_seq) put<kWhole>(v_seq + here, count, now[k]);
-          if (h_seq) put<kWhole>(h_seq + here, count, h);
-          if (g_seq) put<kWhole>(g_seq + here, count, sj::derivative(h - n.threshold, n));
+        if (kStoreV) put<kWhole>(v_seq + here, count, now[k]);
+        if (kTrace) {
+          put<kWhole>(h_seq + here, count, h);
+          put<kWhole>(g_seq + here, count, sj::derivative(h - n.threshold, n));
         }
       }
     }
     for (int k = 0; k < kWide; ++k) put<kWhole>(v + at + k * kLanes, count, now[k]);
   }
 
-  template <bool kSequences, bool kWhole>
-  SJ_MEMBER Block block(int64_t at, int count) const {
+  SJ_MEMBER Block block(int64_t at) const {
     Block sums[1];
-    blocks<kSequences, kWhole, 1>(at, count, sums);
+    blocks<true, 1>(at, kLanes, sums);
+    return sums[0];
+  }
+
+  SJ_MEMBER Block part(int64_t at, int count) const {
+    Block sums[1];
+    blocks<false, 1>(at, count, sums);
     return sums[0];
   }
 
   // `count` elements from `at`, element by element into `sums`.
-  template <bool kSequences>
   void tile(int64_t at, int count, Sums& sums) const {
     int i = 0;
     for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
       Block found[kWidth];
-      blocks<kSequences, true, kWidth>(at + i, kLanes, found);
+      blocks<true, kWidth>(at + i, kLanes, found);
       for (int k = 0; k < kWidth; ++k) sums.add(i + k * kLanes, found[k]);
     }
-    for (; i + kLanes <= count; i += kLanes) sums.add(i, block<kSequences, true>(at + i, kLanes));
-    if (i < count) sums.add(i, block<kSequences, false>(at + i, count - i));
+    for (; i + kLanes <= count; i += kLanes) sums.add(i, block(at + i));
+    if (i < count) sums.add(i, part(at + i, count - i));
   }
 
   // `count` elements from `at` of one channel.
-  template <bool kSequences>
   void tile(int64_t at, int count, Channel& channel) const {
     Block all;
     V max = 0;
@@ -142,10 +144,10 @@ struct Forward {
     };
     for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
       Block sums[kWidth];
-      blocks<kSequences, true, kWidth>(at + i, kLanes, sums);
+      blocks<true, kWidth>(at + i, kLanes, sums);
       for (const Block& one : sums) take(one);
     }
-    for (; i + kLanes <= count; i += kLanes) take(block<kSequences, true>(at + i, kLanes));
+    for (; i + kLanes <= count; i += kLanes) take(block(at + i));
     if (kRate) channel.rate += sj::total(all.rate);
     if (kPotential) channel.potential += sj::total(all.potential);
     if (kCharge) channel.charge += sj::total(all.charge);
@@ -155,41 +157,35 @@ struct Forward {
       const A sum = sj::total(all.derivative);
       channel.max = sj::larger(channel.max, double(sj::largest(max) + (sum - sum)));
     }
-    if (i < count) rest<kSequences>(at + i, count - i, channel);
+    if (i < count) rest(at + i, count - i, channel);
   }
 
   // The last elements of a channel, fewer than a block has.
-  template <bool kSequences>
   void rest(int64_t at, int count, Channel& channel) const {
     Sums sums;
     sums.clear(0);
-    sums.add(0, block<kSequences, false>(at, count));
+    sums.add(0, part(at, count));
     channel.add(sums, 0, count);
   }
 
-  template <typename Into>
-  void run(int64_t at, int count, Into& sums) const {
-    if (v_seq || h_seq)
-      tile<true>(at, count, sums);
-    else
-      tile<false>(at, count, sums);
-  }
 };
 
 // Channels first, a map that blocks divide or a large one: one channel, tile by tile.
-void one_channel(const Forward& f, int64_t row, int64_t map, A* partials) {
+template <typename N>
+void one_channel(const Forward<N>& f, int64_t row, int64_t map, A* partials) {
   Channel channel;
   for (int64_t m = 0; m < map; m += kTile)
-    f.run(row * map + m, int(std::min<int64_t>(kTile, map - m)), channel);
+    f.tile(row * map + m, int(smaller(kTile, map - m)), channel);
   channel.write(partials + row * kNames, double(f.steps), double(map));
 }
 
 // Channels first, a small map: several whole channels in one tile.
-void some_channels(const Forward& f, int64_t row, int count, int64_t map, A* partials) {
+template <typename N>
+void some_channels(const Forward<N>& f, int64_t row, int count, int64_t map, A* partials) {
   Sums sums;
   const int elements = int(count * map);
   sums.clear(elements);
-  f.run(row * map, elements, sums);
+  f.tile(row * map, elements, sums);
   for (int c = 0; c < count; ++c) {
     Channel channel;
     channel.add(sums, int(c * map), int((c + 1) * map));
@@ -198,14 +194,16 @@ void some_channels(const Forward& f, int64_t row, int count, int64_t map, A* par
 }
 
 // Channels last: a tile of channels, over at most kTile elements of the map from `begin`.
-void columns_once(const Forward& f, int64_t begin, int count, int64_t channels, int64_t map,
+template <typename N>
+void columns_once(const Forward<N>& f, int64_t begin, int count, int64_t channels, int64_t map,
                   Sums& sums) {
   sums.clear(count);
-  for (int64_t m = 0; m < map; ++m) f.run(begin + m * channels, count, sums);
+  for (int64_t m = 0; m < map; ++m) f.tile(begin + m * channels, count, sums);
 }
 
 // Channels last: a tile of channels, over the whole map.
-void columns(const Forward& f, int64_t sample, int64_t first, int count, int64_t channels,
+template <typename N>
+void columns(const Forward<N>& f, int64_t sample, int64_t first, int count, int64_t channels,
              int64_t map, A* partials) {
   const int64_t begin = sample * map * channels + first;
   A* const out = partials + (sample * channels + first) * kNames;
@@ -221,7 +219,7 @@ void columns(const Forward& f, int64_t sample, int64_t first, int count, int64_t
   }
   Channel found[kTile];
   for (int64_t m = 0; m < map; m += kTile) {
-    columns_once(f, begin + m * channels, count, channels, std::min<int64_t>(kTile, map - m), sums);
+    columns_once(f, begin + m * channels, count, channels, smaller(kTile, map - m), sums);
     for (int i = 0; i < count; ++i) found[i].add(sums, i, i + 1);
   }
   for (int i = 0; i < count; ++i) found[i].write(out + i * kNames, steps, size);

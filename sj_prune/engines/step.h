@@ -5,12 +5,13 @@
 //
 //   SJ_KIND         0 IF, 1 LIF, 2 PLIF
 //   SJ_DECAY_INPUT  input decays too
-//   SJ_HARD         hard reset to `reset`, else soft reset by `threshold`
+//   SJ_HARD         hard reset to `reset`, else soft reset by `threshold` (*)
 //   SJ_DETACH       the reset carries no gradient
 //   SJ_SURROGATE    row of the table in surrogates.py
 //   SJ_INVERSE      (LIF, optional) `decay` is 1 / tau of a tau that is a power of two, where the
-//                   product equals the quotient to the last bit
+//                   product equals the quotient to the last bit (*)
 //
+// (*) On a CPU these are template arguments of Neuron: one library serves every tau and reset.
 // lif.cu defines SJ_DEVICE: there the surrogate's derivative and the gradients, which need not
 // equal the reference bit by bit, use the GPU's fast exponential and division (a few ulp).
 // Order of operations as in reference.py; compile without contraction into fused multiply-adds,
@@ -20,11 +21,13 @@
 #ifndef SJ_INVERSE
 #define SJ_INVERSE 0
 #endif
+#ifndef SJ_HARD
+#define SJ_HARD 0
+#endif
 
 #ifdef SJ_DEVICE
 #define SJ_FN __device__ __forceinline__
 #else
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #define SJ_FN static inline __attribute__((always_inline))
@@ -35,11 +38,19 @@
 namespace sj {
 
 template <typename A>
-struct Neuron {
+struct Numbers {
   A threshold;  // V_threshold
   A reset;      // V_reset; 0 for a soft reset, where it is the resting potential of the charge
   A decay;      // tau (LIF) or q = sigmoid(w) (PLIF)
   A alpha;      // parameter of the surrogate
+#ifndef SJ_DEVICE
+  A keep, landing;  // V after a spike is H keep + landing: 0, reset or 1, -threshold
+#endif
+};
+
+template <typename A, bool inverse = SJ_INVERSE, bool hard = SJ_HARD>
+struct Neuron : Numbers<A> {
+  static constexpr bool kInverse = inverse, kHard = hard;
 };
 
 // ---- functions ---------------------------------------------------------------------------------
@@ -98,9 +109,10 @@ SJ_FN Lanes<float> exponential(Lanes<float> x) {
 // ---- forward -----------------------------------------------------------------------------------
 
 // The part of x that leaks in one step: x / tau (LIF) or x q (PLIF).
-template <typename A>
-SJ_FN A leak(A x, const Neuron<A>& n) {
-#if SJ_KIND == 1 && !SJ_INVERSE && defined(SJ_DEVICE)
+template <typename A, typename N>
+SJ_FN A leak(A x, const N& n) {
+  if constexpr (SJ_KIND != 1 || N::kInverse) return x * n.decay;
+#ifdef SJ_DEVICE
   // The quotient to the last bit: x (1 / tau), corrected twice by its exact remainder (Markstein),
   // for x = 0 and |x| > 1e-30. The compiler's own division takes 1 / tau anew every time and
   // branches, which costs half of the whole step.
@@ -109,16 +121,14 @@ SJ_FN A leak(A x, const Neuron<A>& n) {
   q = fmaf(fmaf(-q, n.decay, x), inverse, q);
   q = fmaf(fmaf(-q, n.decay, x), inverse, q);
   return absolute(x) <= A(3.4028235e38) ? q : x;  // an infinite x has no remainder
-#elif SJ_KIND == 1 && !SJ_INVERSE
-  return x / n.decay;
 #else
-  return x * n.decay;
+  return x / n.decay;
 #endif
 }
 
 // H from the potential v before the step and the input current x.
-template <typename A>
-SJ_FN A charge(A x, A v, const Neuron<A>& n) {
+template <typename A, typename N>
+SJ_FN A charge(A x, A v, const N& n) {
 #if SJ_KIND == 0
   return v + x;
 #elif SJ_DECAY_INPUT
@@ -128,27 +138,28 @@ SJ_FN A charge(A x, A v, const Neuron<A>& n) {
 #endif
 }
 
-template <typename A>
-SJ_FN A fire(A h, const Neuron<A>& n) {
+template <typename A, typename N>
+SJ_FN A fire(A h, const N& n) {
   return select(h >= n.threshold, A(1), A(0));
 }
 
 // V after the reset.
-template <typename A>
-SJ_FN A settle(A h, A s, const Neuron<A>& n) {
-#if SJ_HARD && defined(SJ_DEVICE)
-  // The same in fewer instructions: an infinite h still makes V nan.
-  return s != A(0) ? fmaf(h, A(0), n.reset) : h;
+template <typename A, typename N>
+SJ_FN A settle(A h, A s, const N& n) {
+#ifndef SJ_DEVICE
+  // Both resets in one, exact: nothing is rounded twice, and an infinite h still makes V nan after
+  // a hard one. (A soft reset by an infinite threshold, nan by s * threshold, is not for here.)
+  return select(h >= n.threshold, fused(h, n.keep, n.landing), h);
 #elif SJ_HARD
-  return select(h >= n.threshold, fused(h, A(0), n.reset), h);  // exact, as on the device
+  return s != A(0) ? fmaf(h, A(0), n.reset) : h;  // likewise
 #else
   return h - s * n.threshold;
 #endif
 }
 
 // g'(u), u = H - V_threshold.
-template <typename A>
-SJ_FN A derivative(A u, const Neuron<A>& n) {
+template <typename A, typename N>
+SJ_FN A derivative(A u, const N& n) {
   const A a = n.alpha;
 #if SJ_SURROGATE == 0  // Sigmoid: a s (1 - s); with e = exp(-a |u|) nothing overflows
   const A e = exponential(minus_absolute(a * u));
@@ -192,28 +203,31 @@ struct Gradient {
   A h;      // dL/dH[t]
 };
 
+// dV/dH, with g = g'(H - V_threshold).
+template <typename A, typename N>
+SJ_FN A reset_slope(A h, A g, const N& n) {
+  if constexpr (N::kHard) {
+    const A kept = select(h >= n.threshold, A(0), A(1));
+    if constexpr (SJ_DETACH) return kept;
+    return fused(n.reset - h, g, kept);
+  }
+  if constexpr (SJ_DETACH) return A(1);
+  return A(1) - n.threshold * g;
+}
+
 // From dL/dS[t], dL/dV[t] (what later steps and the caller gave) and H[t].
-template <typename A>
-SJ_FN Gradient<A> unwind(A grad_s, A grad_v, A h, const Neuron<A>& n) {
+template <typename A, typename N>
+SJ_FN Gradient<A> unwind(A grad_s, A grad_v, A h, const N& n) {
   const A g = derivative(h - n.threshold, n);
-#if SJ_HARD && SJ_DETACH
-  const A slope = select(h >= n.threshold, A(0), A(1));
-#elif SJ_HARD
-  const A slope = fused(n.reset - h, g, select(h >= n.threshold, A(0), A(1)));
-#elif SJ_DETACH
-  const A slope = A(1);
-#else
-  const A slope = A(1) - n.threshold * g;
-#endif
-  const A dh = fused(grad_s, g, grad_v * slope);
+  const A dh = fused(grad_s, g, grad_v * reset_slope(h, g, n));
 #if SJ_KIND == 0
   return {dh, dh, dh};
 #else
-#if SJ_KIND == 1 && !SJ_INVERSE
-  const A leaked = ratio(dh, n.decay);
-#else
-  const A leaked = dh * n.decay;
-#endif
+  A leaked;
+  if constexpr (SJ_KIND == 1 && !N::kInverse)
+    leaked = ratio(dh, n.decay);
+  else
+    leaked = dh * n.decay;
 #if SJ_DECAY_INPUT
   return {leaked, dh - leaked, dh};
 #else
@@ -223,8 +237,8 @@ SJ_FN Gradient<A> unwind(A grad_s, A grad_v, A h, const Neuron<A>& n) {
 }
 
 // dH/dq of PLIF.
-template <typename A>
-SJ_FN A pull(A x, A v, const Neuron<A>& n) {
+template <typename A, typename N>
+SJ_FN A pull(A x, A v, const N& n) {
 #if SJ_DECAY_INPUT
   return x - (v - n.reset);
 #else

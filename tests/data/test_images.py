@@ -131,8 +131,7 @@ def tiny_archive(served, tmp_path, monkeypatch):
         for path in sorted(source.rglob("*")):
             file.write(path, path.relative_to(source.parent))
     monkeypatch.setattr(tiny, "_URL", f"{served[1]}/tiny.zip")
-    md5 = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(tiny, "_MD5", md5)
+    monkeypatch.setattr(tiny, "_SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
     return pixels
 
 
@@ -164,7 +163,7 @@ def test_tiny_imagenet_missing_or_wrong(tiny_archive, tmp_path, monkeypatch):
     root = tmp_path / "root"
     with pytest.raises(FileNotFoundError, match="download=True, or fetch .*and unpack it in"):
         tiny_imagenet(root)
-    monkeypatch.setattr(tiny, "_MD5", "0" * 32)
+    monkeypatch.setattr(tiny, "_SHA256", "0" * 64)
     with pytest.raises(RuntimeError, match="Expected to download tiny-imagenet-200.zip"):
         tiny_imagenet(root, download=True)
     assert not (root / "tiny-imagenet-200").exists()
