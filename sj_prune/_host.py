@@ -98,7 +98,7 @@ def is_surrogate(function: object) -> bool:
     return isinstance(function, tuple(kind for kind in kinds if kind is not None))
 
 
-def neuron_classes(*names: str) -> tuple[type, ...]:
+def neuron_classes(*names: str) -> tuple[type[Any], ...]:
     """Return those of the host's neuron classes of these names that this release has."""
     return tuple(getattr(neuron, name) for name in names if hasattr(neuron, name))
 

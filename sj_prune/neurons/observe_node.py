@@ -75,19 +75,12 @@ def _threshold(node: Any, ndim: int) -> Tensor | float | None:  # noqa: ANN401
     threshold: Any = getattr(node, "v_threshold", None)
     if isinstance(node, _GATED):
         return threshold.detach().view(1, -1, 1, 1).sigmoid()
-    if isinstance(node, _NORMALIZED) and _is_set(node, "fold_bn"):
-        return None
-    if isinstance(node, _NORMALIZED) and _is_set(node, "learnable_vth"):
-        per_channel: Tensor = node.get_parameter("a")
-        return per_channel.detach().exp().view(1, -1, *[1] * (ndim - 2))
+    if isinstance(node, _NORMALIZED) and (node.fold_bn or node.learnable_vth):
+        return None if node.fold_bn else node.a.detach().exp().view(1, -1, *[1] * (ndim - 2))
     if isinstance(threshold, Tensor):
         one = threshold.numel() == 1
         return None if isinstance(node, _PER_CHANNEL) and not one else threshold.detach()
     return threshold if isinstance(threshold, int | float) else None
-
-
-def _is_set(node: Any, flag: str) -> bool:  # noqa: ANN401
-    return bool(getattr(node, flag))
 
 
 def charge(node: nn.Module, u: Tensor) -> Tensor | None:

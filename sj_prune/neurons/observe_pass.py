@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sj_prune.neurons.activity import Activity
+from sj_prune.neurons.layout import step_dim
 from sj_prune.neurons.surrogates import autograd_derivative, derivative, lookup
 
 __all__ = ["Pass", "at_least_single", "random_state", "slope"]
@@ -96,6 +97,8 @@ class Pass:
         Raises:
             ValueError: if `activity` has another number of channels.
         """
+        if not activity.names:
+            return
         partials = self.partials(activity.names, channel_dim)
         activity.move_to(partials.device)
         activity.update(partials)
@@ -106,7 +109,7 @@ def _as_maps(step: Tensor, channel_dim: int) -> Tensor:
     if step.ndim == 1:  # one neuron a sample
         return step.reshape(-1, 1, 1)
     if step.ndim > 2:
-        step = step.movedim(channel_dim if channel_dim < 0 else channel_dim - 1, 1)
+        step = step.movedim(step_dim(channel_dim), 1)
     return step.reshape(*step.shape[:2], -1)
 
 

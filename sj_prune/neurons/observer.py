@@ -128,7 +128,7 @@ class Observer:
             self._miss("abs_potential", "its potential after reset is not seen at every step")
         if "abs_charge" in done.names and "abs_charge" not in done.sums:
             self._miss("abs_charge", "its threshold does not fit the potentials")
-        if not self._activity.names or not set(self._activity.names) <= set(done.names):
+        if not set(self._activity.names) <= set(done.names):
             return
         try:
             done.add_to(self._activity, self.channel_dim)

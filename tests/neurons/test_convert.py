@@ -25,6 +25,9 @@ from sj_prune.neurons import (
 class Doubled(neuron.LIFNode):
     """A user's subclass: its equations are its own."""
 
+    def neuronal_charge(self, x):
+        super().neuronal_charge(2 * x)
+
 
 def network():
     torch.manual_seed(3)
