@@ -117,16 +117,12 @@ def needs_single_steps(node: nn.Module) -> bool:
 
 
 def runs_without_steps(node: nn.Module) -> bool:
-    """Tell whether a multi-step call of `node` calls none of its single-step methods.
+    """Tell whether a multi-step call of `node` may call none of its single-step methods.
 
     Since 2.0.0 the nodes below hand a whole sequence to a function of the host, with the standard
-    reset, unless a subclass has another step.
+    reset: subclasses with another single step too, unless they store their potentials.
     """
-    names = (
-        "multi_step_forward",
-        "multi_step_functional_forward",
-        "single_step_functional_forward",
-    )
+    names = ("multi_step_forward", "multi_step_functional_forward")
     methods = [getattr(type(node), name, None) for name in names]
     return isinstance(node, _WITHOUT_STEPS) and all(
         getattr(method, "__module__", "").startswith(_NEURON_PACKAGE) for method in methods

@@ -57,12 +57,10 @@ def obstacle(node: nn.Module) -> str:
 
 
 def absent(node: nn.Module) -> dict[str, str]:
-    """Return the statistics that a neuron cannot have, each with the reason."""
+    """Return the statistics that a neuron cannot have, as far as can be told before it runs."""
     reasons = {}
     if isinstance(node, _UNRESET):
         reasons["abs_potential"] = "it resets within the next charge and keeps no potential after"
-    elif not hasattr(node, "v"):
-        reasons["abs_potential"] = "it has no attribute v"
     if getattr(node, "v_threshold", None) is None:
         reasons["abs_charge"] = "it has no attribute v_threshold"
     elif _threshold(node, 2) is None:

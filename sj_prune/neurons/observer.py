@@ -125,7 +125,8 @@ class Observer:
         if done is None or not done.steps:
             return
         if "abs_potential" in done.names and done.potentials != done.steps:
-            self._miss("abs_potential", "its potential after reset is not seen at every step")
+            held = "is not seen at every step" if hasattr(self.node, "v") else "is no attribute v"
+            self._miss("abs_potential", f"its potential after reset {held}")
         if "abs_charge" in done.names and "abs_charge" not in done.sums:
             self._miss("abs_charge", "its threshold does not fit the potentials")
         if not set(self._activity.names) <= set(done.names):
