@@ -34,7 +34,7 @@ def network():
         neuron.KLIFNode(),  # nodes of one class share its default function
         layer.Linear(4, 4),
         neuron.KLIFNode(),
-        OwnReset(),
+        OwnReset(v_threshold=0.4),
         layer.Linear(4, 3),
         neuron.KLIFNode(surrogate_function=Steep(), store_v_seq=True),
     ).double()
