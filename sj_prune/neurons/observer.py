@@ -27,6 +27,7 @@ class _Frame:
     shape: torch.Size | None
     mode: str | None
     resets_as_host: bool
+    calls: int = 0
 
 
 class Observer:
@@ -158,6 +159,8 @@ class Observer:
             spikes: what the function returned, of the same shape.
         """
         self.calls += 1
+        if self._frame is not None:
+            self._frame.calls += 1
         drawn, self._drawn = self._drawn, None
         # Sums outlive inference mode; what is made from its tensors in here can be added to.
         with torch.inference_mode(False), torch.no_grad():
@@ -215,8 +218,8 @@ class Observer:
         frame, self._frame = self._frame, None
         if frame is None:
             return
-        if frame.mode == "m":
-            self.close_pass()
+        if frame.mode == "m" or (frame.mode is None and frame.calls > 1):
+            self.close_pass()  # the loop over time was inside
         elif self._pass is not None:
             self.finished(getattr(node, "v", None))
 

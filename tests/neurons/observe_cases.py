@@ -22,15 +22,16 @@ def hard_or_soft(h, s, threshold, reset):
     return h - s * threshold if reset is None else (1.0 - s) * h + s * reset
 
 
-def run(node, x, charge, reset=None, state=0.0):
+def run(node, x, charge, reset=None, state=0.0, threshold=None):
     """Charge, fire and reset step by step; `charge` returns `H` of an input and a potential."""
-    reset = reset or (lambda h, s: hard_or_soft(h, s, node.v_threshold, node.v_reset))
+    threshold = node.v_threshold if threshold is None else threshold
+    reset = reset or (lambda h, s: hard_or_soft(h, s, threshold, node.v_reset))
     v, steps = torch.full_like(x[0], state), []
     for x_t in x:
         h = charge(x_t, v)
-        s = step(h - node.v_threshold)
+        s = step(h - threshold)
         v = reset(h, s)
-        steps.append((s, v, h, h - node.v_threshold))
+        steps.append((s, v, h, h - threshold))
     return [list(column) for column in zip(*steps, strict=True)]
 
 
@@ -198,6 +199,25 @@ class Plain(nn.Module):
             v = h * (1.0 - s)
             out.append(s)
         return torch.stack(out)
+
+
+class Whole(nn.Module):
+    """A network of its own kind: inputs and potentials differ in their dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 3)
+        self.act = surrogate.ATan()
+
+    def currents(self, x_seq):
+        return self.fc(x_seq.flatten(2))
+
+    def forward(self, x_seq):
+        v = 0.0
+        for x in self.currents(x_seq):
+            v = 0.5 * v + x
+            v = v * (1.0 - self.act(v - 0.8))
+        return v
 
 
 def plain(node, x):

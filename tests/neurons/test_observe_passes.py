@@ -3,7 +3,7 @@
 import pytest
 import torch
 from neuron_cases import LEGACY, current
-from observe_cases import Plain, assert_statistics, klif, lif, plain, qif, statistics
+from observe_cases import Plain, Whole, assert_statistics, klif, lif, plain, qif, run, statistics
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -241,6 +241,31 @@ def test_a_module_that_loops_needs_no_reset():
     for x in batches:
         node(x)
     assert_statistics(observer, statistics([plain(node, x) for x in batches]))
+
+
+def test_a_whole_network_that_loops_needs_no_reset():
+    node = Whole().double()
+    nn.init.uniform_(node.fc.weight, 0.0, 0.3)
+    (observer,) = observe(node).values()
+    passes = []
+    for seed in range(3):
+        x = current(4, 2, 3, 2, 2, dtype=torch.float64, seed=seed)
+        node(x)
+        steps = run(node, node.currents(x).detach(), half_leak, cut, threshold=0.8)
+        passes.append((steps[0], [None], [None], steps[3]))
+    assert_statistics(observer, statistics(passes))
+    assert observer.why == (
+        "no abs_charge: it has no attribute v_threshold; "
+        "no abs_potential: its potential after reset is no attribute v"
+    )
+
+
+def half_leak(x, v):
+    return 0.5 * v + x
+
+
+def cut(h, s):
+    return h * (1.0 - s)
 
 
 def test_copies_follow_half_precision_and_keep_single():
