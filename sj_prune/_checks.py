@@ -11,7 +11,7 @@ from torch import nn
 from sj_prune.masks.structure import Channels, Layer
 from sj_prune.methods.base import Method, check_fraction
 from sj_prune.network.coupling import Coupling, Group
-from sj_prune.network.topology import prunable_layers
+from sj_prune.network.layers import prunable_layers
 
 __all__ = [
     "check_method",

@@ -21,6 +21,7 @@ __all__ = [
     "LIFNode",
     "ParametricLIFNode",
     "SurrogateFunctionBase",
+    "check_module",
     "eval_with_gradients",
     "find_legacy_node",
     "has_explicit_precision",
@@ -74,6 +75,16 @@ def release() -> str:
         return version("spikingjelly")
     except PackageNotFoundError:
         return "unknown"
+
+
+def check_module(value: object, name: str = "net") -> None:
+    """Refuse what is no module.
+
+    Raises:
+        TypeError: naming the argument and the type that came.
+    """
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"Expected {name} to be a torch.nn.Module but got {type(value).__name__}")
 
 
 def is_neuron(module: nn.Module) -> bool:

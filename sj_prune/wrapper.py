@@ -18,8 +18,11 @@ from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.structure import Channels, Layer
 from sj_prune.methods.base import Method
 from sj_prune.network.coupling import Coupling
-from sj_prune.network.inputs import as_args, few_samples, from_plain, materialize, outline, to_plain
-from sj_prune.network.topology import Topology, prunable_layers, trace
+from sj_prune.network.inputs import as_args, few_samples, from_plain, to_plain
+from sj_prune.network.inputs import shapes_of as outline
+from sj_prune.network.inputs import zeros_of as materialize
+from sj_prune.network.layers import prunable_layers
+from sj_prune.network.topology import Topology, trace
 from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.state import rest_channels
@@ -67,6 +70,8 @@ class PruningWrapper(nn.Module):
         ValueError: for unknown names in `skip`, a network with nothing to prune, a sparsity that
             would empty a layer. The network is untouched then.
     """
+
+    is_pruning_wrapper = True  # what `compact` knows a wrapper by
 
     def __init__(
         self,

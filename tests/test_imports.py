@@ -4,14 +4,10 @@ import ast
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import sj_prune
-
-PACKAGE = Path(sj_prune.__file__).parent
-SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+from tests.support.sources import SOURCES, imports, imports_of, within
 
 # Beside the standard library, these files import only what stands here.
 ONLY = {
@@ -31,42 +27,6 @@ OWNERS = {
     "lightning": ("integrations/",),
     "pytorch_lightning": ("integrations/",),
 }
-
-
-def from_module(node, package):
-    """Return the dotted names of a ``from ... import``, relative ones made absolute."""
-    parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-    base = ".".join([*parts, node.module] if node.module else parts)
-    return [f"{base}.{alias.name}" for alias in node.names]
-
-
-def dynamic(node):
-    """Return the name in ``import_module("name")``, or nothing."""
-    called = getattr(node.func, "attr", getattr(node.func, "id", None))
-    name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-    return [name] if called in ("import_module", "__import__") and isinstance(name, str) else []
-
-
-def imports(source, package="sj_prune"):
-    """Return the dotted names that `source`, a module of `package`, imports anywhere."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += from_module(node, package)
-        elif isinstance(node, ast.Call):
-            found += dynamic(node)
-    return found
-
-
-def imports_of(file):
-    package = ".".join(["sj_prune", *Path(file).parent.parts])
-    return imports(SOURCES[file].read_text(), package)
-
-
-def within(name, packages):
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -85,42 +85,34 @@ def hooked(
     where: Callable[[nn.Module], bool],
 ) -> Iterator[None]:
     """Put a forward hook on modules for a while; it gets the name, all inputs and the output."""
-    handles = []
-    for name, module in net.named_modules():
-        if where(module):
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            if where(module):
 
-            def call(_m: Any, a: Any, k: Any, o: Any, name: str = name) -> Any:  # noqa: ANN401
-                return hook(name, (*a, *k.values()), o)
+                def call(_m: Any, a: Any, k: Any, o: Any, name: str = name) -> Any:  # noqa: ANN401
+                    return hook(name, (*a, *k.values()), o)
 
-            handles.append(module.register_forward_hook(call, with_kwargs=True))
-    try:
+                stack.callback(module.register_forward_hook(call, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def _located(net: nn.Module) -> Iterator[None]:
     """Turn an exception of a forward into one that names the module."""
     running: list[str] = []
-    handles = []
 
     def left(*_: Any) -> None:  # noqa: ANN401 (a hook that returns something replaces the output)
         running.pop()
 
-    for name, module in net.named_modules():
-        handles.append(
-            module.register_forward_pre_hook(lambda _m, _a, name=name: running.append(name))
-        )
-        handles.append(module.register_forward_hook(left))
-    try:
-        yield
-    except Exception as error:
-        raise ForwardError(running[-1] if running else "", error) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            enter = module.register_forward_pre_hook(lambda _m, _a, name=name: running.append(name))
+            stack.callback(enter.remove)
+            stack.callback(module.register_forward_hook(left).remove)
+        try:
+            yield
+        except Exception as error:
+            raise ForwardError(running[-1] if running else "", error) from error
 
 
 def evaluate(

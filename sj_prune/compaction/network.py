@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from sj_prune import _host
 from sj_prune.compaction.build import Index, copied, shrink
 from sj_prune.compaction.errors import CompactionError
 from sj_prune.compaction.forward import doubled
@@ -77,13 +78,10 @@ def build_compact(net: nn.Module, example_input: Any, *, skip: Collection[str] =
 
 
 def _check(net: nn.Module, skip: Collection[str]) -> None:
-    from sj_prune.wrapper import PruningWrapper  # it may import this module
-
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
-    if isinstance(net, PruningWrapper):
+    _host.check_module(net)
+    if getattr(net, "is_pruning_wrapper", False):
         raise TypeError(
-            "Expected a network with its masks burnt in but got a PruningWrapper: call "
+            f"Expected a network with its masks burnt in but got a {type(net).__name__}: call "
             "net = model.finalize() first, then compact(net, example_input)"
         )
     names = dict(net.named_modules())

@@ -24,7 +24,9 @@ from sj_prune.compaction.forward import (
     hooked,
     tensors_of,
 )
-from sj_prune.compaction.slices import Cut, is_norm, is_weighted, staying
+from sj_prune.compaction.slices import Cut, staying
+from sj_prune.network.layers import is_weighted
+from sj_prune.network.norms import is_channel_norm
 
 __all__ = ["listed", "prove"]
 
@@ -135,7 +137,7 @@ def _layer_outputs(net: nn.Module, args: tuple[Any, ...], dense: bool) -> list[t
             found.append((name, out.detach()))
 
     def seen(m: nn.Module) -> bool:
-        return is_weighted(m) or is_norm(m) or _host.is_neuron(m) or not any(m.children())
+        return is_weighted(m) or is_channel_norm(m) or _host.is_neuron(m) or not any(m.children())
 
     with hooked(net, note, seen):
         evaluate(net, args, {}, dense=dense)

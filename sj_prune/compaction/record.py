@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune.compaction.build import Index, copied, resize
-from sj_prune.compaction.slices import is_norm, is_weighted
+from sj_prune.network.layers import is_weighted
+from sj_prune.network.norms import is_channel_norm
 
 __all__ = ["architecture", "load_compact", "rebuild", "save_compact"]
 
@@ -35,7 +36,7 @@ def _keys(module: nn.Module) -> tuple[str, ...]:
         return ("in_features", "out_features")
     if is_weighted(module):
         return ("in_channels", "out_channels", "groups")
-    return ("num_features",) if is_norm(module) else ()
+    return ("num_features",) if is_channel_norm(module) else ()
 
 
 def rebuild(dense_net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> nn.Module:
@@ -100,7 +101,7 @@ def _check_groups(name: str, widths: Mapping[str, int]) -> None:
 
 def _resize_to(module: nn.Module, widths: Mapping[str, int]) -> None:
     vectors: tuple[str, ...]
-    if is_norm(module):
+    if is_channel_norm(module):
         vectors, rows = ("weight", "bias", "running_mean", "running_var"), widths["num_features"]
     elif isinstance(module, nn.Linear):
         vectors, rows = ("bias",), widths["out_features"]

@@ -11,20 +11,7 @@ from torch import Tensor, nn
 
 from sj_prune.network.coupling import Group
 
-__all__ = ["Cut", "is_norm", "is_weighted", "silence", "silent_units"]
-
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_NORMS = nn.modules.batchnorm._NormBase
-
-
-def is_weighted(module: nn.Module) -> bool:
-    """Tell whether `module` is a convolution or a linear layer."""
-    return isinstance(module, _WEIGHTED)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Tell whether `module` is a batch or instance norm."""
-    return isinstance(module, _NORMS)
+__all__ = ["Cut", "silence", "silent_units", "staying"]
 
 
 def _silencers(net: nn.Module, group: Group) -> Iterable[tuple[Tensor, Tensor]]:

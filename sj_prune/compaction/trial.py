@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from sj_prune.compaction.build import copied, shrink
 from sj_prune.compaction.forward import ForwardError, Result, differ, doubled, evaluate, finite
-from sj_prune.compaction.slices import Cut, is_norm, is_weighted, silence
+from sj_prune.compaction.slices import Cut, silence
 from sj_prune.network.coupling import Coupling, Group, couple
+from sj_prune.network.layers import is_weighted
+from sj_prune.network.norms import is_channel_norm
 
 __all__ = ["couple_checked"]
 
@@ -151,7 +153,7 @@ def _randomize(net: nn.Module, generator: torch.Generator) -> None:
             if not parameter.any():
                 uniform(parameter, 0.5, 1.5)
         for module in net.modules():
-            if is_norm(module):
+            if is_channel_norm(module):
                 uniform(module._parameters["weight"], 0.5, 1.5)
                 uniform(module._parameters["bias"], -0.5, 0.5)
                 uniform(module._buffers["running_mean"], -0.1, 0.1)

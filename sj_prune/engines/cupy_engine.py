@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sj_prune.engines import launch
+from sj_prune.engines import geometry, launch
 from sj_prune.engines.launch import Launch, Variant
 from sj_prune.neurons.reference import PLIF, Equations
 from sj_prune.neurons.surrogates import Known
@@ -213,7 +213,7 @@ def forward(
     buffers = [layout.writable(spikes, x.dtype), layout.writable(v, torch.float32), partials]
     buffers += [layout.writable(s, torch.float32) for s in sequences]
     elementwise = (x, *_each(v0), *buffers[:2], *buffers[3:])
-    plan = launch.forward_plan(x, layout.last, statistics, elementwise, _processors(x.device))
+    plan = geometry.forward_plan(x, layout.last, statistics, elementwise, _processors(x.device))
     split = statistics and plan.grid.splits > 1
     scratch = partials.new_empty(plan.grid.splits, *partials.shape) if split else partials
     names = ("spikes", "v", "partials", "v_seq", "h_seq", "g_seq")
@@ -233,7 +233,7 @@ def forward(
     )
     store = int(sequences[0].numel() > 0) | int(sequences[1].numel() > 0) << 1
     variant = launch.forward_variant(eq, known, x.dtype, plan.vec, statistics, store)
-    launches = [Launch(plan.grid.kernel, plan.grid.blocks, launch.FORWARD_THREADS, arguments)]
+    launches = [Launch(plan.grid.kernel, plan.grid.blocks, geometry.FORWARD_THREADS, arguments)]
     if split:
         launches.append(_merge(scratch, partials))
     _run(x.device, variant, *launches)
@@ -245,8 +245,8 @@ def _merge(scratch: Tensor, partials: Tensor) -> Launch:
     arguments = launch.MergeArguments(
         **_pointers(scratch=scratch, partials=partials), count=count, splits=len(scratch)
     )
-    blocks = -(-count // launch.FORWARD_THREADS)
-    return Launch("sj_merge", (blocks, 1), launch.FORWARD_THREADS, arguments)
+    blocks = -(-count // geometry.FORWARD_THREADS)
+    return Launch("sj_merge", (blocks, 1), geometry.FORWARD_THREADS, arguments)
 
 
 def backward(
@@ -269,7 +269,7 @@ def backward(
     grad_x, grad_v, grad_w = outputs
     buffers = [layout.writable(grad_x, x.dtype), layout.writable(grad_v, torch.float32)]
     elementwise = (x, *_each(v0), *given, *buffers)
-    plan = launch.backward_plan(x, eq.kind, elementwise, _processors(x.device))
+    plan = geometry.backward_plan(x, eq.kind, elementwise, _processors(x.device))
     starts = v0.new_empty(plan.chunks - 1, v0.numel())
     grad_q = v0.new_empty(plan.blocks if eq.kind == PLIF else 0, dtype=torch.float64)
     q = _q(w)
@@ -285,7 +285,7 @@ def backward(
     )
     which = int(grad_spikes is not None) | int(grad_sequence is not None) << 1
     variant = launch.backward_variant(eq, known, x.dtype, plan.vec, plan.chunk, which)
-    launches = [Launch("sj_backward", (plan.blocks, 1), launch.BACKWARD_THREADS, arguments)]
+    launches = [Launch("sj_backward", (plan.blocks, 1), geometry.BACKWARD_THREADS, arguments)]
     if eq.kind == PLIF:
         buffers.append(grad_w if grad_w.dtype == torch.float32 else grad_w.float())
         launches.append(_finish(grad_q, q, buffers[2]))
@@ -297,4 +297,4 @@ def _finish(grad_q: Tensor, q: Tensor | None, grad_w: Tensor) -> Launch:
     arguments = launch.FinishArguments(
         **_pointers(grad_q=grad_q, q=q, grad_w=grad_w), blocks=grad_q.numel()
     )
-    return Launch("sj_finish", (1, 1), launch.BACKWARD_THREADS, arguments)
+    return Launch("sj_finish", (1, 1), geometry.BACKWARD_THREADS, arguments)

@@ -1,1 +1,1 @@
-"""KNOW: layers, norms, neurons behind a weight, inputs, and which channels live and die together."""
+"""KNOW: layers, norms, neurons behind a weight, inputs, and channels that live and die together."""

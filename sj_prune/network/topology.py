@@ -8,58 +8,24 @@ walked back to the first prunable weights, stopping at the outputs of other neur
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
-from sj_prune.masks.structure import Layer
-from sj_prune.neurons.activity import Activity
+from sj_prune.network.coupling.groups import Coupling
+from sj_prune.network.graph import Walker
+from sj_prune.network.layers import Layer
+from sj_prune.network.norms import norms_by_weight
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.recording import temporary_activity
 
-__all__ = ["NeuronFacts", "Topology", "prunable_layers", "trace"]
-
-# Graph nodes through which a weight may pass before its layer uses it (casts, transposes, views).
-_PASSING = {
-    f"{name}Backward{i}"
-    for name in (
-        "T",
-        "Transpose",
-        "ToCopy",
-        "Permute",
-        "View",
-        "UnsafeView",
-        "ReshapeAlias",
-        "Alias",
-        "Clone",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-    )
-    for i in (0, 1)
-}
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def prunable_layers(net: nn.Module) -> dict[str, Layer]:
-    """Return the convolutions and linear layers of `net` by name, each weight once.
-
-    A layer whose ``weight`` is not a parameter of its own (a parametrization) is left out.
-    """
-    layers: dict[str, Layer] = {}
-    seen = set()
-    for name, module in net.named_modules():
-        if not isinstance(module, (*_CONVS, nn.Linear)):
-            continue
-        weight = module._parameters.get("weight")
-        if weight is not None and id(weight) not in seen:
-            seen.add(id(weight))
-            layers[name] = module
-    return layers
+__all__ = ["NeuronFacts", "Topology", "scoring_neurons", "trace"]
 
 
 @dataclass
@@ -105,56 +71,6 @@ class Topology:
     spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def _leaf(fn: Any) -> Tensor | None:  # noqa: ANN401
-    """Return the parameter at the end of a chain of casts and views, if that is what `fn` is."""
-    while fn is not None:
-        if hasattr(fn, "variable"):
-            return fn.variable
-        parents = [parent for parent, _ in fn.next_functions if parent is not None]
-        if type(fn).__name__ not in _PASSING or len(parents) != 1:
-            return None
-        (fn,) = parents
-    return None
-
-
-class _Walker:
-    """Walks from a tensor back to the layers that made it."""
-
-    def __init__(self, weights: Mapping[int, str], norms: Mapping[int, str]) -> None:
-        self.weights = weights
-        self.norms = norms
-        self.stops: set[Any] = set()
-
-    def layers_behind(self, tensor: Tensor) -> dict[str, str | None]:
-        """Return layer name -> norm passed on the way."""
-        found: dict[str, str | None] = {}
-        pending: list[tuple[Any, str | None]] = [(tensor.grad_fn, None)]
-        visited = set()
-        while pending:
-            fn, norm = pending.pop()
-            if fn is None or fn in visited or fn in self.stops:
-                continue
-            visited.add(fn)
-            parents = [parent for parent, _ in fn.next_functions if parent is not None]
-            leaves = [id(leaf) for parent in parents if (leaf := _leaf(parent)) is not None]
-            mine = [self.weights[leaf] for leaf in leaves if leaf in self.weights]
-            if mine:
-                found.update(dict.fromkeys(mine, norm))
-                continue
-            norm = next((self.norms[leaf] for leaf in leaves if leaf in self.norms), norm)
-            pending.extend((parent, norm) for parent in parents)
-        return found
-
-
-def _norm_parameters(net: nn.Module) -> dict[int, str]:
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-    return {
-        id(module.weight): name
-        for name, module in net.named_modules()
-        if isinstance(module, kinds) and module.weight is not None
-    }
-
-
 def _channel_dim(layer: Layer, shape: torch.Size) -> int | None:
     """Return the dimension of ``x_seq`` that counts the layer's output channels, if one does."""
     out = layer.weight.shape[0]
@@ -171,7 +87,7 @@ class _Tracer:
     def __init__(self, net: nn.Module, layers: Mapping[str, Layer]) -> None:
         self.layers = layers
         weights = {id(layer._parameters["weight"]): name for name, layer in layers.items()}
-        self.walker = _Walker(weights, _norm_parameters(net))
+        self.walker = Walker(weights, norms_by_weight(net))
         self.restart()
 
     def restart(self) -> None:
@@ -237,37 +153,14 @@ def _problem(node: nn.Module) -> str | None:
 
 @contextmanager
 def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
-    handles = []
-    for name, module in net.named_modules():
-        if _host.is_neuron(module):
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda node, inputs, name=name: tracer.before(name, node, inputs)
-                )
-            )
-            handles.append(module.register_forward_hook(lambda _m, _i, out: tracer.after(out)))
-    try:
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            if _host.is_neuron(module):
+                before = module.register_forward_pre_hook(partial(tracer.before, name))
+                after = module.register_forward_hook(lambda _m, _i, out: tracer.after(out))
+                stack.callback(before.remove)
+                stack.callback(after.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def temporary_activity(net: nn.Module) -> Iterator[dict[str, RecordingNode]]:
-    """Let all nodes record everything for a while, each into a fresh `Activity`."""
-    nodes = recording_nodes(net)
-    kept = {
-        name: (node.recording, node.record_in_eval, node.activity) for name, node in nodes.items()
-    }
-    try:
-        for node in nodes.values():
-            node.recording = node.record_in_eval = True
-            node.activity = Activity()
-        yield nodes
-    finally:
-        for name, node in nodes.items():
-            node.recording, node.record_in_eval, node.activity = kept[name]
 
 
 @contextmanager
@@ -334,3 +227,25 @@ def trace(
 
 def _devices(net: nn.Module) -> Iterator[torch.device]:
     return (parameter.device for parameter in net.parameters())
+
+
+def scoring_neurons(
+    topology: Topology | None, coupling: Coupling | None, name: str
+) -> dict[str, Tensor | None]:
+    """Return the neuron layers that score a layer, and which of their channels are whose.
+
+    Returns:
+        Neuron layer name -> ``[C_out, k]``, or None where channels correspond one to one.
+    """
+    if topology is None:
+        return {}
+    found: dict[str, Tensor | None] = dict.fromkeys(topology.neurons.get(name, ()))
+    if coupling is None:
+        return found
+    for node in topology.spread.get(name, ()):
+        facts = topology.facts[node]
+        channels = coupling.channels_behind(name, node)
+        same = coupling.neuron_dims.get(node) == facts.channel_dim - facts.ndim
+        if channels is not None and same:
+            found[node] = channels
+    return found

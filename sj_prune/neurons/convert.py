@@ -18,8 +18,7 @@ logger = logging.getLogger("sj_prune")
 
 
 def _check_network(net: nn.Module) -> None:
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
+    _host.check_module(net)
     if legacy := _host.find_legacy_node(net):
         raise ValueError(
             f"Expected nodes of spikingjelly.activation_based.neuron but {legacy!r} comes from "

@@ -11,7 +11,7 @@ Python, as long as a small layer on a CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,12 @@ from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import Known, spike
 
 __all__ = ["Outputs", "multi_step"]
+
+# `Equations` and `Known`, field by field, as the custom ops take them.
+_SETTINGS = (
+    "int kind, float tau, bool decay_input, float v_threshold, float? v_reset, bool detach_reset, "
+    "int surrogate, float alpha"
+)
 
 
 class Outputs(NamedTuple):
@@ -58,84 +64,27 @@ def _empty_outputs(
     def sequence(wanted: bool) -> Tensor:
         return torch.empty_like(x_seq, dtype=dtype) if wanted else x_seq.new_empty(0, dtype=dtype)
 
-    return (
-        torch.empty_like(x_seq),
-        torch.empty_like(x_seq[0], dtype=dtype),
-        kept,
-        sequence(store_v_seq),
-        sequence(trace),
-        sequence(trace),
-    )
+    spikes, v = torch.empty_like(x_seq), torch.empty_like(x_seq[0], dtype=dtype)
+    return spikes, v, kept, sequence(store_v_seq), sequence(trace), sequence(trace)
 
 
-@torch.library.custom_op("sj_prune::multi_step", mutates_args=())
-def _multi_step(
-    x_seq: Tensor,
-    v_init: Tensor,
-    w: Optional[Tensor],  # noqa: UP045 (the schema parser of torch 2.6 reads Optional)
-    kind: int,
-    tau: float,
-    decay_input: bool,
-    v_threshold: float,
-    v_reset: Optional[float],  # noqa: UP045
-    detach_reset: bool,
-    surrogate: int,
-    alpha: float,
-    statistics: int,
-    store_v_seq: bool,
-    trace: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    eq = Equations(kind, tau, decay_input, v_threshold, v_reset, detach_reset)
+@torch.library.custom_op(
+    "sj_prune::multi_step",
+    mutates_args=(),
+    schema=f"(Tensor x_seq, Tensor v_init, Tensor? w, {_SETTINGS}, int statistics, "
+    "bool store_v_seq, bool trace) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _multi_step(x_seq: Tensor, v_init: Tensor, w: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    *settings, surrogate, alpha, statistics, store_v_seq, trace = rest
     outputs = _empty_outputs(x_seq, statistics, store_v_seq, trace)
-    engine = choose(x_seq.device, x_seq.dtype)
-    engine.forward(x_seq, v_init, w, eq, Known(surrogate, alpha), statistics, outputs)
+    engine, known = choose(x_seq.device, x_seq.dtype), Known(surrogate, alpha)
+    engine.forward(x_seq, v_init, w, Equations(*settings), known, statistics, outputs)
     return outputs
 
 
 @_multi_step.register_fake
-def _(
-    x_seq: Tensor,
-    v_init: Tensor,
-    w: Tensor | None,
-    kind: int,
-    tau: float,
-    decay_input: bool,
-    v_threshold: float,
-    v_reset: float | None,
-    detach_reset: bool,
-    surrogate: int,
-    alpha: float,
-    statistics: int,
-    store_v_seq: bool,
-    trace: bool,
-) -> tuple[Tensor, ...]:
-    return _empty_outputs(x_seq, statistics, store_v_seq, trace)
-
-
-@torch.library.custom_op("sj_prune::multi_step_backward", mutates_args=())
-def _multi_step_backward(
-    grad_spikes: Optional[Tensor],  # noqa: UP045
-    grad_v: Optional[Tensor],  # noqa: UP045
-    grad_v_seq: Optional[Tensor],  # noqa: UP045
-    x_seq: Tensor,
-    v_init: Tensor,
-    w: Optional[Tensor],  # noqa: UP045
-    kind: int,
-    tau: float,
-    decay_input: bool,
-    v_threshold: float,
-    v_reset: Optional[float],  # noqa: UP045
-    detach_reset: bool,
-    surrogate: int,
-    alpha: float,
-    wants_v: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    eq = Equations(kind, tau, decay_input, v_threshold, v_reset, detach_reset)
-    grads = (grad_spikes, grad_v, grad_v_seq)
-    outputs = _empty_gradients(x_seq, v_init, w, wants_v)
-    engine = choose(x_seq.device, x_seq.dtype)
-    engine.backward(grads, x_seq, v_init, w, eq, Known(surrogate, alpha), outputs)
-    return outputs
+def _(x_seq: Tensor, *rest: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+    return _empty_outputs(x_seq, *rest[-3:])
 
 
 def _empty_gradients(
@@ -146,24 +95,32 @@ def _empty_gradients(
     return torch.empty_like(x_seq), grad_v, grad_w
 
 
-@_multi_step_backward.register_fake
-def _(
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    grad_v_seq: Tensor | None,
-    x_seq: Tensor,
-    v_init: Tensor,
-    w: Tensor | None,
-    kind: int,
-    tau: float,
-    decay_input: bool,
-    v_threshold: float,
-    v_reset: float | None,
-    detach_reset: bool,
-    surrogate: int,
-    alpha: float,
+def _backward_now(
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    saved: tuple[Tensor, Tensor, Tensor | None],
+    settings: tuple[Any, ...],
     wants_v: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    x_seq, v_init, w = saved
+    outputs = _empty_gradients(x_seq, v_init, w, wants_v)
+    engine, known = choose(x_seq.device, x_seq.dtype), Known(*settings[-2:])
+    engine.backward(grads, x_seq, v_init, w, Equations(*settings[:-2]), known, outputs)
+    return outputs
+
+
+@torch.library.custom_op(
+    "sj_prune::multi_step_backward",
+    mutates_args=(),
+    schema="(Tensor? grad_spikes, Tensor? grad_v, Tensor? grad_v_seq, Tensor x_seq, Tensor v_init, "
+    f"Tensor? w, {_SETTINGS}, bool wants_v) -> (Tensor, Tensor, Tensor)",
+)
+def _multi_step_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+    return _backward_now(args[:3], args[3:6], args[6:-1], args[-1])
+
+
+@_multi_step_backward.register_fake
+def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+    x_seq, v_init, w, *_, wants_v = args[3:]
     return _empty_gradients(x_seq, v_init, w, wants_v)
 
 
@@ -220,15 +177,9 @@ def _higher_order(
         outputs.append(torch.stack(result.v_seq))
     pairs = [(o, g) for o, g in zip(outputs, grads, strict=False) if g is not None]
     inputs = [t for t in saved if t is not None and t.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in pairs],
-            inputs,
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
+    ends, weights = [o for o, _ in pairs], [g for _, g in pairs]
+    made = torch.autograd.grad(ends, inputs, weights, create_graph=True, allow_unused=True)
+    found = iter(made)
     return [next(found) if t is not None and t.requires_grad else None for t in saved]
 
 
@@ -255,20 +206,6 @@ def _refuse_tangents(*tensors: Tensor | None) -> None:
             "Expected derivatives of neurons in reverse mode but got forward mode: use "
             "torch.autograd.grad or backward"
         )
-
-
-def _backward_now(
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    saved: tuple[Tensor, Tensor, Tensor | None],
-    settings: tuple[Any, ...],
-    wants_v: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x_seq, v_init, w = saved
-    outputs = _empty_gradients(x_seq, v_init, w, wants_v)
-    engine = choose(x_seq.device, x_seq.dtype)
-    known = Known(*settings[-2:])
-    engine.backward(grads, x_seq, v_init, w, Equations(*settings[:-2]), known, outputs)
-    return outputs
 
 
 class _Eager(torch.autograd.Function):

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sj_prune.neurons.activity import STATISTICS
+from sj_prune.neurons.sums import Sums
 from sj_prune.neurons.surrogates import Known, derivative, spike_and_derivative
 
 __all__ = [
@@ -47,7 +47,6 @@ __all__ = [
 ]
 
 IF, LIF, PLIF = range(3)
-_CRITICALITY = ("criticality_mean", "criticality_max")
 
 
 @dataclass(frozen=True)
@@ -102,44 +101,6 @@ def reset(h: torch.Tensor, spike: torch.Tensor, eq: Equations) -> torch.Tensor:
     return spike * eq.v_reset + (1.0 - spike) * h
 
 
-class _Sums:
-    """Per-neuron sums over time of the wanted statistics, reduced to ``[N, C, k]`` at the end."""
-
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self.totals: dict[str, torch.Tensor] = {}
-
-    @property
-    def wants_derivative(self) -> bool:
-        return any(name in self.names for name in _CRITICALITY)
-
-    def add(self, key: str, value: torch.Tensor) -> None:
-        total = self.totals.get(key)
-        self.totals[key] = value.clone() if total is None else total.add_(value)
-
-    def step(
-        self, s: torch.Tensor, v: torch.Tensor, h: torch.Tensor, g: torch.Tensor | None
-    ) -> None:
-        if "firing_rate" in self.names:
-            self.add("firing_rate", s)
-        if "abs_potential" in self.names:
-            self.add("abs_potential", v.abs())
-        if "abs_charge" in self.names:
-            self.add("abs_charge", h.abs())
-        if g is not None and self.wants_derivative:
-            self.add("criticality", g)
-
-    def partials(self, steps: int) -> list[torch.Tensor]:
-        """Return one ``[N, C]`` tensor per name."""
-        reduced = []
-        for name in self.names:
-            total = self.totals["criticality" if name in _CRITICALITY else name] / steps
-            # [N] has one channel; [N, C] and [N, C, *] have C of them with a map of size >= 1.
-            per_map = total.reshape(total.shape[0], total.shape[1] if total.ndim > 1 else 1, -1)
-            reduced.append(per_map.amax(-1) if name == "criticality_max" else per_map.mean(-1))
-        return reduced
-
-
 @dataclass
 class Pass:
     """What one multi-step pass returns; sequences that were not asked for are empty lists."""
@@ -176,7 +137,7 @@ def forward(
     """
     decay = decay_of(eq, w)
     dtype = compute_dtype(x_seq.dtype)
-    sums = _Sums(tuple(name for name in STATISTICS if name in names))
+    sums = Sums(names)
     result = Pass([], v, [], [], [], [])
     for x in x_seq:
         h = charge(x.to(dtype), result.v, eq, decay)
@@ -294,7 +255,7 @@ def differentiable(
     """
     decay = decay_of(eq, w)
     dtype = compute_dtype(x_seq.dtype)
-    sums = _Sums(tuple(name for name in STATISTICS if name in names))
+    sums = Sums(names)
     result = Pass([], v, [], [], [], [])
     wanted = trace or sums.wants_derivative
     for x in x_seq:

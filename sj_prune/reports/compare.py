@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune.masks.structure import Layer
+from sj_prune.network.layers import Layer
 from sj_prune.reports import cost
 from sj_prune.reports.tables import before_after, shape_text, table
 

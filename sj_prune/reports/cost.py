@@ -9,20 +9,18 @@ position, zero padding included. On a network without zero weights both are what
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
-from sj_prune.masks.structure import Layer
-from sj_prune.neurons.convert import recording_nodes
+from sj_prune.network.inputs import as_args
+from sj_prune.network.layers import Layer, weighted_layers
+from sj_prune.reports.counter import Counter, counting
+from sj_prune.reports.latency import latency
 
 __all__ = [
     "PICOJOULES_PER_AC",
@@ -81,28 +79,6 @@ class LayerCost:
         return PICOJOULES_PER_MAC * self.macs_dense + PICOJOULES_PER_AC * self.synops_dense
 
 
-def weighted_layers(net: nn.Module) -> dict[str, Layer]:
-    """Return all convolutions and linear layers by name, each weight once.
-
-    Beside `sj_prune.network.topology.prunable_layers` these are the layers with a parametrized weight: they
-    are not pruned, and they cost all the same.
-    """
-    layers: dict[str, Layer] = {}
-    seen = set()
-    for name, module in net.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
-            if _weight_id(module) not in seen:
-                layers[name] = module
-            seen.add(_weight_id(module))
-    return layers
-
-
-def _weight_id(layer: nn.Module) -> int:
-    """Return what two modules that share a weight have in common."""
-    weight = layer._parameters.get("weight")
-    return id(layer) if weight is None else id(weight)
-
-
 def measure(
     net: nn.Module,
     example_input: Any,  # noqa: ANN401
@@ -137,19 +113,19 @@ def measure(
     """
     if samples is not None and samples < 1:
         raise ValueError(f"Expected samples to be at least 1 but got {samples}")
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    args = as_args(example_input)
     layers = weighted_layers(net) if layers is None else layers
     kept = masks or {}
-    counters = {name: _Counter(layer, kept.get(name)) for name, layer in layers.items()}
+    counters = {name: Counter(layer, kept.get(name)) for name, layer in layers.items()}
     batches: list[int] = []
-    with _host.preserved_state(net), _hooked(net, counters, batches), torch.no_grad():
+    with _host.preserved_state(net), counting(net, counters, batches), torch.no_grad():
         _host.reset_net(net.eval())
         # A compiled network runs eagerly: its graph has no room for our hooks.
         with torch.compiler.set_stance("force_eager"):
             net(*args)
         if samples is None:
             samples = batches[0] if batches else _samples(args)
-        return {name: counter.cost(name, samples) for name, counter in counters.items()}
+        return {name: _cost(name, counter, samples) for name, counter in counters.items()}
 
 
 def _samples(args: tuple[Any, ...]) -> int:
@@ -161,172 +137,17 @@ def _samples(args: tuple[Any, ...]) -> int:
     return args[0].shape[1]
 
 
-def latency(
-    net: nn.Module,
-    example_input: Any,  # noqa: ANN401
-    *,
-    repeats: int = 9,
-    warm_up: int = 2,
-) -> float:
-    """Return the median seconds of one forward in eval mode, from reset neurons.
-
-    Compiled networks run compiled, recording nodes do not record. The network comes back as it was.
-    On CUDA the device is waited for.
-
-    Args:
-        net: any network.
-        example_input: a batch as it takes it.
-        repeats: forwards that are timed.
-        warm_up: forwards before, not timed.
-
-    Raises:
-        ValueError: if `repeats` is below 1 or `warm_up` negative.
-    """
-    if repeats < 1 or warm_up < 0:
-        raise ValueError(
-            f"Expected repeats of at least 1 and no negative warm_up but got {repeats}, {warm_up}"
-        )
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    tensors = (*args, *net.parameters())
-    devices = {x.device for x in tensors if isinstance(x, Tensor) and x.is_cuda}
-    times = []
-    with _host.preserved_state(net), _silent(net), torch.no_grad():
-        net.eval()
-        for _ in range(warm_up + repeats):
-            _host.reset_net(net)
-            _wait(devices)
-            start = time.perf_counter()
-            net(*args)
-            _wait(devices)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[warm_up:])
-
-
-@contextmanager
-def _silent(net: nn.Module) -> Iterator[None]:
-    """Let no node record."""
-    kept = {node: node.recording for node in recording_nodes(net).values()}
-    try:
-        for node in kept:
-            node.recording = False
-        yield
-    finally:
-        for node, recording in kept.items():
-            node.recording = recording
-
-
-def _wait(devices: Iterable[torch.device]) -> None:
-    for device in devices:
-        torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _hooked(net: nn.Module, counters: Mapping[str, _Counter], batches: list[int]) -> Iterator[None]:
-    """Let the layers report to `counters`, and the neurons their batch size to `batches`."""
-    by_weight = {_weight_id(counter.layer): counter for counter in counters.values()}
-    handles = []
-    for module in net.modules():
-        # By the weight, so that a second module with the same one counts too.
-        if isinstance(module, Layer) and (counter := by_weight.get(_weight_id(module))):
-            handles.append(module.register_forward_hook(counter.hook, with_kwargs=True))
-        elif _host.is_neuron(module):
-            handles.append(module.register_forward_pre_hook(partial(_note_batch, batches)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _note_batch(batches: list[int], node: nn.Module, inputs: tuple[Any, ...]) -> None:
-    dim = 1 if getattr(node, "step_mode", "s") == "m" else 0
-    if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim > dim:
-        batches.append(inputs[0].shape[dim])
-
-
-class _Counter:
-    """Adds up the operations of one layer, as integers."""
-
-    def __init__(self, layer: Layer, mask: Tensor | None = None) -> None:
-        self.layer = layer
-        weight = layer.weight.detach()
-        nonzero = weight != 0 if mask is None else mask.to(weight.device)
-        self.size = nonzero.numel()
-        self.nonzero = int(nonzero.count_nonzero())
-        self.fan_out = _sum_over_outputs(nonzero, getattr(layer, "groups", 1)).cpu()
-        self.calls = self.analog_calls = 0
-        self.synops = self.synops_dense = self.positions = self.all_positions = 0
-
-    def hook(
-        self,
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Tensor,
-    ) -> None:
-        """Count one call."""
-        assert isinstance(layer, Layer)  # noqa: S101 (for the type checker)
-        x = args[0] if args else next(iter(kwargs.values()))
-        self.calls += 1
-        self.all_positions += output.numel() // layer.weight.shape[0]
-        if _is_binary(x):
-            self._add_spikes(layer, x)
-        else:
-            self.analog_calls += 1
-            self.positions += output.numel() // layer.weight.shape[0]
-
-    def _add_spikes(self, layer: Layer, x: Tensor) -> None:
-        # Counting is linear: the spikes of all samples and steps are added up first.
-        spikes = x.reshape(-1, *x.shape[1 - self.layer.weight.ndim :])
-        total = spikes.sum(0, dtype=torch.float64).cpu()
-        channels = layer.weight.shape[0] // self.fan_out.shape[0]
-        self.synops += _uses(layer, total, self.fan_out)
-        self.synops_dense += _uses(layer, total, torch.full_like(self.fan_out, channels))
-
-    def cost(self, name: str, samples: int) -> LayerCost:
-        """Return the counts so far, divided by `samples`."""
-        return LayerCost(
-            name=name,
-            binary_input=self.calls > 0 and self.analog_calls == 0,
-            synops_dense=self.synops_dense / samples,
-            synops=self.synops / samples,
-            macs_dense=self.size * self.positions / samples,
-            macs=self.nonzero * self.positions / samples,
-            parameters=self.size,
-            parameters_nonzero=self.nonzero,
-            calls=self.calls,
-            total_macs_dense=self.size * self.all_positions / samples,
-            total_macs=self.nonzero * self.all_positions / samples,
-        )
-
-
-def _is_binary(x: Tensor) -> bool:
-    return x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all())
-
-
-def _sum_over_outputs(nonzero: Tensor, groups: int) -> Tensor:
-    """Return how many outputs each input reaches through each kernel position.
-
-    Args:
-        nonzero: where the weight is not 0, ``[C_out, C_in / groups, *]``.
-        groups: of the convolution.
-
-    Returns:
-        ``[groups, C_in / groups, *]`` in float64: the sum over outputs of ``conv(x, m)`` is
-        ``conv(x, sum of m over outputs)``, so one output channel a group is enough.
-    """
-    return nonzero.unflatten(0, (groups, -1)).sum(1, dtype=torch.float64)
-
-
-def _uses(layer: Layer, spikes: Tensor, fan_out: Tensor) -> int:
-    """Return how often a weight meets a spike.
-
-    Args:
-        layer: tells stride, padding and its mode, dilation, groups.
-        spikes: number of spikes at each place, ``[C_in, *]`` in float64, exact below 2^53.
-        fan_out: as `_sum_over_outputs` returns.
-    """
-    if isinstance(layer, nn.Linear):
-        return int((spikes * fan_out[0]).sum())
-    # The layer's own border handling, whatever its padding mode.
-    return int(layer._conv_forward(spikes[None], fan_out, None).sum())
+def _cost(name: str, counter: Counter, samples: int) -> LayerCost:
+    return LayerCost(
+        name=name,
+        binary_input=counter.calls > 0 and counter.analog_calls == 0,
+        synops_dense=counter.synops_dense / samples,
+        synops=counter.synops / samples,
+        macs_dense=counter.size * counter.positions / samples,
+        macs=counter.nonzero * counter.positions / samples,
+        parameters=counter.size,
+        parameters_nonzero=counter.nonzero,
+        calls=counter.calls,
+        total_macs_dense=counter.size * counter.all_positions / samples,
+        total_macs=counter.nonzero * counter.all_positions / samples,
+    )

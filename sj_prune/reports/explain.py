@@ -12,7 +12,8 @@ from torch import nn
 from sj_prune import _host
 from sj_prune.masks.schedule import Schedule
 from sj_prune.masks.structure import Channels
-from sj_prune.network.topology import NeuronFacts, Topology, prunable_layers
+from sj_prune.network.layers import prunable_layers
+from sj_prune.network.topology import NeuronFacts, Topology
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.surrogates import autograd_derivative

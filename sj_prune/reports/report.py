@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from sj_prune.masks.select import count
 from sj_prune.methods.base import LayerActivity
 from sj_prune.network.inputs import as_args
-from sj_prune.network.topology import NeuronFacts, Topology, temporary_activity, trace
+from sj_prune.network.topology import NeuronFacts, Topology, trace
 from sj_prune.neurons.convert import recording_nodes
 from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.recording import temporary_activity
 from sj_prune.reports import cost
 from sj_prune.reports.explain import why_dense
 from sj_prune.reports.tables import before_after, optional, shape_text, table, write

@@ -7,30 +7,34 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import accuracy
-import accuracy_rows
 import pytest
-from accuracy_cells import QUICK, Cell, quick
+
+from benchmarks.accuracy.cells import QUICK, Cell, quick
+from benchmarks.accuracy.rows import COLUMNS, append_row, locked, make_row, read_rows
+from benchmarks.accuracy.run import ROOT, _clock
 
 pytest.importorskip("tqdm")
 pytestmark = pytest.mark.xdist_group("accuracy benchmark")
 
 
 def command(tmp_path, *more):
-    script = str(Path(accuracy.__file__))
-    return [sys.executable, script, "--quick", "--device", "cpu", "--out", str(tmp_path), *more]
+    program = [sys.executable, "-m", "benchmarks.accuracy"]
+    return [*program, "--quick", "--device", "cpu", "--out", str(tmp_path), *more]
 
 
 def start(*arguments):
     return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*arguments),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
 def rows_of(tmp_path):
-    return accuracy_rows.read_rows(tmp_path / "accuracy_quick.csv")
+    return read_rows(tmp_path / "accuracy_quick.csv")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,8 @@ def test_every_cell_has_a_row(finished):
     by_method = {row["method"]: row for row in rows}
     assert set(by_method) == {"dense", "Criticality", "Magnitude"}
     for row in rows:
-        assert list(row) == list(accuracy_rows.COLUMNS)
-        assert all(row[name] for name in accuracy_rows.COLUMNS if name not in ("settings",))
+        assert list(row) == list(COLUMNS)
+        assert all(row[name] for name in COLUMNS if name not in ("settings",))
         assert row["sessions"] == "1"
         assert float(row["cpu_seconds"]) > 0
         assert 0 < float(row["wall_seconds"]) < 200
@@ -149,7 +153,7 @@ def test_time_of_the_whole_run(tmp_path):
 def test_cell_is_trained_by_one_process_at_a_time(tmp_path):
     name = quick()[0].name
     (tmp_path / name).mkdir()
-    with accuracy_rows.locked(tmp_path / name / "lock"):
+    with locked(tmp_path / name / "lock"):
         process = start(tmp_path, "--cell", name)
         printed, _ = process.communicate(timeout=200)
     assert process.returncode == 1
@@ -178,21 +182,21 @@ RESULT = {
 
 def test_seconds_add_up_over_sessions_unless_one_was_killed():
     sessions = [{"wall": 10.0, "cpu": 7.0}, {"wall": 2.5, "cpu": 2.0}]
-    row = accuracy_rows.make_row(CELL, RESULT, sessions, "cpu")
+    row = make_row(CELL, RESULT, sessions, "cpu")
     assert (row["wall_seconds"], row["cpu_seconds"], row["sessions"]) == (12.5, 9.0, 2)
     assert (row["synops"], row["energy_nj"]) == (1000, 0.992)
-    row = accuracy_rows.make_row(CELL, RESULT, [None, *sessions], "cpu")
+    row = make_row(CELL, RESULT, [None, *sessions], "cpu")
     assert (row["wall_seconds"], row["cpu_seconds"], row["sessions"]) == ("", "", 3)
 
 
 def test_session_that_is_killed_is_remembered(tmp_path):
-    with pytest.raises(SystemExit), accuracy._clock(tmp_path):
+    with pytest.raises(SystemExit), _clock(tmp_path):
         raise SystemExit(130)
     (first,) = json.loads((tmp_path / "clock.json").read_text())
     assert first["cpu"] > 0
     pid = os.fork()
     if not pid:
-        with accuracy._clock(tmp_path):
+        with _clock(tmp_path):
             os._exit(9)
     os.waitpid(pid, 0)
     assert json.loads((tmp_path / "clock.json").read_text()) == [first, None]
@@ -201,26 +205,25 @@ def test_session_that_is_killed_is_remembered(tmp_path):
 def test_rows_are_added_whole_and_once(tmp_path):
     path, lock = tmp_path / "results" / "a.csv", tmp_path / "lock"
     rows = [
-        accuracy_rows.make_row(Cell("quick", "main", QUICK, "dense", seed=s), RESULT, [], "cpu")
-        for s in range(3)
+        make_row(Cell("quick", "main", QUICK, "dense", seed=s), RESULT, [], "cpu") for s in range(3)
     ]
     for row in [*rows, rows[1]]:
-        accuracy_rows.append_row(path, row, lock)
-    found = accuracy_rows.read_rows(path)
+        append_row(path, row, lock)
+    found = read_rows(path)
     assert [row["cell"] for row in found] == [row["cell"] for row in rows]
     assert found[0] == {name: str(value) for name, value in rows[0].items()}
 
 
 def test_rows_survive_a_failed_write(tmp_path, monkeypatch):
     path, lock = tmp_path / "a.csv", tmp_path / "lock"
-    accuracy_rows.append_row(path, accuracy_rows.make_row(CELL, RESULT, [], "cpu"), lock)
+    append_row(path, make_row(CELL, RESULT, [], "cpu"), lock)
     before = path.read_bytes()
 
     def full(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", full)
-    other = accuracy_rows.make_row(Cell("quick", "main", QUICK, "dense"), RESULT, [], "cpu")
+    other = make_row(Cell("quick", "main", QUICK, "dense"), RESULT, [], "cpu")
     with pytest.raises(OSError, match="disk full"):
-        accuracy_rows.append_row(path, other, lock)
+        append_row(path, other, lock)
     assert path.read_bytes() == before

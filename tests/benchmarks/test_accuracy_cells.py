@@ -4,10 +4,9 @@ import dataclasses
 import math
 from pathlib import Path
 
-import accuracy_cells
 import pytest
-from accuracy_cells import CIFAR_CPU, SUITES, Cell, imp_epochs, imp_rounds
 
+from benchmarks.accuracy.cells import CIFAR_CPU, SUITES, Cell, imp_epochs, imp_rounds, shortened
 from sj_prune import methods
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +89,7 @@ def test_name_depends_on_every_argument():
 
 
 def test_shortened_schedule_says_so():
-    (cell,) = accuracy_cells.shortened([SUITES["gpu"]()[0]], 0.1)
+    (cell,) = shortened([SUITES["gpu"]()[0]], 0.1)
     assert cell.setup.epochs == 20
     assert cell.setup.schedule == "shortened: 20 of 200 epochs"
     assert cell.arguments[cell.arguments.index("--epochs") + 1] == "20"

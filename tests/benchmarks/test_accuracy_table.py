@@ -5,12 +5,13 @@ import re
 import shutil
 from pathlib import Path
 
-import accuracy_pages
-import accuracy_rows
-import accuracy_table
 import pytest
-from accuracy_pages import expected
-from accuracy_table import (
+
+from benchmarks.accuracy import pages
+from benchmarks.accuracy.pages import expected
+from benchmarks.accuracy.rows import COLUMNS, append_row
+from benchmarks.accuracy.table import (
+    HEADERS,
     NOT_MEASURED,
     criterion_table,
     drops,
@@ -21,7 +22,7 @@ from accuracy_table import (
 )
 
 DOCS = Path(__file__).parents[2] / "docs"
-CIFAR = accuracy_pages.CIFAR
+CIFAR = pages.CIFAR
 
 
 def row(method="dense", settings="", sparsity="0.0", seed=0, accuracy_=90.0, **others):
@@ -39,7 +40,7 @@ def row(method="dense", settings="", sparsity="0.0", seed=0, accuracy_=90.0, **o
         "cell": f"{method}{settings}{sparsity}{seed}",
         **others,
     }
-    assert set(values) == set(accuracy_rows.COLUMNS)
+    assert set(values) == set(COLUMNS)
     return {name: str(value) for name, value in values.items()}
 
 
@@ -79,7 +80,7 @@ def test_drops_are_paired_by_seed():
 
 def test_main_table():
     header, *lines = cells(main_table(ROWS, CIFAR))
-    assert header == list(accuracy_table.HEADERS)
+    assert header == list(HEADERS)
     assert [line[:5] for line in lines] == [
         ["-", "dense", "92.00", "-", "3"],
         ["90.00 %", "Criticality", "89.00", "3.00 ± 6.57", "3"],
@@ -181,9 +182,9 @@ def test_pages_are_written_between_their_markers(tmp_path):
     shutil.copytree(DOCS, tmp_path / "docs")
     (tmp_path / "docs" / "accuracy_cpu.png").unlink(missing_ok=True)
     for r in ROWS:
-        accuracy_rows.append_row(tmp_path / "accuracy_cpu.csv", r, tmp_path / "lock")
+        append_row(tmp_path / "accuracy_cpu.csv", r, tmp_path / "lock")
     arguments = ["--results", str(tmp_path), "--docs", str(tmp_path / "docs")]
-    accuracy_pages.main(arguments)
+    pages.main(arguments)
     text = (tmp_path / "docs" / "accuracy.md").read_text()
     assert "3.00 ± 6.57" in text
     assert text.count(NOT_MEASURED) >= 5  # event data, ablations, gpu
@@ -191,13 +192,13 @@ def test_pages_are_written_between_their_markers(tmp_path):
     assert (tmp_path / "docs" / "accuracy_cpu.png").stat().st_size > 5_000
     assert "89.00 % (mean of 3 seeds" in (tmp_path / "docs" / "cifar.md").read_text()
     assert NOT_MEASURED in (tmp_path / "docs" / "tiny_imagenet.md").read_text()
-    accuracy_pages.main(arguments)
+    pages.main(arguments)
     assert (tmp_path / "docs" / "accuracy.md").read_text() == text
 
 
 def test_committed_pages_are_those_of_the_committed_results(tmp_path):
     """Nobody has changed a figure by hand, or a CSV without writing the pages anew."""
     shutil.copytree(DOCS, tmp_path / "docs")
-    accuracy_pages.main(["--docs", str(tmp_path / "docs"), "--no-plots"])
+    pages.main(["--docs", str(tmp_path / "docs"), "--no-plots"])
     for path in DOCS.glob("*.md"):
         assert (tmp_path / "docs" / path.name).read_text() == path.read_text(), path.name

@@ -4,17 +4,17 @@ import copy
 
 import pytest
 import torch
-from compaction_cases import as_tuple, assert_equal, awake, mask_at_random
 from spikingjelly.activation_based import functional
 from torch import nn
 from torch.optim import lr_scheduler
-from user_cases import build
-from user_networks import Concatenation, Depthwise, Grouped, NoNorm, SharedNeuron
 
 import sj_prune
 from sj_prune.compaction import CompactionError, compact_with_optimizer
 from sj_prune.compaction.slices import silence, silent_units
 from sj_prune.network.coupling import couple
+from tests.support.compaction_cases import as_tuple, assert_equal, awake, mask_at_random
+from tests.support.user_cases import build
+from tests.support.user_networks import Concatenation, Depthwise, Grouped, NoNorm, SharedNeuron
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),

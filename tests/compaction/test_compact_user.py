@@ -5,7 +5,16 @@ import logging
 
 import pytest
 import torch
-from compaction_cases import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+import sj_prune
+from sj_prune.compaction import compact, couple_checked
+from sj_prune.compaction.slices import silence
+from sj_prune.network.coupling import couple
+from tests.support.compaction_cases import (
     as_tuple,
     assert_awake,
     assert_equal,
@@ -16,12 +25,8 @@ from compaction_cases import (
     run,
     snapshot,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from spikingjelly.activation_based import functional, layer, neuron
-from torch import nn
-from user_cases import NETWORKS, build
-from user_networks import (
+from tests.support.user_cases import NETWORKS, build
+from tests.support.user_networks import (
     IN,
     SIZE,
     Concatenation,
@@ -31,12 +36,7 @@ from user_networks import (
     PreActivation,
     SharedNeuron,
 )
-from user_networks_staying import HardCodedWidth
-
-import sj_prune
-from sj_prune.compaction import compact, couple_checked
-from sj_prune.compaction.slices import silence
-from sj_prune.network.coupling import couple
+from tests.support.user_networks_staying import HardCodedWidth
 
 DENSITIES = st.sampled_from([0.0, 0.3, 0.5, 0.8])
 

@@ -1,10 +1,16 @@
 """Masked and compact networks are equal, for SpikingJelly's own models."""
 
 import pytest
-import zoo
-from compaction_cases import assert_awake, assert_equal, awake, mask_at_random, parameters
 
 from sj_prune.compaction import compact, couple_checked
+from tests.support import zoo
+from tests.support.compaction_cases import (
+    assert_awake,
+    assert_equal,
+    awake,
+    mask_at_random,
+    parameters,
+)
 
 
 def prove(name, seed, density):

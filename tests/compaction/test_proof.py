@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from compaction_cases import awake, mask_at_random
 from torch import nn
-from user_cases import build
-from user_networks import Plif, SharedNeuron
-from user_networks_staying import HardCodedWidth
 
 from sj_prune.compaction import CompactionError, compact, couple_checked, network
 from sj_prune.network.coupling import couple
+from tests.support.compaction_cases import awake, mask_at_random
+from tests.support.user_cases import build
+from tests.support.user_networks import Plif, SharedNeuron
+from tests.support.user_networks_staying import HardCodedWidth
 
 
 @pytest.fixture

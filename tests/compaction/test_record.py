@@ -5,12 +5,6 @@ import json
 
 import pytest
 import torch
-import zoo
-from compaction_cases import awake, mask_at_random, run
-from user_cases import NETWORKS, build
-from user_networks import Depthwise, Grouped, SharedNeuron
-from user_networks_other import Inputs
-from user_networks_staying import TiedWeights
 
 from sj_prune.compaction import (
     architecture,
@@ -20,6 +14,12 @@ from sj_prune.compaction import (
     rebuild,
     save_compact,
 )
+from tests.support import zoo
+from tests.support.compaction_cases import awake, mask_at_random, run
+from tests.support.user_cases import NETWORKS, build
+from tests.support.user_networks import Depthwise, Grouped, SharedNeuron
+from tests.support.user_networks_other import Inputs
+from tests.support.user_networks_staying import TiedWeights
 
 
 def small_of(kind, density=0.5):

@@ -6,9 +6,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from data_cases import NAMES, PER_CLASS
 
 from sj_prune.data import ClosedLoop, generate_dvs, synthetic_images
+from tests.support.data_cases import NAMES, PER_CLASS
 
 
 @pytest.fixture(scope="session")

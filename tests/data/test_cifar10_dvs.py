@@ -9,12 +9,12 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 import torch
-from data_cases import NAMES, PER_CLASS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sj_prune.data import cifar10_dvs, event_augmentation, frames, host, split_per_class, stack
 from sj_prune.data.event_transforms import Resize
+from tests.support.data_cases import NAMES, PER_CLASS
 
 T = 4
 FRAMES = f"frames_number_{T}_split_by_number"

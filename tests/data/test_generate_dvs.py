@@ -4,7 +4,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from data_cases import NAMES, PER_CLASS
 
 from sj_prune.data import (
     CIFAR10_CLASSES,
@@ -17,6 +16,7 @@ from sj_prune.data import (
     write_aedat,
 )
 from sj_prune.data import recordings as conversion
+from tests.support.data_cases import NAMES, PER_CLASS
 
 
 def contents(folder):

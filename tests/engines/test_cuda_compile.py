@@ -9,13 +9,13 @@ from dataclasses import replace
 from itertools import cycle, product
 from pathlib import Path
 
-import nvrtc
 import pytest
 
 from sj_prune.engines import cupy_engine
 from sj_prune.engines.launch import Variant
 from sj_prune.neurons.reference import IF, LIF, PLIF
 from sj_prune.neurons.surrogates import KNOWN
+from tests.support import nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
 # Elements a thread may move, and steps it may keep, by type: see `launch`.
@@ -53,7 +53,7 @@ def settings():
 
 
 def fits(variant):
-    """Tell whether `launch.chunk_and_width` may ask for this backward variant."""
+    """Tell whether `geometry.chunk_and_width` may ask for this backward variant."""
     budget = 32 if variant.kind == PLIF else 64
     return variant.vec * variant.chunk <= budget and variant.chunk <= budget // 4
 

@@ -10,19 +10,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cuda_shim import host  # noqa: F401 (a fixture)
-from engine_cases import (
-    LAYOUTS,
-    NOT_FINITE,
-    SHAPES,
-    Call,
-    Case,
-    assert_backward,
-    assert_forward,
-    assert_overflow,
-    of_every_surrogate,
-    settings,
-)
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -38,6 +25,19 @@ from sj_prune.neurons import (
 )
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
 from sj_prune.neurons.surrogates import Known, spike
+from tests.support.cuda_shim import host  # noqa: F401 (a fixture)
+from tests.support.engine_cases import (
+    LAYOUTS,
+    NOT_FINITE,
+    SHAPES,
+    Call,
+    Case,
+    assert_backward,
+    assert_forward,
+    assert_overflow,
+    of_every_surrogate,
+    settings,
+)
 
 NODES = {
     "IF": RecordingIFNode,

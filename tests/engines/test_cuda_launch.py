@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_prune.engines import choice, cupy_engine, launch, torch_engine
-from sj_prune.engines.launch import FORWARD_THREADS, Launch
+from sj_prune.engines import choice, cupy_engine, geometry, launch, torch_engine
+from sj_prune.engines.geometry import FORWARD_THREADS
+from sj_prune.engines.launch import Launch
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
 from sj_prune.neurons.surrogates import Known
 
@@ -26,7 +27,7 @@ SIZES = st.integers(1, 3000)
 
 @given(rows=SIZES, vectors=SIZES, processors=st.integers(1, 200))
 def test_rows_grid_covers_everything(rows, vectors, processors):
-    grid = launch.rows_grid(rows, vectors, processors)
+    grid = geometry.rows_grid(rows, vectors, processors)
     assert grid.lanes.bit_count() == 1
     assert grid.lanes <= FORWARD_THREADS
     assert grid.blocks[0] * FORWARD_THREADS // grid.lanes >= rows
@@ -37,7 +38,7 @@ def test_rows_grid_covers_everything(rows, vectors, processors):
 
 @given(samples=SIZES, vectors=SIZES, elements=SIZES, processors=st.integers(1, 200))
 def test_columns_grid_covers_everything(samples, vectors, elements, processors):
-    grid = launch.columns_grid(samples, vectors, elements, processors)
+    grid = geometry.columns_grid(samples, vectors, elements, processors)
     together = FORWARD_THREADS // (grid.columns * grid.lanes)
     assert together >= 1
     tiles = -(-vectors // grid.columns)
@@ -47,7 +48,7 @@ def test_columns_grid_covers_everything(samples, vectors, elements, processors):
 
 @given(vectors=st.integers(1, 10**12))
 def test_flat_grid_stays_within_the_limits_of_a_grid(vectors):
-    blocks, splits = launch.flat_grid(vectors).blocks
+    blocks, splits = geometry.flat_grid(vectors).blocks
     assert blocks == 1
     assert splits <= 65535
 
@@ -56,7 +57,7 @@ def test_flat_grid_stays_within_the_limits_of_a_grid(vectors):
 @pytest.mark.parametrize("itemsize", [2, 4])
 @given(steps=st.integers(1, 1000))
 def test_registers_hold_a_chunk(kind, itemsize, steps):
-    chunk, vec = launch.chunk_and_width(kind, steps, itemsize)
+    chunk, vec = geometry.chunk_and_width(kind, steps, itemsize)
     assert chunk in (4, 8, 16)
     assert vec * itemsize <= 16
     assert vec * chunk <= (32 if kind == PLIF else 64)
@@ -77,7 +78,7 @@ def test_width_divides_sizes_and_alignments(most, sizes, offsets, expected):
     buffer = torch.empty(64)
     assert buffer.data_ptr() % 64 == 0
     tensors = [buffer[offset:] for offset in offsets]
-    assert launch.width(most, sizes, [*tensors, None, torch.empty(0)]) == expected
+    assert geometry.width(most, sizes, [*tensors, None, torch.empty(0)]) == expected
 
 
 @pytest.mark.parametrize(

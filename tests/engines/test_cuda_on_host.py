@@ -9,8 +9,13 @@ import math
 
 import pytest
 import torch
-from cuda_shim import host  # noqa: F401 (a fixture)
-from engine_cases import (
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from sj_prune.neurons.reference import IF, LIF, PLIF
+from tests.support.cuda_shim import host  # noqa: F401 (a fixture)
+from tests.support.engine_cases import (
     LAYOUTS,
     NOT_FINITE,
     SHAPES,
@@ -22,11 +27,6 @@ from engine_cases import (
     of_every_surrogate,
     settings,
 )
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-
-from sj_prune.neurons.reference import IF, LIF, PLIF
 
 pytestmark = pytest.mark.usefixtures("host")
 SETTINGS = settings()

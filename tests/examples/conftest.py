@@ -1,13 +1,11 @@
 """The training scripts, imported as modules, and the shortest runs of them."""
 
 import importlib.util
-import sys
 
 import pytest
 import torch
-from example_cases import EXAMPLES
 
-sys.path.insert(0, str(EXAMPLES))
+from tests.support.example_cases import EXAMPLES
 
 pytest.importorskip("tqdm")
 

@@ -1,22 +1,17 @@
 """The scripts under torchrun: the same weights everywhere, one log, and it goes on."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "distributed"))
-
-from example_cases import EXAMPLES, RICH, STEPS, TINY, assert_same_run, load
-from example_ranks import one_step
-from processes import once, run_in_ranks
-
 from sj_prune import models
+from tests.support.example_cases import EXAMPLES, RICH, STEPS, TINY, assert_same_run, load
+from tests.support.example_ranks import one_step
+from tests.support.processes import environment, once, run_in_ranks
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +81,10 @@ def test_gradient_is_that_of_the_whole_batch(tmp_path):
 
 
 def torchrun(*command):
-    paths = os.pathsep.join([str(EXAMPLES), *(path for path in sys.path if path)])
-    environment = {**os.environ, "PYTHONPATH": paths, "SJ_PRUNE_ENGINE": "torch"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
         [*launcher, *command],
-        env={**environment, "OMP_NUM_THREADS": "1"},
+        env=environment(EXAMPLES, SJ_PRUNE_ENGINE="torch", OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=240,

@@ -1,6 +1,5 @@
 """A run that is killed, interrupted or broken goes on as if nothing had happened."""
 
-import os
 import random
 import signal
 import subprocess
@@ -10,7 +9,9 @@ import time
 import pytest
 import torch
 from common import checkpoint, loop
-from example_cases import EXAMPLES, RICH, STEPS, TINY, assert_same_run, load
+
+from tests.support.example_cases import EXAMPLES, RICH, STEPS, TINY, assert_same_run, load
+from tests.support.processes import environment
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +23,13 @@ def undisturbed(cifar, tmp_path_factory):
 
 
 def start(arguments):
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": paths, "SJ_PRUNE_ENGINE": "torch"}
     command = [sys.executable, str(EXAMPLES / "cifar.py"), *arguments]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment(SJ_PRUNE_ENGINE="torch"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

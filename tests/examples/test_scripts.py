@@ -5,10 +5,10 @@ import csv
 import pytest
 import torch
 from common import loop, options
-from example_cases import STEPS, TINY, load
 from spikingjelly.activation_based import neuron
 
 from sj_prune import data, models
+from tests.support.example_cases import STEPS, TINY, load
 
 DVS = [
     *("--generated", "10", "--batch", "25", "--epochs", "2", "--threads", "1", "--frames", "3"),

@@ -8,9 +8,13 @@ import torch
 
 pytest.importorskip("lightning.pytorch")
 
-from lightning_ranks import Classifier, Saver, loader, trainer
-from processes import run_in_ranks
-from pruning_cases import (
+from spikingjelly.activation_based import neuron
+
+from sj_prune import PruningWrapper
+from sj_prune.integrations import LightningPruning
+from tests.support.lightning_ranks import Classifier, Saver, loader, trainer
+from tests.support.processes import run_in_ranks
+from tests.support.pruning_cases import (
     assert_masked,
     criticality,
     is_stock,
@@ -20,10 +24,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-from spikingjelly.activation_based import neuron
-
-from sj_prune import PruningWrapper
-from sj_prune.integrations import LightningPruning
 
 
 def fit(method, folder, steps=-1, *, optimizer="sgd", path=None, **settings):

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from pruning_cases import build, slots_of
 from torch import nn
 
 from sj_prune.masks import MaskManager
+from tests.support.pruning_cases import build, slots_of
 
 
 def manager(net):

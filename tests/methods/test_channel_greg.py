@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from channel_cases import greg, view
 
 from sj_prune import methods
+from tests.support.channel_cases import greg, view
 
 
 def factors_by_hand(method, chosen, last):

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from channel_cases import CHANNEL_METHODS, node, ready, sca, view
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from sj_prune.masks import ERK, Channels, Constant, Cubic, Global, OneShot, Unif
 from sj_prune.masks import prune_and_regrow as update
 from sj_prune.masks.ranking import LayerScores
 from sj_prune.methods.base import check_same_method
+from tests.support.channel_cases import CHANNEL_METHODS, node, ready, sca, view
 
 GROWTHS = ("gradient", "criticality", "random", "score")
 EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)

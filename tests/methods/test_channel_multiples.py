@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from channel_cases import CHANNEL_METHODS, TOTAL, UNITS, pruner
-from pruning_cases import batch, train
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sj_prune import PruningWrapper, compact, methods
 from sj_prune.masks import ChannelMasks, Channels
+from tests.support.channel_cases import CHANNEL_METHODS, TOTAL, UNITS, pruner
+from tests.support.pruning_cases import batch, train
 
 ALLOWED = {"1": {4, 8}, "4": {4, 8, 10}, "7": {4, 7}}  # of 8, 10 and 7 channels, multiples of 4
 

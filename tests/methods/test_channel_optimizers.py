@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from channel_cases import channel_net, greg, sca
-from pruning_cases import loss_of, same, snapshot, train
 from torch import nn
 
 from sj_prune import PruningWrapper, methods
+from tests.support.channel_cases import channel_net, greg, sca
+from tests.support.pruning_cases import loss_of, same, snapshot, train
 
 LR = 0.1
 L1 = 0.02  # large, so that a step without it is seen

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 import torch
-from channel_cases import CHANNEL_METHODS, channel_net
-from pruning_cases import OPTIMIZERS, frozen, same_state, snapshot, train, wrapped
 
 from sj_prune import PruningWrapper
+from tests.support.channel_cases import CHANNEL_METHODS, channel_net
+from tests.support.pruning_cases import OPTIMIZERS, frozen, same_state, snapshot, train, wrapped
 
 STEPS = 9
 POSITIONS = (1, 2, 3, 5, 7, 8)

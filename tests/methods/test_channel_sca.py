@@ -5,7 +5,10 @@ import logging
 
 import pytest
 import torch
-from channel_cases import (
+from spikingjelly.activation_based import surrogate
+
+from sj_prune import PruningWrapper
+from tests.support.channel_cases import (
     CONVS,
     NODES,
     NORMS,
@@ -20,10 +23,15 @@ from channel_cases import (
     sca,
     units_kept,
 )
-from pruning_cases import OPTIMIZERS, batch, loss_of, same_state, slots_of, snapshot, train
-from spikingjelly.activation_based import surrogate
-
-from sj_prune import PruningWrapper
+from tests.support.pruning_cases import (
+    OPTIMIZERS,
+    batch,
+    loss_of,
+    same_state,
+    slots_of,
+    snapshot,
+    train,
+)
 
 # ---- SCA against its rule ------------------------------------------------------------------------
 

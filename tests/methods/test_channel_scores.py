@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from channel_cases import CHANNEL_METHODS, FakeNode, greg, node, ready, sca, view
 from torch import nn
 
 from sj_prune import methods
+from tests.support.channel_cases import CHANNEL_METHODS, FakeNode, greg, node, ready, sca, view
 
 C = 6
 

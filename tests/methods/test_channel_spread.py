@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from channel_cases import CLASSES, N, T, lif, pruner
-from pruning_cases import train
 from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sj_prune import PruningWrapper, methods
+from tests.support.channel_cases import CLASSES, N, T, lif, pruner
+from tests.support.pruning_cases import train
 
 POSITIONS = 16  # of a 4x4 map, behind the flatten
 

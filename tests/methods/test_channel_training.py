@@ -6,7 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from channel_cases import (
+from spikingjelly.activation_based import functional, layer
+from torch import nn
+
+from sj_prune import PruningWrapper, methods, to_recording
+from sj_prune.masks import Global
+from tests.support.channel_cases import (
     CHANNEL_METHODS,
     CLASSES,
     CONVS,
@@ -22,12 +27,7 @@ from channel_cases import (
     sca,
     units_kept,
 )
-from pruning_cases import OPTIMIZERS, batch, loss_of, same, snapshot, train
-from spikingjelly.activation_based import functional, layer
-from torch import nn
-
-from sj_prune import PruningWrapper, methods, to_recording
-from sj_prune.masks import Global
+from tests.support.pruning_cases import OPTIMIZERS, batch, loss_of, same, snapshot, train
 
 EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
 

@@ -4,13 +4,13 @@ import logging
 
 import pytest
 import torch
-from channel_cases import CLASSES, N, T, lif
-from pruning_cases import vary_norms
 from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from sj_prune import PruningWrapper, compact, methods, prune
 from sj_prune.masks import Channels
+from tests.support.channel_cases import CLASSES, N, T, lif
+from tests.support.pruning_cases import vary_norms
 
 OTHERS = [
     getattr(neuron, name)

@@ -5,7 +5,11 @@ import math
 
 import pytest
 import torch
-from pruning_cases import (
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from torch import nn
+
+from sj_prune import PruningWrapper, methods
+from tests.support.pruning_cases import (
     T,
     assert_masked,
     batch,
@@ -20,10 +24,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
-from torch import nn
-
-from sj_prune import PruningWrapper, methods
 
 LAYERS = ("0", "3", "8", "10")
 NEURON_OF = {"0": "2", "3": "5", "8": "9"}  # none follows "10"

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from channel_cases import CHANNEL_METHODS, channel_net
-from pruning_cases import (
+
+from sj_prune import PruningWrapper, compact, methods, prune
+from sj_prune.compaction import compact_with_optimizer, load_compact, save_compact
+from sj_prune.masks import Channels
+from tests.support.channel_cases import CHANNEL_METHODS, channel_net
+from tests.support.pruning_cases import (
     batch,
     build,
     criticality,
@@ -20,10 +24,6 @@ from pruning_cases import (
     same_state,
     snapshot,
 )
-
-from sj_prune import PruningWrapper, compact, methods, prune
-from sj_prune.compaction import compact_with_optimizer, load_compact, save_compact
-from sj_prune.masks import Channels
 
 
 @pytest.fixture(params=["cpu", "meta"])

@@ -5,7 +5,10 @@ import math
 
 import pytest
 import torch
-from pruning_cases import (
+
+from sj_prune import PruningWrapper, methods
+from sj_prune.masks import Uniform
+from tests.support.pruning_cases import (
     assert_masked,
     build,
     frozen,
@@ -17,9 +20,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-
-from sj_prune import PruningWrapper, methods
-from sj_prune.masks import Uniform
 
 SHAPES = {"0": (4, 2, 3, 3), "3": (6, 4, 3, 3), "8": (8, 54), "10": (5, 8)}
 TOTAL = 760

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from pruning_cases import build, loss_of, same, train, wrapped
 from torch import nn
 
 from sj_prune import PruningWrapper, methods
+from tests.support.pruning_cases import build, loss_of, same, train, wrapped
 
 ALPHA, P = 0.02, 0.8
 MU = math.log(2 * (1 - P)) / ALPHA

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pruning_cases import (
+
+import sj_prune.run.update
+from sj_prune import PruningWrapper, methods
+from sj_prune.masks import ERK, Global, Uniform
+from tests.support.pruning_cases import (
     OPTIMIZERS,
     assert_masked,
     build,
@@ -22,10 +26,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-
-import sj_prune.run.update
-from sj_prune import PruningWrapper, methods
-from sj_prune.masks import ERK, Global, Uniform
 
 SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}
 TOTAL = 760

@@ -1,5 +1,6 @@
 import pytest
-from model_cases import NETWORKS
+
+from tests.support.model_cases import NETWORKS
 
 
 @pytest.fixture(params=NETWORKS)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import build, sequence
 from spikingjelly.activation_based import functional, neuron
 
 import sj_prune
 from sj_prune import models
+from tests.support.model_cases import build, sequence
 
 
 def one_step(net, x, name):

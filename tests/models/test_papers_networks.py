@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
-from model_cases import CASES, NETWORKS, build, sequence
 from spikingjelly.activation_based import base, functional, neuron, surrogate
 from torch import nn
 
 from sj_prune import models
+from tests.support.model_cases import CASES, NETWORKS, build, sequence
 
 
 def weights(net):

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch._dynamo.testing
-from neuron_cases import LEGACY, current
 from spikingjelly.activation_based import functional, layer, surrogate
 from torch import nn
 
@@ -14,6 +13,7 @@ from sj_prune.neurons import (
     RecordingNode,
     RecordingParametricLIFNode,
 )
+from tests.support.neuron_cases import LEGACY, current
 
 
 class PerStep(nn.Module):

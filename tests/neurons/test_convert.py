@@ -6,7 +6,6 @@ import logging
 
 import pytest
 import torch
-from neuron_cases import LEGACY, RECORDING, STOCK, current, pair
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
@@ -20,6 +19,7 @@ from sj_prune.neurons import (
     to_recording,
     to_stock,
 )
+from tests.support.neuron_cases import LEGACY, RECORDING, STOCK, current, pair
 
 
 class Doubled(neuron.LIFNode):

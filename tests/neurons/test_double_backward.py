@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 import torch
-from neuron_cases import LEGACY, RECORDING, assert_near, current, pair, settings
 from spikingjelly.activation_based import surrogate
 
 from sj_prune.neurons import Tanh
+from tests.support.neuron_cases import LEGACY, RECORDING, assert_near, current, pair, settings
 
 FUNCTIONS = {
     name: getattr(surrogate, name)

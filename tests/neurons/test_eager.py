@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from neuron_cases import current
 from spikingjelly.activation_based import functional
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sj_prune.neurons import RecordingIFNode, RecordingLIFNode, RecordingParametricLIFNode, op
 from sj_prune.neurons.activity import Activity
+from tests.support.neuron_cases import current
 
 NODES = [RecordingIFNode, RecordingLIFNode, RecordingParametricLIFNode]
 

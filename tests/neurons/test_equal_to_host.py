@@ -8,8 +8,9 @@ import itertools
 
 import pytest
 import torch
-from neuron_cases import LEGACY, SURROGATES, assert_near, current, pair, same_equation
 from spikingjelly.activation_based import surrogate
+
+from tests.support.neuron_cases import LEGACY, SURROGATES, assert_near, current, pair, same_equation
 
 RESETS = (0.0, -0.3, None)
 DTYPES = (torch.float32, torch.float64)

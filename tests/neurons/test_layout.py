@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
-from neuron_cases import RECORDING, STOCK, TAU, assert_near, current, settings
 from spikingjelly.activation_based import surrogate
 
 from sj_prune.neurons import STATISTICS
 from sj_prune.neurons.reference import IF, LIF, PLIF
 from sj_prune.neurons.surrogates import lookup
+from tests.support.neuron_cases import RECORDING, STOCK, TAU, assert_near, current, settings
 
 SHAPE = (3, 2, 4, 5, 6)
 LAYOUTS = {

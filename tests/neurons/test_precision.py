@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from neuron_cases import RECORDING, SURROGATES, current, settings
 from spikingjelly.activation_based import functional, layer, surrogate
 from torch import nn
 
 from sj_prune.neurons import STATISTICS, RecordingLIFNode
+from tests.support.neuron_cases import RECORDING, SURROGATES, current, settings
 
 HALVES = (torch.float16, torch.bfloat16)
 FUNCTIONS = {"known": "ATan", "unknown": "S2NN"}

@@ -2,10 +2,18 @@
 
 import pytest
 import torch
-from neuron_cases import LEGACY, RECORDING, STOCK, assert_near, current, pair, settings
 from spikingjelly.activation_based import functional, surrogate
 
 from sj_prune.neurons import STATISTICS, Activity, RecordingLIFNode, nodes
+from tests.support.neuron_cases import (
+    LEGACY,
+    RECORDING,
+    STOCK,
+    assert_near,
+    current,
+    pair,
+    settings,
+)
 
 FUNCTIONS = [surrogate.ATan(), surrogate.S2NN()]
 MODES = {"no_grad": torch.no_grad, "inference": torch.inference_mode}

@@ -5,11 +5,19 @@ import pickle
 
 import pytest
 import torch
-from neuron_cases import LEGACY, RECORDING, STOCK, SURROGATES, brute_force, current, settings
 from spikingjelly.activation_based import functional, surrogate
 from torch.utils.checkpoint import checkpoint
 
 from sj_prune.neurons import STATISTICS, RecordingIFNode, RecordingLIFNode
+from tests.support.neuron_cases import (
+    LEGACY,
+    RECORDING,
+    STOCK,
+    SURROGATES,
+    brute_force,
+    current,
+    settings,
+)
 
 SHAPES = {
     "T,N": (5, 3),

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from neuron_cases import LEGACY, STOCK, SURROGATES, assert_near, current, pair
 from spikingjelly.activation_based import surrogate
 from torch import nn
 
@@ -18,6 +17,7 @@ from sj_prune.neurons.surrogates import (
     peak,
     spike,
 )
+from tests.support.neuron_cases import LEGACY, STOCK, SURROGATES, assert_near, current, pair
 
 # The equations a second time, on one number (arXiv 2311.16141 eq. 2b, 17, 18 and SpikingJelly).
 FORMULAS = {

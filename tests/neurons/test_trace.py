@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from neuron_cases import RECORDING, SURROGATES, brute_force, current, settings
 from spikingjelly.activation_based import functional, surrogate
 
 from sj_prune.neurons import RecordingLIFNode
+from tests.support.neuron_cases import RECORDING, SURROGATES, brute_force, current, settings
 
 
 @pytest.mark.parametrize("name", SURROGATES)

@@ -4,7 +4,12 @@ import importlib.util
 
 import pytest
 import torch
-from pruning_cases import (
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
+
+from sj_prune import PruningWrapper, methods
+from sj_prune.masks import Uniform
+from tests.support.pruning_cases import (
     batch,
     build,
     criticality,
@@ -16,11 +21,6 @@ from pruning_cases import (
     same_state,
     snapshot,
 )
-from spikingjelly.activation_based import layer, neuron
-from torch import nn
-
-from sj_prune import PruningWrapper, methods
-from sj_prune.masks import Uniform
 
 WRONG = {
     "class": ({"method": methods.Magnitude}, TypeError, r"an instance, not the class: add \(\)"),

@@ -4,13 +4,22 @@ import importlib.util
 
 import pytest
 import torch
-from pruning_cases import batch, build, criticality, loss_of, magnitude, rigl, same, snapshot
-from pruning_cases import train as train_loop
 from spikingjelly.activation_based import functional, neuron
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sj_prune import PruningWrapper
+from tests.support.pruning_cases import (
+    batch,
+    build,
+    criticality,
+    loss_of,
+    magnitude,
+    rigl,
+    same,
+    snapshot,
+)
+from tests.support.pruning_cases import train as train_loop
 
 STEPS = 50
 METHODS = {

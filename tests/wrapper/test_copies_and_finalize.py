@@ -6,7 +6,12 @@ import pickle
 
 import pytest
 import torch
-from pruning_cases import (
+from spikingjelly.activation_based import functional, neuron
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sj_prune import PruningWrapper, methods
+from sj_prune.neurons import RecordingIFNode
+from tests.support.pruning_cases import (
     assert_masked,
     batch,
     build,
@@ -20,11 +25,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-from spikingjelly.activation_based import functional, neuron
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from sj_prune import PruningWrapper, methods
-from sj_prune.neurons import RecordingIFNode
 
 METHODS = {
     "Magnitude": magnitude,

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from pruning_cases import (
+from torch.utils.checkpoint import checkpoint
+
+from sj_prune import PruningWrapper, methods
+from sj_prune.engines import build as engine_build
+from sj_prune.engines import choice, torch_engine
+from tests.support.pruning_cases import (
     assert_masked,
     build,
     criticality,
@@ -18,11 +23,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-from torch.utils.checkpoint import checkpoint
-
-from sj_prune import PruningWrapper, methods
-from sj_prune.engines import build as engine_build
-from sj_prune.engines import choice, torch_engine
 
 
 def test_manual_update_inside_a_scheduled_window_keeps_its_statistics():

@@ -3,7 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from pruning_cases import (
+from spikingjelly.activation_based import functional, layer, neuron
+from torch import nn
+
+from sj_prune import PruningWrapper, methods
+from tests.support.pruning_cases import (
     assert_masked,
     build,
     criticality,
@@ -15,10 +19,6 @@ from pruning_cases import (
     train,
     wrapped,
 )
-from spikingjelly.activation_based import functional, layer, neuron
-from torch import nn
-
-from sj_prune import PruningWrapper, methods
 
 METHODS = {
     "Magnitude": magnitude,

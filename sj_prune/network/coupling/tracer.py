@@ -1,9 +1,9 @@
 """Follow every channel through one forward: which ones a weighted layer makes, and who reads them.
 
 One forward runs in eval mode, without gradients and with the network's state preserved. Weighted
-layers, norms and neurons are seen as modules; everything between them is seen as tensor operations,
-whose effect on channel labels `rules` knows. It works in multi-step mode as it is, on every release
-of SpikingJelly, and what it does not understand it freezes with a reason.
+layers, norms and neurons are seen as modules (`modules` knows what they do to channel labels);
+everything between them is seen as tensor operations (`rules`). It works in multi-step mode as it
+is, on every release of SpikingJelly, and what it does not understand it freezes with a reason.
 
 A unit is silent when gamma and beta of its norms are 0, or filter and bias of a layer without one:
 from there on its value is exactly 0, through pooling, residual additions (SEW's ADD, AND and IAND
@@ -13,7 +13,7 @@ alike) and neurons at rest, up to the layers that read it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,14 +25,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sj_prune import _host
 from sj_prune.network.coupling.assemble import assemble
 from sj_prune.network.coupling.groups import Coupling
-from sj_prune.network.coupling.labels import Labels, Partition
-from sj_prune.network.coupling.rest import why_not_silent
+from sj_prune.network.coupling.labels import Labels
+from sj_prune.network.coupling.modules import has_rule, relabel_module
 from sj_prune.network.coupling.rules import NotSeparateError, relabel
+from sj_prune.network.coupling.traced import Traced
 
 __all__ = ["couple"]
-
-_NORMS = nn.modules.batchnorm._NormBase
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def couple(
@@ -58,42 +56,19 @@ def couple(
         for x in tree_flatten(out)[0]:
             tracer.freeze(x, "it is an output of the network")
     for name in skip:
-        if name in tracer.outputs:
-            tracer.partition.freeze(tracer.outputs[name], "skipped by name")
-    return assemble(net, tracer)
+        if name in tracer.traced.outputs:
+            tracer.traced.partition.freeze(tracer.traced.outputs[name], "skipped by name")
+    return assemble(tracer.traced)
 
 
 class _Tracer(TorchDispatchMode):
-    """Labels of all tensors of a forward, and the labels that every module has met.
-
-    Attributes:
-        partition: which labels belong together.
-        outputs: layer name -> labels of its output channels.
-        inputs: layer name -> labels of its input channels.
-        norms: norm name -> labels of its channels.
-        neurons: neuron layer name -> labels of its channels.
-        neuron_dims: neuron layer name -> dimension of its channels, from the end.
-        bare: layers whose output something else than a norm reads.
-        norm_of: layer name -> the first norm behind it.
-        layers: names of all weighted layers.
-        frozen_layers: layer name -> why nothing of it can be pruned.
-    """
+    """Labels of all tensors of a forward; what every module has met goes into `traced`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.partition = Partition()
-        self.outputs: dict[str, Tensor] = {}
-        self.inputs: dict[str, Tensor] = {}
-        self.norms: dict[str, Tensor] = {}
-        self.neurons: dict[str, Tensor] = {}
-        self.neuron_dims: dict[str, int] = {}
-        self.bare: set[str] = set()
-        self.norm_of: dict[str, str] = {}
-        self.frozen_layers: dict[str, str] = {}
+        self.traced = Traced.of(net)
         self._labels: Any = WeakTensorKeyDictionary()
         self._depth = 0
-        self._weights = _owners(net)
-        self.layers = [name for name, m in net.named_modules() if isinstance(m, _LAYERS)]
 
     # ---- labels of tensors ---------------------------------------------------------------------
 
@@ -103,10 +78,7 @@ class _Tracer(TorchDispatchMode):
 
     def freeze(self, x: Any, reason: str) -> None:  # noqa: ANN401
         """Keep all channels of a tensor."""
-        labels = self.labels_of(x)
-        if labels is not None:
-            self.partition.freeze(labels.ids, reason)
-            self.bare.update(labels.raw)
+        self.traced.freeze(self.labels_of(x), reason)
 
     def __torch_dispatch__(
         self,
@@ -123,7 +95,7 @@ class _Tracer(TorchDispatchMode):
         if known:
             try:
                 found = relabel(
-                    func, args, kwargs, out, lambda x: before.get(id(x)), self.partition
+                    func, args, kwargs, out, lambda x: before.get(id(x)), self.traced.partition
                 )
                 self._attach(out, found)
                 if func._schema.is_mutable:
@@ -137,8 +109,8 @@ class _Tracer(TorchDispatchMode):
         """Return the arguments that carry channels; freeze layers whose weights are among them."""
         tensors = [x for x in tree_flatten((args, dict(kwargs)))[0] if isinstance(x, Tensor)]
         for x in tensors:
-            for name in self._weights.get(id(x), ()):
-                self.frozen_layers[name] = "its parameters are used outside of it too"
+            for name in self.traced.owners.get(id(x), ()):
+                self.traced.frozen_layers[name] = "its parameters are used outside of it too"
         return [x for x in tensors if self.labels_of(x) is not None]
 
     def _attach(self, out: Any, found: Any) -> None:  # noqa: ANN401
@@ -165,10 +137,6 @@ class _Tracer(TorchDispatchMode):
             assert x.shape[labels.dim] == len(labels.ids)  # noqa: S101 (a rule that lies)
             self._labels[x] = labels
 
-    def shared(self) -> list[list[str]]:
-        """Return the names of layers that hold one parameter together."""
-        return [names for names in self._weights.values() if len(names) > 1]
-
     # ---- modules -------------------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -180,161 +148,22 @@ class _Tracer(TorchDispatchMode):
         self._depth -= 1
         if self._depth or not isinstance(x, Tensor) or not isinstance(out, Tensor):
             return
-        with _disabled():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-                self._convolution(name, module, x, out)
-            elif isinstance(module, nn.Linear):
-                self._linear(name, x, out)
-            elif isinstance(module, _NORMS):
-                self._norm(name, module, x, out)
-            else:
-                self._neuron(name, module, x, out)
-
-    def _meet(self, table: dict[str, Tensor], name: str, ids: Tensor) -> None:
-        """Join labels with those that the module has met in an earlier call."""
-        known = table.setdefault(name, ids)
-        if len(known) == len(ids):
-            self.partition.join(known, ids)
-        else:
-            for labels in (known, ids):
-                self.partition.freeze(labels, f"{name} meets two numbers of channels")
-
-    def _read(self, name: str, x: Tensor, dim: int) -> None:
-        """A weighted layer reads channels along `dim`."""
-        labels = self.labels_of(x)
-        if labels is None:
-            return
-        self.bare.update(labels.raw)
-        if labels.dim != dim:
-            self.partition.freeze(labels.ids, f"{name} reads another dimension than its channels")
-        elif not labels.zero:
-            self.partition.freeze(labels.ids, f"{name} would not read 0 from a silent channel")
-        else:
-            self._meet(self.inputs, name, labels.ids)
-
-    def _convolution(self, name: str, conv: Any, x: Tensor, out: Tensor) -> None:  # noqa: ANN401
-        dim = x.ndim - conv.weight.ndim + 1
-        labels = self.labels_of(x)
-        ids = self._outputs(name, conv.out_channels)
-        if conv.groups > 1 and conv.groups == conv.in_channels:
-            self._depthwise(name, conv, labels, dim, ids, out)
-            return
-        self._read(name, x, dim)
-        if conv.groups > 1:  # as many channels leave every group
-            self._tie_groups(ids, conv.groups)
+        with torch.utils._python_dispatch._disable_current_modes():
+            labels = relabel_module(self.traced, name, module, x, self.labels_of(x), out)
             if labels is not None:
-                self._tie_groups(labels.ids, conv.groups)
-        self._set(out, Labels(dim, ids, True, frozenset({name})))
-
-    def _depthwise(
-        self,
-        name: str,
-        conv: Any,  # noqa: ANN401
-        labels: Labels | None,
-        dim: int,
-        ids: Tensor,
-        out: Tensor,
-    ) -> None:
-        raw = frozenset({name})
-        if labels is None:
-            self.partition.freeze(ids, "its input channels belong to no layer")
-        elif labels.dim != dim:
-            self.partition.freeze(ids, "its input channels are not where it reads them")
-            self.partition.freeze(labels.ids, f"{name} reads another dimension than its channels")
-        else:
-            self._meet(self.inputs, name, labels.ids)
-            own = labels.ids.repeat_interleave(conv.out_channels // conv.in_channels)
-            self.partition.join(own, ids)
-            raw = raw | labels.raw
-        self._set(out, Labels(dim, ids, True, raw))
-
-    def _tie_groups(self, ids: Tensor, groups: int) -> None:
-        rows = ids.view(groups, -1)
-        for row in rows[1:]:
-            self.partition.join(rows[0], row)
-
-    def _linear(self, name: str, x: Tensor, out: Tensor) -> None:
-        self._read(name, x, x.ndim - 1)
-        ids = self._outputs(name, out.shape[-1])
-        self._set(out, Labels(out.ndim - 1, ids, True, frozenset({name})))
-
-    def _outputs(self, name: str, number: int) -> Tensor:
-        if name not in self.outputs:
-            self.outputs[name] = self.partition.new(number)
-        return self.outputs[name]
-
-    def _norm(self, name: str, norm: Any, x: Tensor, out: Tensor) -> None:  # noqa: ANN401
-        labels = self.labels_of(x)
-        if labels is None:
-            return
-        multi_step = getattr(norm, "step_mode", "s") == "m"
-        affine = norm._parameters.get("weight") is not None
-        if labels.dim != 1 + multi_step or len(labels.ids) != norm.num_features:
-            self.freeze(x, f"{name} norms another dimension than its channels")
-            return
-        for layer in labels.raw:
-            self.norm_of.setdefault(layer, name)
-        if not affine or norm._parameters.get("bias") is None:
-            self.freeze(x, f"{name} has no weight and bias to silence it by")
-        self._meet(self.norms, name, labels.ids)
-        self._set(out, Labels(labels.dim, labels.ids))
-
-    def _neuron(self, name: str, node: nn.Module, x: Tensor, out: Tensor) -> None:
-        labels = self.labels_of(x)
-        if labels is None:
-            return
-        self.bare.update(labels.raw)
-        problem = why_not_silent(node, x)
-        if problem or not labels.zero:
-            self.freeze(x, problem or f"{name} is not given 0 by a silent channel")
-        self._meet(self.neurons, name, labels.ids)
-        self.neuron_dims[name] = labels.dim - x.ndim
-        if out.shape == x.shape:
-            self._set(out, Labels(labels.dim, labels.ids))
-        else:
-            self.freeze(x, f"{name} changes the shape of its input")
-
-
-def _owners(net: nn.Module) -> dict[int, list[str]]:
-    """Return parameter id -> names of the weighted layers and norms that hold it."""
-    owners: dict[int, list[str]] = {}
-    for name, module in net.named_modules():
-        if isinstance(module, (*_LAYERS, _NORMS)):
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners.setdefault(id(parameter), []).append(name)
-    return owners
-
-
-@contextmanager
-def _disabled() -> Iterator[None]:
-    with torch.utils._python_dispatch._disable_current_modes():
-        yield
+                self._set(out, labels)
 
 
 @contextmanager
 def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
-    handles = []
-    for name, module in net.named_modules():
-        if _is_seen(module):
-            handles.append(module.register_forward_pre_hook(tracer.enter))
-            handles.append(
-                module.register_forward_hook(
-                    lambda m, args, kwargs, out, name=name: tracer.leave(
-                        name, m, next(iter((*args, *kwargs.values())), None), out
-                    ),
-                    with_kwargs=True,
-                )
-            )
-    try:
+    with ExitStack() as stack:
+        for name, module in net.named_modules():
+            if not has_rule(module):
+                continue
+
+            def left(m: Any, args: Any, kwargs: Any, out: Any, name: str = name) -> None:  # noqa: ANN401
+                tracer.leave(name, m, next(iter((*args, *kwargs.values())), None), out)
+
+            stack.callback(module.register_forward_pre_hook(tracer.enter).remove)
+            stack.callback(module.register_forward_hook(left, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _is_seen(module: nn.Module) -> bool:
-    """Tell whether a rule of ours stands for what happens inside of a module."""
-    if isinstance(module, _LAYERS):
-        return _host.is_plain_layer(module)
-    return isinstance(module, _NORMS) or _host.is_neuron(module)

@@ -1,0 +1,1 @@
+"""Measurements; scripts, but for the package benchmarks/accuracy."""

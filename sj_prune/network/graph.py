@@ -1,0 +1,65 @@
+"""The autograd graph walked back from a tensor to the layers that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Walker"]
+
+# Graph nodes through which a weight may pass before its layer uses it (casts, transposes, views).
+_NAMES = (
+    "T Transpose ToCopy Permute View UnsafeView ReshapeAlias Alias Clone Unsqueeze Squeeze Expand"
+)
+_PASSING = {f"{name}Backward{i}" for name in _NAMES.split() for i in (0, 1)}
+
+
+def _leaf(fn: Any) -> Tensor | None:  # noqa: ANN401
+    """Return the parameter at the end of a chain of casts and views, if that is what `fn` is."""
+    while fn is not None:
+        if hasattr(fn, "variable"):
+            return fn.variable
+        parents = [parent for parent, _ in fn.next_functions if parent is not None]
+        if type(fn).__name__ not in _PASSING or len(parents) != 1:
+            return None
+        (fn,) = parents
+    return None
+
+
+class Walker:
+    """Walks from a tensor back to the layers that made it.
+
+    Args:
+        weights: id of a weight -> its layer's name.
+        norms: id of a gamma -> its norm's name.
+
+    Attributes:
+        stops: graph nodes behind which nothing is looked for.
+    """
+
+    def __init__(self, weights: Mapping[int, str], norms: Mapping[int, str]) -> None:
+        self.weights = weights
+        self.norms = norms
+        self.stops: set[Any] = set()
+
+    def layers_behind(self, tensor: Tensor) -> dict[str, str | None]:
+        """Return layer name -> norm passed on the way."""
+        found: dict[str, str | None] = {}
+        pending: list[tuple[Any, str | None]] = [(tensor.grad_fn, None)]
+        visited = set()
+        while pending:
+            fn, norm = pending.pop()
+            if fn is None or fn in visited or fn in self.stops:
+                continue
+            visited.add(fn)
+            parents = [parent for parent, _ in fn.next_functions if parent is not None]
+            leaves = [id(leaf) for parent in parents if (leaf := _leaf(parent)) is not None]
+            mine = [self.weights[leaf] for leaf in leaves if leaf in self.weights]
+            if mine:
+                found.update(dict.fromkeys(mine, norm))
+                continue
+            norm = next((self.norms[leaf] for leaf in leaves if leaf in self.norms), norm)
+            pending.extend((parent, norm) for parent in parents)
+        return found

@@ -1,0 +1,86 @@
+"""Generated tables: made of the CSV files, and no winner where ranges overlap."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def readme():
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(seed, sparsity, growth, accuracy):
+    dense = growth == "dense"
+    return {
+        **{"seed": str(seed), "sparsity": str(sparsity), "growth": growth},
+        **{"accuracy": str(accuracy), "macs": "2e6", "synops": "3e5", "latency_ratio": "0.5"},
+        **{"channels_before": "" if dense else "100", "channels_after": "" if dense else "50"},
+        **{"regrow": "0.1" if growth == "gradient" else "0.0", "cpu_seconds": "40"},
+        **{"train_images": "4096", "test_images": "2000", "epochs": "12", "time_steps": "2"},
+        "device": "cpu",
+    }
+
+
+def study(with_growth, without):
+    pairs = zip(with_growth, without, strict=True)
+    rows = [
+        row(seed, 0.5, growth, accuracy)
+        for seed, pair in enumerate(pairs)
+        for growth, accuracy in zip(("gradient", "none"), pair, strict=True)
+    ]
+    return [row(0, 0.0, "dense", 60.0), *rows]
+
+
+@pytest.mark.parametrize(
+    ("with_growth", "without", "verdict"),
+    [
+        ((42.0, 43.0, 44.0), (39.0, 40.0, 41.0), "+3.00 points; every seed with growth is above"),
+        ((42.0, 43.0, 44.0), (39.0, 40.0, 42.0), "+2.67 points; the ranges overlap, so no winner"),
+        ((39.0, 40.0, 41.0), (42.0, 43.0, 44.0), "-3.00 points; every seed with growth is below"),
+        ((39.0, 40.0, 45.0), (42.0, 43.0, 44.0), "-1.67 points; the ranges overlap, so no winner"),
+    ],
+)
+def test_no_winner_where_ranges_overlap(readme, monkeypatch, with_growth, without, verdict):
+    monkeypatch.setattr(readme, "rows", lambda name: study(with_growth, without))
+    text = readme.channel_growth()
+    assert f"50 %: growth by gradient against none {verdict}" in text
+    mean = sum(with_growth) / 3
+    cells = (
+        f"{mean:.2f} %|{min(with_growth):.2f} to {max(with_growth):.2f} %|50 of 100|2.00 M|300 k"
+    )
+    lines = [line.replace(" | ", "|") for line in text.splitlines()]
+    assert any(cells in "|".join(cell.strip() for cell in line.split("|")) for line in lines)
+    assert "test accuracy, mean of 3 seeds" in text
+
+
+def test_every_seed_and_growth_keeps_as_many_channels(readme):
+    found = [row for row in readme.rows("channel_growth_cpu") if row["growth"] != "dense"]
+    assert len({row["seed"] for row in found}) >= 3
+    for sparsity in {row["sparsity"] for row in found}:
+        kept = {row["channels_after"] for row in found if row["sparsity"] == sparsity}
+        assert len(kept) == 1
+        total = int(found[0]["channels_before"])
+        assert int(kept.pop()) == round((1 - float(sparsity)) * total)
+
+
+def test_page_shows_the_measured_table(readme):
+    """What stands in the page is what the CSV says: run benchmarks/readme.py after a study."""
+    page = (ROOT / "docs" / "channels.md").read_text()
+    assert f"<!-- channel growth table -->\n{readme.channel_growth()}\n<!-- end -->" in page
+
+
+def test_observing_page_shows_the_measured_table(readme):
+    page = (ROOT / "docs" / "observing.md").read_text()
+    assert f"<!-- observe table -->\n{readme.observe()}\n<!-- end -->" in page
+
+
+def test_unknown_marker(readme):
+    with pytest.raises(ValueError, match="markers <!-- no table -->"):
+        readme.insert("text", "no table", "")

@@ -1,6 +1,0 @@
-"""The networks are those of tests/compaction."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "compaction"))

@@ -1,0 +1,1 @@
+"""What several tests share: networks, methods, loops, and programs run in other processes."""
