@@ -1,7 +1,7 @@
 """SENSE: neuron layers that measure themselves while they compute."""
 
 from sj_prune.neurons.activity import STATISTICS, Activity
-from sj_prune.neurons.convert import recording_nodes, sense, to_recording, to_stock
+from sj_prune.neurons.convert import recording_nodes, sense, sensors, to_recording, to_stock
 from sj_prune.neurons.nodes import (
     RecordingIFNode,
     RecordingLIFNode,
@@ -25,6 +25,7 @@ __all__ = [
     "observers",
     "recording_nodes",
     "sense",
+    "sensors",
     "to_recording",
     "to_stock",
     "unobserve",

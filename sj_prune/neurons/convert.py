@@ -8,11 +8,11 @@ from torch import nn
 
 from sj_prune import _host
 from sj_prune.neurons.nodes import RecordingNode
-from sj_prune.neurons.observe import observe, unobserve
+from sj_prune.neurons.observe import observe, observers, unobserve
 from sj_prune.neurons.observe_class import recording_class, stock_class
 from sj_prune.neurons.observer import Observer
 
-__all__ = ["recording_nodes", "sense", "to_recording", "to_stock"]
+__all__ = ["recording_nodes", "sense", "sensors", "to_recording", "to_stock"]
 
 logger = logging.getLogger("sj_prune")
 
@@ -46,8 +46,8 @@ def sense(net: nn.Module) -> dict[str, RecordingNode | Observer]:
         ValueError: if it holds nodes of ``spikingjelly.clock_driven``.
     """
     _swap(net)
-    found: dict[str, RecordingNode | Observer] = {**recording_nodes(net), **observe(net)}
-    return {name: found[name] for name, _ in net.named_modules() if name in found}
+    observe(net)
+    return sensors(net)
 
 
 def to_recording(net: nn.Module) -> nn.Module:
@@ -115,6 +115,12 @@ def to_stock(net: nn.Module) -> nn.Module:
             module.stop_recording()
             module.__class__ = stock
     return net
+
+
+def sensors(net: nn.Module) -> dict[str, RecordingNode | Observer]:
+    """Return what records in `net` by module name, each once, in the order of the modules."""
+    found: dict[str, RecordingNode | Observer] = {**recording_nodes(net), **observers(net)}
+    return {name: found[name] for name, _ in net.named_modules() if name in found}
 
 
 def recording_nodes(net: nn.Module) -> dict[str, RecordingNode]:

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
-from neuron_cases import current
-from observe_cases import (
+from spikingjelly.activation_based import functional, neuron, surrogate
+from torch import nn
+
+from sj_prune.neurons import observe, sense
+from tests.support.neuron_cases import current
+from tests.support.observe_cases import (
     OwnReset,
     Plain,
     assert_statistics,
@@ -22,10 +26,6 @@ from observe_cases import (
     sliding_psn,
     statistics,
 )
-from spikingjelly.activation_based import functional, neuron, surrogate
-from torch import nn
-
-from sj_prune.neurons import observe, sense
 
 CHANNELS = 3
 LENGTHS = (1, 4, 7)

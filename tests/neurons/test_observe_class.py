@@ -5,12 +5,19 @@ import pickle
 
 import pytest
 import torch
-from neuron_cases import LEGACY, current
-from observe_cases import assert_statistics, lif, statistics
 from spikingjelly.activation_based import functional, neuron, surrogate
 from torch import nn
 
-from sj_prune.neurons import RecordingLIFNode, RecordingNode, recording_nodes, sense, to_stock
+from sj_prune.neurons import (
+    RecordingLIFNode,
+    RecordingNode,
+    recording_nodes,
+    sense,
+    sensors,
+    to_stock,
+)
+from tests.support.neuron_cases import LEGACY, current
+from tests.support.observe_cases import assert_statistics, lif, statistics
 
 X = current(4, 3, 2, dtype=torch.float64)
 
@@ -163,8 +170,9 @@ def test_sense_lists_every_neuron_in_the_order_of_the_network():
         "3": "observed",
     }
     assert list(recording_nodes(net)) == ["1", "2"]
-    assert list(sense(net)) == ["0", "1", "2", "3"]
+    assert list(sense(net)) == list(sensors(net)) == ["0", "1", "2", "3"]
     to_stock(net)
+    assert sensors(net) == {}
     assert [type(node).__name__ for node in net] == ["KLIFNode", "Named", "IFNode", "Own"]
 
 

@@ -2,13 +2,23 @@
 
 import pytest
 import torch
-from neuron_cases import LEGACY, current
-from observe_cases import Plain, Whole, assert_statistics, klif, lif, plain, qif, run, statistics
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sj_prune.neurons import observe, sense, to_stock
+from tests.support.neuron_cases import LEGACY, current
+from tests.support.observe_cases import (
+    Plain,
+    Whole,
+    assert_statistics,
+    klif,
+    lif,
+    plain,
+    qif,
+    run,
+    statistics,
+)
 
 C = 3
 NO_SCRIPTS = pytest.mark.skipif(

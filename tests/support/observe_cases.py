@@ -7,11 +7,11 @@ of `V` after reset (or None), of `H` before it (or None) and of ``u``, what meet
 import math
 
 import torch
-from neuron_cases import LEGACY
 from spikingjelly.activation_based import base, neuron, surrogate
 from torch import nn
 
 from sj_prune.neurons import STATISTICS
+from tests.support.neuron_cases import LEGACY
 
 
 def step(u):
