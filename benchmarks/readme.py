@@ -186,6 +186,22 @@ def _growth_setting(found: list[dict[str, str]]) -> str:
     )
 
 
+def observe() -> str:
+    table = [
+        [
+            f"{r['node']}, {'multi' if r['step_mode'] == 'm' else 'single'}-step",
+            r["shape"],
+            r["contender"],
+            f"{float(r['forward_backward_ms']):.1f} ms",
+            f"{float(r['times_alone']):.2f}",
+            f"{int(r['extra_bytes']) / int(r['input_bytes']):.2f}" if r["extra_bytes"] else "-",
+        ]
+        for r in rows("observe_cpu1")
+    ]
+    headers = ["node", "`x_seq`", "", "CPU time", "times alone", "memory / memory of `x_seq`"]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
 def insert(text: str, marker: str, table: str) -> str:
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
@@ -200,6 +216,7 @@ PAGES = {
         "training step table": training_step,
         "mask update table": mask_update,
     },
+    "docs/observing.md": {"observe table": observe},
     "docs/channels.md": {
         "channel growth table": channel_growth,
         "compact latency table": compact_latency,

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import functional, neuron, surrogate
+from spikingjelly.activation_based import base, functional, neuron, surrogate
 from torch import nn
 
 __all__ = [
@@ -30,10 +30,15 @@ __all__ = [
     "is_neuron",
     "is_plain_layer",
     "is_stock_neuron",
+    "is_surrogate",
+    "needs_single_steps",
+    "neuron_classes",
     "preserved_state",
     "remembered",
     "reset_net",
     "release",
+    "runs_without_steps",
+    "step_mode",
     "surrogate",
 ]
 
@@ -56,6 +61,12 @@ _CUTTING: tuple[type, ...] = (
 _NEURON_PACKAGE = "spikingjelly.activation_based.neuron"
 _LAYER_PACKAGE = "spikingjelly.activation_based.layer"
 _LEGACY_PACKAGE = "spikingjelly.clock_driven"
+_WITHOUT_STEPS: tuple[type, ...] = (
+    IFNode,
+    LIFNode,
+    ParametricLIFNode,
+    *(getattr(neuron, name) for name in ("QIFNode", "EIFNode", "IzhikevichNode")),
+)
 
 
 def release() -> str:
@@ -90,6 +101,43 @@ def is_host_neuron(module: nn.Module) -> bool:
 def is_stock_neuron(module: nn.Module) -> bool:
     """Tell whether `module` computes what the host's IF, LIF or PLIF node does."""
     return is_host_neuron(module) and isinstance(module, (IFNode, LIFNode, ParametricLIFNode))
+
+
+def is_surrogate(function: object) -> bool:
+    """Tell whether `function` is a surrogate function of SpikingJelly, or of a class of it."""
+    kinds = (SurrogateFunctionBase, getattr(surrogate, "MultiArgsSurrogateFunctionBase", None))
+    return isinstance(function, tuple(kind for kind in kinds if kind is not None))
+
+
+def neuron_classes(*names: str) -> tuple[type[Any], ...]:
+    """Return those of the host's neuron classes of these names that this release has."""
+    return tuple(getattr(neuron, name) for name in names if hasattr(neuron, name))
+
+
+def step_mode(node: nn.Module) -> str | None:
+    """Return ``"s"`` or ``"m"``, or None for a module that is no step module of SpikingJelly."""
+    mode = getattr(node, "step_mode", None)
+    if mode is None and isinstance(node, base.MultiStepModule):
+        return "m"  # PSN has no attribute for it
+    return mode if mode in ("s", "m") else None
+
+
+def needs_single_steps(node: nn.Module) -> bool:
+    """Tell whether a multi-step call of `node` takes its surrogate's exact class only."""
+    return isinstance(node, neuron_classes("ILIFNode"))
+
+
+def runs_without_steps(node: nn.Module) -> bool:
+    """Tell whether a multi-step call of `node` may call none of its single-step methods.
+
+    Since 2.0.0 the nodes below hand a whole sequence to a function of the host, with the standard
+    reset: subclasses with another single step too, unless they store their potentials.
+    """
+    names = ("multi_step_forward", "multi_step_functional_forward")
+    methods = [getattr(type(node), name, None) for name in names]
+    return isinstance(node, _WITHOUT_STEPS) and all(
+        getattr(method, "__module__", "").startswith(_NEURON_PACKAGE) for method in methods
+    )
 
 
 def is_plain_layer(module: nn.Module) -> bool:

@@ -160,6 +160,16 @@ class Activity:
         self.sums.add_(other.sums.to(self.sums.device))
         self.samples.add_(other.samples.to(self.samples.device))
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Keep some statistics no longer; what the others recorded stays."""
+        gone = set(names)
+        kept = [i for i, name in enumerate(self.names) if name not in gone]
+        if len(kept) == len(self.names):
+            return
+        self.names = tuple(self.names[i] for i in kept)
+        if self.sums is not None:
+            self.sums = self.sums[:, kept]
+
     def clear(self) -> None:
         """Forget everything recorded, in place (captured graphs keep the same memory)."""
         if self.sums is not None and self.samples is not None:

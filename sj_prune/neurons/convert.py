@@ -1,4 +1,4 @@
-"""Swap a network's stock neuron layers for recording ones and back, in place."""
+"""Swap a network's neuron layers for ones that record and back, in place."""
 
 from __future__ import annotations
 
@@ -7,23 +7,14 @@ import logging
 from torch import nn
 
 from sj_prune import _host
-from sj_prune.neurons.nodes import (
-    RecordingIFNode,
-    RecordingLIFNode,
-    RecordingNode,
-    RecordingParametricLIFNode,
-)
+from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.observe import observe, observers, unobserve
+from sj_prune.neurons.observe_class import recording_class, stock_class
+from sj_prune.neurons.observer import Observer
 
-__all__ = ["recording_nodes", "to_recording", "to_stock"]
+__all__ = ["recording_nodes", "sense", "sensors", "to_recording", "to_stock"]
 
 logger = logging.getLogger("sj_prune")
-
-_RECORDING: dict[type, type] = {
-    _host.IFNode: RecordingIFNode,
-    _host.LIFNode: RecordingLIFNode,
-    _host.ParametricLIFNode: RecordingParametricLIFNode,
-}
-_STOCK = {recording: stock for stock, recording in _RECORDING.items()}
 
 
 def _check_network(net: nn.Module) -> None:
@@ -36,12 +27,37 @@ def _check_network(net: nn.Module) -> None:
         )
 
 
-def to_recording(net: nn.Module) -> nn.Module:
-    """Turn the stock IF, LIF and PLIF nodes of `net` into recording ones, in place.
+def sense(net: nn.Module) -> dict[str, RecordingNode | Observer]:
+    """Let every neuron of `net` keep statistics, in place.
 
-    Names, parameters, hooks and state_dict keys stay as they are. Exactly the stock classes are
-    swapped: a user's subclass keeps its own equations, is left alone and named in a warning; so
-    is a node with an explicit neuron precision (SpikingJelly 2.0.0).
+    IF, LIF and PLIF nodes, and subclasses without dynamics of their own, become recording nodes;
+    every other neuron is observed (`observe`). `to_stock` undoes both.
+
+    Args:
+        net: any network, or a single neuron.
+
+    Returns:
+        What records, by module name: each has ``recording``, ``record_in_eval``, ``statistics``,
+        ``activity``, ``channel_dim``, ``peak``, ``close_pass()``, ``how`` and ``why``. Neurons
+        that nothing can be kept of are among them, their ``how`` is ``"none"``.
+
+    Raises:
+        TypeError: if `net` is no module.
+        ValueError: if it holds nodes of ``spikingjelly.clock_driven``.
+    """
+    _swap(net)
+    observe(net)
+    return sensors(net)
+
+
+def to_recording(net: nn.Module) -> nn.Module:
+    """Turn the IF, LIF and PLIF nodes of `net` into recording ones, in place.
+
+    Names, parameters, hooks and state_dict keys stay as they are. Swapped are the stock classes and
+    subclasses that add nothing to their dynamics, which keep their name and stay instances of it. A
+    class with equations of its own is left alone and named in a warning; so is a node with an
+    explicit neuron precision (SpikingJelly 2.0.0), or whose threshold is a tensor. `sense` observes
+    these as well.
 
     Args:
         net: any network, or a single node.
@@ -53,24 +69,34 @@ def to_recording(net: nn.Module) -> nn.Module:
         TypeError: if `net` is no module.
         ValueError: if it holds nodes of ``spikingjelly.clock_driven``.
     """
-    _check_network(net)
-    left_alone = []
-    for name, module in net.named_modules():
-        recording = _RECORDING.get(type(module))
-        if recording is not None and not _host.has_explicit_precision(module):
-            module.__class__ = recording
-            module.start_recording()
-        elif isinstance(module, tuple(_RECORDING)) and not isinstance(module, RecordingNode):
-            left_alone.append(f"{name or 'net'} ({type(module).__name__})")
-    if left_alone:
+    if left_alone := _swap(net):
         logger.warning(
             "These neuron layers are not stock ones and record nothing: %s", ", ".join(left_alone)
         )
     return net
 
 
+def _swap(net: nn.Module) -> list[str]:
+    """Swap what can be, and return the names of the other IF, LIF and PLIF nodes."""
+    _check_network(net)
+    left_alone = []
+    stock = (_host.IFNode, _host.LIFNode, _host.ParametricLIFNode)
+    for name, module in net.named_modules():
+        if isinstance(module, RecordingNode) or not isinstance(module, stock):
+            continue
+        recording = recording_class(module)
+        if recording is None:
+            left_alone.append(f"{name or 'net'} ({type(module).__name__})")
+        else:
+            unobserve(module)
+            module.__class__ = recording
+            assert isinstance(module, RecordingNode)  # noqa: S101 (for the type checker)
+            module.start_recording()
+    return left_alone
+
+
 def to_stock(net: nn.Module) -> nn.Module:
-    """Turn recording nodes of `net` back into SpikingJelly's own classes, in place.
+    """Turn the neurons of `net` back into what they were, in place; observers leave.
 
     Do this before an export that matches exact classes (NIR) or a precision conversion.
 
@@ -81,13 +107,20 @@ def to_stock(net: nn.Module) -> nn.Module:
         TypeError: if `net` is no module.
     """
     _check_network(net)
+    unobserve(net)
     for module in net.modules():
-        stock = _STOCK.get(type(module))
+        stock = stock_class(type(module))
         if stock is not None:
             assert isinstance(module, RecordingNode)  # noqa: S101 (for the type checker)
             module.stop_recording()
             module.__class__ = stock
     return net
+
+
+def sensors(net: nn.Module) -> dict[str, RecordingNode | Observer]:
+    """Return what records in `net` by module name, each once, in the order of the modules."""
+    found: dict[str, RecordingNode | Observer] = {**recording_nodes(net), **observers(net)}
+    return {name: found[name] for name, _ in net.named_modules() if name in found}
 
 
 def recording_nodes(net: nn.Module) -> dict[str, RecordingNode]:

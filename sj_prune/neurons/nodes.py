@@ -12,10 +12,16 @@ from torch import Tensor
 from sj_prune import _host
 from sj_prune.neurons import surrogates
 from sj_prune.neurons.activity import STATISTICS, Activity, check_statistics
+from sj_prune.neurons.layout import check_input, move_back, step_dim
+from sj_prune.neurons.observe_pass import Pass
+from sj_prune.neurons.observe_single import watched_step
 from sj_prune.neurons.op import Outputs, multi_step
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
 
 __all__ = ["RecordingIFNode", "RecordingLIFNode", "RecordingNode", "RecordingParametricLIFNode"]
+
+
+_COMPILED = "in single-step mode it keeps nothing inside torch.compile"
 
 
 def _in_backward_pass() -> bool:
@@ -27,8 +33,9 @@ class RecordingNode:
     """What the three recording nodes share; a mix-in before the host's class.
 
     In multi-step mode (``step_mode = "m"``) the layer computes what the host's computes and adds
-    per-channel statistics to `activity`. In single-step mode it is the host's own and records
-    nothing. State and statistics are at least float32 whatever the input.
+    per-channel statistics to `activity`. In single-step mode it is the host's own, and watched: the
+    steps between two resets are one pass over time; another batch shape or `close_pass`, as at the
+    optimizer's step, ends it too. State and statistics are at least float32 whatever the input.
 
     Attributes:
         recording: keep statistics in train mode. A new node records.
@@ -75,7 +82,9 @@ class RecordingNode:
         self.trace = False
         self.h_seq: Tensor | None = None
         self.g_seq: Tensor | None = None
-        self.activity = Activity(STATISTICS)
+        self._pass: Pass | None = None
+        self._compiled = False
+        self._activity = Activity(STATISTICS)
 
     def stop_recording(self) -> None:
         """Take the recording attributes away, before the stock class comes back."""
@@ -86,19 +95,50 @@ class RecordingNode:
             "trace",
             "h_seq",
             "g_seq",
-            "activity",
+            "_pass",
+            "_compiled",
+            "_activity",
         ):
             vars(self).pop(name, None)
 
     @property
+    def how(self) -> str:
+        """``"fused"``, ``"observed"`` in single-step mode, or ``"none"``: `why` says the reason."""
+        if getattr(self, "step_mode", "m") == "m":
+            return "fused"
+        return "none" if self._compiled else "observed"
+
+    @property
+    def why(self) -> str:
+        """Why nothing is kept; empty if something is."""
+        return _COMPILED if self.how == "none" else ""
+
+    @property
+    def activity(self) -> Activity:
+        """The statistics so far; looking at them ends a pass of single steps."""
+        self.close_pass()
+        return self._activity
+
+    @activity.setter
+    def activity(self, activity: Activity) -> None:
+        self.close_pass()
+        self._activity = activity
+
+    def close_pass(self) -> None:
+        """End a pass of single steps, if one is under way, and add it to the statistics."""
+        done, self._pass = self._pass, None
+        if done is not None and set(self._activity.names) <= set(done.names):
+            done.add_to(self._activity, self.channel_dim)
+
+    @property
     def statistics(self) -> tuple[str, ...]:
         """The names of the statistics that this node keeps."""
-        return self.activity.names
+        return self._activity.names
 
     @statistics.setter
     def statistics(self, names: Iterable[str]) -> None:
         wanted = check_statistics(names)
-        if wanted != self.activity.names:
+        if wanted != self._activity.names:
             self.activity = Activity(wanted)
 
     @property
@@ -153,17 +193,40 @@ class RecordingNode:
             ValueError: if it has no time or batch dimension, or is empty, or if PLIF's `w` is not
                 one number.
         """
-        _check_input(x_seq, type(self).__name__)
+        check_input(x_seq, type(self).__name__)
         v_init = self._initial_v(x_seq)
         if self.channel_dim == 2 or x_seq.ndim <= 3:
             return self._keep(self._run(x_seq, v_init))
         # Features last: engines see [T, N, C, *] as a view, no copy is made.
-        v_init = v_init.movedim(_step_dim(self.channel_dim), 1)
+        v_init = v_init.movedim(step_dim(self.channel_dim), 1)
         out = self._run(x_seq.movedim(self.channel_dim, 2), v_init)
-        return self._keep(_move_back(out, self.channel_dim))
+        return self._keep(move_back(out, self.channel_dim))
+
+    def single_step_forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        """Return the host's spikes ``[N, *]`` of ``x [N, *]``, and add the step to the pass."""
+        step = super().single_step_forward  # type: ignore[misc]
+        if torch.compiler.is_compiling():
+            self._compiled = True
+            return step(x, *args, **kwargs)
+        self._compiled = False
+        if not self._is_recording() or not self._activity.names:
+            return step(x, *args, **kwargs)
+        if not isinstance(self._memories["v"], Tensor):
+            self.close_pass()  # it was put back to rest
+        spikes, self._pass = watched_step(
+            self, self._equations(), lambda: step(x, *args, **kwargs), x, self._pass
+        )
+        return spikes
+
+    def reset(self) -> None:
+        """End the pass over time, and put the state back to rest."""
+        self.close_pass()
+        super().reset()  # type: ignore[misc]
 
     def _run(self, x_seq: Tensor, v_init: Tensor) -> Outputs:
-        names = self.activity.names if self._is_recording() else ()
+        if self._pass is not None:
+            self.close_pass()
+        names = self._activity.names if self._is_recording() else ()
         out = multi_step(
             x_seq,
             v_init,
@@ -176,7 +239,7 @@ class RecordingNode:
             self.trace,
         )
         if names:
-            self.activity.update(out.partials)
+            self._activity.update(out.partials)
         return out
 
     def _keep(self, out: Outputs) -> Tensor:
@@ -189,10 +252,11 @@ class RecordingNode:
 
     def _apply(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         result = super()._apply(fn, *args, **kwargs)  # type: ignore[misc]
-        if self.activity.sums is not None:
+        self.close_pass()
+        if self._activity.sums is not None:
             # Where would fn put a tensor? Only the device is followed, never the type.
-            probe = fn(torch.empty(0, device=self.activity.sums.device))
-            self.activity.move_to(probe.device)
+            probe = fn(torch.empty(0, device=self._activity.sums.device))
+            self._activity.move_to(probe.device)
         return result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,39 +274,6 @@ class RecordingNode:
 
 def _detached(value: Any) -> Any:  # noqa: ANN401
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _check_input(x_seq: Tensor, name: str) -> None:
-    if not x_seq.is_floating_point():
-        raise TypeError(f"Expected x_seq of {name} to be floating point but got {x_seq.dtype}")
-    if x_seq.ndim < 2:
-        raise ValueError(
-            f"Expected x_seq of {name} as [T, N, *] but got shape {tuple(x_seq.shape)}: in "
-            'multi-step mode (step_mode = "m") the first dimension is time'
-        )
-    if x_seq.numel() == 0:
-        raise ValueError(f"Expected a non-empty x_seq for {name} but got {tuple(x_seq.shape)}")
-
-
-def _step_dim(channel_dim: int) -> int:
-    """Return the dimension of one step ``[N, *]`` for a dimension of the sequence."""
-    return channel_dim if channel_dim < 0 else channel_dim - 1
-
-
-def _move_back(out: Outputs, channel_dim: int) -> Outputs:
-    def move(seq: Tensor | None) -> Tensor | None:
-        return None if seq is None else seq.movedim(2, channel_dim)
-
-    v_seq = move(out.v_seq)
-    # `v` and `v_seq` are cloned: the host detaches its memories in place, which no view allows.
-    return Outputs(
-        out.spikes.movedim(2, channel_dim),
-        out.v.movedim(1, _step_dim(channel_dim)).clone(),
-        out.partials,
-        None if v_seq is None else v_seq.clone(),
-        move(out.h_seq),
-        move(out.g_seq),
-    )
 
 
 class RecordingIFNode(RecordingNode, _host.IFNode):  # type: ignore[misc, valid-type]

@@ -76,6 +76,11 @@ def test_page_shows_the_measured_table(readme):
     assert f"<!-- channel growth table -->\n{readme.channel_growth()}\n<!-- end -->" in page
 
 
+def test_observing_page_shows_the_measured_table(readme):
+    page = (ROOT / "docs" / "observing.md").read_text()
+    assert f"<!-- observe table -->\n{readme.observe()}\n<!-- end -->" in page
+
+
 def test_unknown_marker(readme):
     with pytest.raises(ValueError, match="markers <!-- no table -->"):
         readme.insert("text", "no table", "")

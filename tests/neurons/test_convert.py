@@ -25,6 +25,9 @@ from tests.support.neuron_cases import LEGACY, RECORDING, STOCK, current, pair
 class Doubled(neuron.LIFNode):
     """A user's subclass: its equations are its own."""
 
+    def neuronal_charge(self, x):
+        super().neuronal_charge(2 * x)
+
 
 def network():
     torch.manual_seed(3)

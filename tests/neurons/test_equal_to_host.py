@@ -171,14 +171,15 @@ def test_thresholds_that_no_float_holds_exactly():
         assert ours.activity.mean("firing_rate")[1] == 1.0
 
 
-def test_single_step_mode_is_the_hosts_and_records_nothing():
+def test_single_step_mode_is_the_hosts_and_is_watched():
     for kind in ("IF", "LIF", "PLIF"):
         stock, ours = pair(kind, surrogate_function=surrogate.ATan())
         stock.step_mode = ours.step_mode = "s"
         for x in current(4, 3, 5):
             assert torch.equal(ours(x), stock(x))
             assert torch.equal(ours.v, stock.v)
-        assert ours.activity.count == 0
+        assert ours.how == "observed"
+        assert ours.activity.count == 3
 
 
 @pytest.mark.skipif(not LEGACY, reason="2.0.0 divides by tau, as the recording node does")

@@ -238,9 +238,24 @@ def test_layer_frozen_later_stays_as_it_is():
     assert model.net[3].weight[mask].equal(before[mask])
 
 
-def test_user_subclass_of_a_node_is_left_alone():
+def test_user_subclass_without_dynamics_of_its_own_counts():
     class Mine(neuron.LIFNode):
         pass
+
+    nodes = iter((neuron.LIFNode, Mine, neuron.LIFNode))
+    net = build(node=lambda: next(nodes)(tau=2.0, v_threshold=0.5))
+    model, optimizer = wrapped(criticality(), net=net)
+    train(model, optimizer, 4, after=lambda k: assert_masked(model, optimizer))
+    assert isinstance(net[5], Mine)
+    assert model.topology.neurons == {"0": ("2",), "3": ("5",), "8": ("9",), "10": ()}
+    assert any(record.grown["3"] > 0 for record in model.history)
+    assert type(model.finalize()[5]) is Mine
+
+
+def test_user_subclass_of_a_node_is_left_alone():
+    class Mine(neuron.LIFNode):
+        def neuronal_reset(self, spike):
+            super().neuronal_reset(spike)
 
     nodes = iter((neuron.LIFNode, Mine, neuron.LIFNode))
     net = build(node=lambda: next(nodes)(tau=2.0, v_threshold=0.5))

@@ -1,0 +1,153 @@
+"""One pass over time of a neuron layer that is watched step by step.
+
+A fused layer reduces its statistics inside one multi-step call. A layer that is watched instead, at
+its surrogate function or in single-step mode, adds up what each step shows here: one tensor
+``[N, *]`` a quantity, whatever `T` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from sj_prune.neurons.activity import Activity
+from sj_prune.neurons.layout import step_dim
+from sj_prune.neurons.surrogates import autograd_derivative, derivative, lookup
+
+__all__ = ["Pass", "at_least_single", "random_state", "slope"]
+
+_CRITICALITY = ("criticality_mean", "criticality_max")
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """Return `tensor` detached, in float64 if it is that, else in float32."""
+    tensor = tensor.detach()
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+class Pass:
+    """Running sums over the steps of one pass.
+
+    Args:
+        names: the statistics to keep, a subset of `STATISTICS` in its order.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+        self.steps = 0
+        self.potentials = 0
+        self.sums: dict[str, Tensor] = {}
+        self._like: tuple[torch.Size, torch.device] | None = None
+
+    def fits(self, u: Tensor) -> bool:
+        """Tell whether a step of the shape of `u` ``[N, *]`` can belong to this pass."""
+        return self._like in (None, (u.shape, u.device))
+
+    def step(
+        self, u: Tensor, spikes: Tensor, charge: Tensor | None, slope: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Add one step.
+
+        Args:
+            u: distance to the threshold ``[N, *]``, detached.
+            spikes: the spikes, likewise.
+            charge: the potential `H` before reset, or None where it is not known.
+            slope: returns `g'` of `u`; called only if a statistic needs it.
+        """
+        self._like = (u.shape, u.device)
+        self.steps += 1
+        if "firing_rate" in self.names:
+            self._add("firing_rate", spikes.to(u.dtype))
+        if charge is not None and "abs_charge" in self.names:
+            self._add("abs_charge", charge.abs())
+        if any(name in self.names for name in _CRITICALITY):
+            self._add("criticality", slope(u))
+
+    def potential(self, absolute: Tensor) -> None:
+        """Add `|V|` of the step that was added last, if it is that: a value for every neuron."""
+        if self._like is not None and absolute.numel() == self._like[0].numel():
+            self.potentials += 1
+            self._add("abs_potential", absolute.reshape(self._like[0]))
+
+    def _add(self, key: str, value: Tensor) -> None:
+        total = self.sums.get(key)
+        # A clone: what is added may be a tensor that its owner writes to.
+        self.sums[key] = value.clone() if total is None else total.add_(value)
+
+    def partials(self, names: tuple[str, ...], channel_dim: int) -> Tensor:
+        """Return the statistics ``[N, C, k]`` of each sample, in the order of `names`.
+
+        Args:
+            names: statistics of which every step was added.
+            channel_dim: the dimension of a sequence ``[T, N, *]`` that counts channels.
+        """
+        reduced = []
+        for name in names:
+            total = self.sums["criticality" if name in _CRITICALITY else name]
+            maps = _as_maps(total, channel_dim) / self.steps
+            reduced.append(maps.amax(-1) if name == "criticality_max" else maps.mean(-1))
+        return torch.stack(reduced, -1)
+
+    def add_to(self, activity: Activity, channel_dim: int) -> None:
+        """Reduce this pass into `activity`.
+
+        Raises:
+            ValueError: if `activity` has another number of channels.
+        """
+        if not activity.names:
+            return
+        partials = self.partials(activity.names, channel_dim)
+        activity.move_to(partials.device)
+        activity.update(partials)
+
+
+def _as_maps(step: Tensor, channel_dim: int) -> Tensor:
+    """Return one step ``[N, *]`` as ``[N, C, positions]``."""
+    if step.ndim == 1:  # one neuron a sample
+        return step.reshape(-1, 1, 1)
+    if step.ndim > 2:
+        step = step.movedim(step_dim(channel_dim), 1)
+    return step.reshape(*step.shape[:2], -1)
+
+
+def slope(function: Callable[[Tensor], Tensor], u: Tensor, drawn: Tensor | None = None) -> Tensor:
+    """Return `g'(u)` of a surrogate without a trace: no graph, no random numbers used up.
+
+    Args:
+        function: the surrogate.
+        u: distance to the threshold, detached.
+        drawn: `random_state` before the call that made the spikes, so that a stochastic function
+            draws the same numbers here.
+    """
+    known = lookup(function)
+    if known is not None:
+        return derivative(u, known)
+    # Past the module's hooks, which have seen the true call.
+    call = function.forward if isinstance(function, torch.nn.Module) else function
+    with ExitStack() as stack:
+        # Checkpointing packs what autograd saves; this small graph is none of its business.
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))
+        if drawn is not None:
+            now = random_state(u)
+            stack.callback(_set_random_state, u, now)
+            _set_random_state(u, drawn)
+        return autograd_derivative(call, u)
+
+
+def random_state(like: Tensor) -> Tensor:
+    """Return the state of the random generator of the device of `like`."""
+    return torch.cuda.get_rng_state(like.device) if like.is_cuda else torch.get_rng_state()
+
+
+def _set_random_state(like: Tensor, state: Tensor) -> None:
+    if like.is_cuda:
+        torch.cuda.set_rng_state(state, like.device)
+    else:
+        torch.set_rng_state(state)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
