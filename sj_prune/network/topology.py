@@ -7,7 +7,7 @@ walked back to the first prunable weights, stopping at the outputs of other neur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,8 +21,8 @@ from sj_prune.network.coupling.groups import Coupling
 from sj_prune.network.graph import Walker
 from sj_prune.network.layers import Layer
 from sj_prune.network.norms import norms_by_weight
-from sj_prune.neurons.convert import recording_nodes
-from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.convert import Sensor, sensor_of, sensors
+from sj_prune.neurons.observer import Observer
 from sj_prune.neurons.recording import temporary_activity
 
 __all__ = ["NeuronFacts", "Topology", "scoring_neurons", "trace"]
@@ -40,6 +40,7 @@ class NeuronFacts:
         firing_rate: mean spike rate in the traced forward, None if it does not record.
         criticality: mean of ``criticality_max``, None likewise.
         problem: why it keeps no statistics, or None.
+        steps: it gets single steps ``[N, *]``; `channel_dim` and `ndim` are those of a sequence.
     """
 
     channels: int = 0
@@ -49,6 +50,7 @@ class NeuronFacts:
     firing_rate: float | None = None
     criticality: float | None = None
     problem: str | None = None
+    steps: bool = False
 
 
 @dataclass
@@ -69,6 +71,14 @@ class Topology:
     facts: dict[str, NeuronFacts] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def leave_out(self, name: str, layers: Iterable[str] = ()) -> None:
+        """Let a neuron layer score nothing, neither `layers` nor those of an earlier call."""
+        problem = f"{name}: {self.facts[name].problem}"
+        for table in (self.neurons, self.spread):
+            for layer in {*layers, *(layer for layer, known in table.items() if name in known)}:
+                table[layer] = tuple(n for n in table.get(layer, ()) if n != name)
+                self.problems[layer] = problem
 
 
 def _channel_dim(layer: Layer, shape: torch.Size) -> int | None:
@@ -96,41 +106,51 @@ class _Tracer:
         self.topology = Topology(neurons=dict.fromkeys(names, ()), norms=dict.fromkeys(names))
 
     def before(self, name: str, node: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x_seq = inputs[0]
+        x = inputs[0]
         facts = self.topology.facts.setdefault(name, NeuronFacts())
-        found = self.walker.layers_behind(x_seq)
+        found = self.walker.layers_behind(x)
         for layer, norm in found.items():
             self.topology.norms[layer] = self.topology.norms[layer] or norm
         facts.calls += 1
-        facts.problem = facts.problem or _problem(node)
+        facts.problem = facts.problem or _obstacle(node)
         if not torch.is_grad_enabled():
             facts.problem = (
                 "it ran without gradients (checkpoint with use_reentrant=True?), so what feeds it "
                 "is unknown; use use_reentrant=False"
             )
         if facts.problem is None:
-            self._count_channels(facts, name, x_seq, found)
+            facts.steps = self._gets_steps(node, x, found)
+            shape = torch.Size((1, *x.shape)) if facts.steps else x.shape
+            self._count_channels(facts, name, shape, found)
         if facts.problem is not None:
-            # Layers of an earlier call too: two widths show at the second.
-            for table in (self.topology.neurons, self.topology.spread):
-                for layer in {*found, *(layer for layer, known in table.items() if name in known)}:
-                    table[layer] = tuple(n for n in table.get(layer, ()) if n != name)
-                    self.topology.problems[layer] = f"{name}: {facts.problem}"
-        if isinstance(node, RecordingNode):
-            node.recording = facts.problem is None
-            node.channel_dim = facts.channel_dim
+            self.topology.leave_out(name, found)
+        if (sensor := sensor_of(node)) is not None:
+            sensor.recording = facts.problem is None
+            sensor.channel_dim = facts.channel_dim
+
+    def _gets_steps(self, node: nn.Module, x: Tensor, found: Iterable[str]) -> bool:
+        """Tell whether a neuron layer is given single steps ``[N, *]``."""
+        mode = _host.step_mode(node)
+        if (
+            mode is None
+        ):  # none of SpikingJelly's: by what a step of the layers before it looks like
+            ndims = [self.layers[layer].weight.ndim for layer in found]
+            mode = "m" if ndims and x.ndim > max(ndims) else "s"
+            if isinstance(sensor := sensor_of(node), Observer):
+                sensor.mode = mode
+        return mode == "s"
 
     def _count_channels(
-        self, facts: NeuronFacts, name: str, x_seq: Tensor, found: Mapping[str, Any]
+        self, facts: NeuronFacts, name: str, shape: torch.Size, found: Mapping[str, Any]
     ) -> None:
-        dims = {layer: _channel_dim(self.layers[layer], x_seq.shape) for layer in found}
+        dims = {layer: _channel_dim(self.layers[layer], shape) for layer in found}
         matching = {dim for dim in dims.values() if dim is not None}
         dim = matching.pop() if len(matching) == 1 else facts.channel_dim
-        channels = x_seq.shape[dim] if x_seq.ndim > 2 else 1
+        channels = shape[dim] if len(shape) > 2 else 1
         if facts.calls > 1 and (facts.channels, facts.channel_dim) != (channels, dim):
             facts.problem = "shared by layers of different width; give each layer its own"
             return
-        facts.channels, facts.channel_dim, facts.ndim = channels, dim, x_seq.ndim
+        facts.channels, facts.channel_dim, facts.ndim = channels, dim, len(shape)
         for layer, layer_dim in dims.items():
             table = self.topology.neurons if layer_dim == dim else self.topology.spread
             known = table.get(layer, ())
@@ -143,19 +163,20 @@ class _Tracer:
             self.walker.stops.add(output.grad_fn)
 
 
-def _problem(node: nn.Module) -> str | None:
-    if not isinstance(node, RecordingNode):
-        return f"{type(node).__name__} is not a stock neuron and records nothing"
-    if getattr(node, "step_mode", "m") != "m":
-        return "it runs in single-step mode; call functional.set_step_mode(net, 'm')"
-    return None
+def _obstacle(node: nn.Module) -> str | None:
+    """Return why a neuron layer keeps no statistics, whatever it is going to do; or None."""
+    sensor = sensor_of(node)
+    if sensor is None:
+        return f"{type(node).__name__} keeps no statistics"
+    obstacle = getattr(sensor, "obstacle", "")
+    return f"{type(node).__name__}: {obstacle}" if obstacle else None
 
 
 @contextmanager
 def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
     with ExitStack() as stack:
         for name, module in net.named_modules():
-            if _host.is_neuron(module):
+            if _host.is_neuron(module) or sensor_of(module) is not None:
                 before = module.register_forward_pre_hook(partial(tracer.before, name))
                 after = module.register_forward_hook(lambda _m, _i, out: tracer.after(out))
                 stack.callback(before.remove)
@@ -214,15 +235,27 @@ def trace(
         topology = tracer.topology
         for name, facts in topology.facts.items():
             if facts.problem is None:
-                activity = nodes[name].activity
-                facts.firing_rate = float(activity.mean("firing_rate").mean())
-                facts.criticality = float(activity.mean("criticality_max").mean())
-    for name, node in recording_nodes(net).items():
+                _measure(net, name, facts, nodes[name])
+            if facts.problem is not None:
+                topology.leave_out(name)
+    for name, node in sensors(net).items():
         facts = topology.facts.get(name, NeuronFacts(problem="it did not run"))
         if facts.problem is None and node.activity.sums is None:
             # Now, so that a compiled graph meets the same sums at every call.
             node.activity.allocate(facts.channels, next(_devices(net), torch.device("cpu")))
     return topology
+
+
+def _measure(net: nn.Module, name: str, facts: NeuronFacts, sensor: Sensor) -> None:
+    """Note what a neuron has kept of the traced forward, or why it has not."""
+    activity = sensor.activity  # ends a pass of single steps
+    if not activity.count:
+        kind = type(net.get_submodule(name)).__name__
+        facts.problem = f"{kind}: {sensor.why or 'nothing finite was recorded'}"
+        return
+    found = {n: float(activity.mean(n).mean()) for n in activity.names}
+    facts.firing_rate = found.get("firing_rate")
+    facts.criticality = found.get("criticality_max")
 
 
 def _devices(net: nn.Module) -> Iterator[torch.device]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from typing import TypeAlias
 
 from torch import nn
 
 from sj_prune import _host
 from sj_prune.neurons.nodes import RecordingNode
-from sj_prune.neurons.observe import observe, observers, unobserve
+from sj_prune.neurons.observe import observe, observer_of, observers, unobserve
 from sj_prune.neurons.observe_class import recording_class, stock_class
 from sj_prune.neurons.observer import Observer
 
-__all__ = ["recording_nodes", "sense", "sensors", "to_recording", "to_stock"]
+__all__ = ["Sensor", "recording_nodes", "sense", "sensor_of", "sensors", "to_recording", "to_stock"]
+
+#: what keeps the statistics of one neuron layer
+Sensor: TypeAlias = RecordingNode | Observer
 
 logger = logging.getLogger("sj_prune")
 
@@ -27,7 +31,7 @@ def _check_network(net: nn.Module) -> None:
         )
 
 
-def sense(net: nn.Module) -> dict[str, RecordingNode | Observer]:
+def sense(net: nn.Module) -> dict[str, Sensor]:
     """Let every neuron of `net` keep statistics, in place.
 
     IF, LIF and PLIF nodes, and subclasses without dynamics of their own, become recording nodes;
@@ -117,10 +121,15 @@ def to_stock(net: nn.Module) -> nn.Module:
     return net
 
 
-def sensors(net: nn.Module) -> dict[str, RecordingNode | Observer]:
+def sensors(net: nn.Module) -> dict[str, Sensor]:
     """Return what records in `net` by module name, each once, in the order of the modules."""
-    found: dict[str, RecordingNode | Observer] = {**recording_nodes(net), **observers(net)}
+    found: dict[str, Sensor] = {**recording_nodes(net), **observers(net)}
     return {name: found[name] for name, _ in net.named_modules() if name in found}
+
+
+def sensor_of(module: nn.Module) -> Sensor | None:
+    """Return what records of one module, or None."""
+    return module if isinstance(module, RecordingNode) else observer_of(module)
 
 
 def recording_nodes(net: nn.Module) -> dict[str, RecordingNode]:

@@ -21,7 +21,7 @@ from sj_prune.neurons.observe_node import is_surrogate, surrogate_names
 from sj_prune.neurons.observe_seam import FunctionSeam, Seam, seam
 from sj_prune.neurons.observer import Observer
 
-__all__ = ["observe", "observers", "unobserve"]
+__all__ = ["observe", "observer_of", "observers", "unobserve"]
 
 _KEY = "_sj_prune_observed"
 # After each of these a step is over, so that `v` is the potential after reset.
@@ -149,8 +149,14 @@ def observe(net: nn.Module, skip: Iterable[str] = ()) -> dict[str, Observer]:
 
 def observers(net: nn.Module) -> dict[str, Observer]:
     """Return the observers of the neurons of `net` by module name, each once."""
-    found = ((name, vars(node).get(_KEY)) for name, node in net.named_modules())
-    return {name: fitting.observer for name, fitting in found if fitting is not None}
+    found = ((name, observer_of(node)) for name, node in net.named_modules())
+    return {name: observer for name, observer in found if observer is not None}
+
+
+def observer_of(node: nn.Module) -> Observer | None:
+    """Return the observer of one module, or None."""
+    fitting = vars(node).get(_KEY)
+    return None if fitting is None else fitting.observer
 
 
 def unobserve(net: nn.Module) -> nn.Module:

@@ -43,6 +43,8 @@ class Observer:
         record_in_eval: keep them in eval mode too.
         channel_dim: the dimension of a sequence ``[T, N, *]`` that counts channels, as that of a
             recording node, also where the neuron gets single steps ``[N, *]``.
+        mode: what a neuron without a step mode gets, single steps "s" or sequences "m", where that
+            is known.
         missing: statistics that this neuron does not have, each with the reason.
         runs: how often the neuron ran while it was recording.
         calls: how often it called its surrogate function then.
@@ -54,6 +56,7 @@ class Observer:
         self.recording = True
         self.record_in_eval = False
         self.channel_dim = 2
+        self.mode: str | None = None
         self.runs = 0
         self.calls = 0
         self.missing = absent(node)
@@ -74,6 +77,11 @@ class Observer:
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a call that is under way, or still hangs on its graph, stays behind.
         return {**vars(self), "_frame": None, "_source": (None, 0), "_drawn": None}
+
+    @property
+    def obstacle(self) -> str:
+        """Why nothing can be kept, as far as is known before a run; empty if something can."""
+        return self._why
 
     @property
     def how(self) -> str:
@@ -204,7 +212,7 @@ class Observer:
             return
         self.runs += 1
         x = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-        mode = _host.step_mode(node)
+        mode = _host.step_mode(node) or self.mode
         from_rest = hasattr(node, "v") and not isinstance(node.v, Tensor)
         if mode == "m" or from_rest:
             self.close_pass()

@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from torch import nn
 
 from sj_prune.neurons.activity import Activity
-from sj_prune.neurons.convert import recording_nodes
-from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.convert import Sensor, sensors
 
 __all__ = ["temporarily_silent", "temporary_activity"]
 
 
 @contextmanager
-def temporary_activity(net: nn.Module) -> Iterator[dict[str, RecordingNode]]:
+def temporary_activity(net: nn.Module) -> Iterator[dict[str, Sensor]]:
     """Let all nodes record everything for a while, each into a fresh `Activity`."""
-    nodes = recording_nodes(net)
+    nodes = sensors(net)
     kept = {
         name: (node.recording, node.record_in_eval, node.activity) for name, node in nodes.items()
     }
@@ -34,7 +33,7 @@ def temporary_activity(net: nn.Module) -> Iterator[dict[str, RecordingNode]]:
 @contextmanager
 def temporarily_silent(net: nn.Module) -> Iterator[None]:
     """Let no node record for a while."""
-    kept = {node: node.recording for node in recording_nodes(net).values()}
+    kept = {node: node.recording for node in sensors(net).values()}
     try:
         for node in kept:
             node.recording = False

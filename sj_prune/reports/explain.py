@@ -11,11 +11,12 @@ from sj_prune.methods.parts import Dense
 from sj_prune.methods.plan import Plan
 from sj_prune.network.layers import prunable_layers, weighted_layers
 from sj_prune.network.topology import Topology, scoring_neurons
+from sj_prune.neurons.convert import sensors
 from sj_prune.reports.tables import shape_text, table
 from sj_prune.reports.warnings import warnings_of
 from sj_prune.run.state import Run
 
-__all__ = ["Explanation", "ExplanationRow", "explain", "why_dense"]
+__all__ = ["Explanation", "ExplanationRow", "NeuronRow", "explain", "why_dense"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,28 @@ class ExplanationRow:
     status: str
 
 
+@dataclass(frozen=True)
+class NeuronRow:
+    """How one neuron layer is sensed.
+
+    Attributes:
+        name: module name of the layer.
+        kind: its class.
+        how: "fused", "observed" or "none".
+        why: what it does not keep, and why; else empty.
+    """
+
+    name: str
+    kind: str
+    how: str
+    why: str
+
+
+_NEURON_HEADERS = ("neurons", "class", "sensed", "why not")
+_OBSERVING = (
+    "Fused neurons record while they compute; observed ones take a second look at every step, and "
+    "the time for it: docs/observing.md."
+)
 _EXPLANATION_HEADERS = ("layer", "shape", "norm", "neurons", "coupled group", "prunable")
 
 
@@ -53,22 +76,30 @@ class Explanation:
         warnings: what will not work as one may expect, one sentence each.
         schedule: method, sparsity and update steps in one line.
         traced: a forward has told which norms and neurons follow.
+        neurons: how each neuron layer is sensed.
     """
 
     rows: tuple[ExplanationRow, ...]
     warnings: tuple[str, ...]
     schedule: str
     traced: bool
+    neurons: tuple[NeuronRow, ...] = ()
 
     def __str__(self) -> str:
         warnings = [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([self._rows(markdown=False), "", self.schedule, *warnings])
+        sensed = ["", *self._sensed(markdown=False)] if self.neurons else []
+        return "\n".join([self._rows(markdown=False), *sensed, "", self.schedule, *warnings])
 
     def to_markdown(self) -> str:
         """Return table, schedule and warnings in GitHub's Markdown."""
         warnings = "\n".join(f"- **warning:** {warning}" for warning in self.warnings)
-        parts = (self._rows(markdown=True), self.schedule, warnings)
+        parts = (self._rows(True), *self._sensed(True), self.schedule, warnings)
         return "\n\n".join(part for part in parts if part)
+
+    def _sensed(self, markdown: bool) -> list[str]:
+        cells = [[row.name, row.kind, row.how, row.why] for row in self.neurons]
+        observed = any(row.how == "observed" for row in self.neurons)
+        return [table(_NEURON_HEADERS, cells, markdown), *([_OBSERVING] if observed else [])]
 
     def _rows(self, markdown: bool) -> str:
         unknown = "-" if self.traced else "?"
@@ -103,7 +134,15 @@ def explain(net: nn.Module, run: Run) -> Explanation:
         for name, layer in weighted_layers(net).items()
     )
     schedule = _schedule_line(run.plan)
-    return Explanation(rows, tuple(warnings_of(net, run)), schedule, topology is not None)
+    traced = topology is not None
+    return Explanation(rows, tuple(warnings_of(net, run)), schedule, traced, _neuron_rows(net))
+
+
+def _neuron_rows(net: nn.Module) -> tuple[NeuronRow, ...]:
+    return tuple(
+        NeuronRow(name or "net", type(net.get_submodule(name)).__name__, sensor.how, sensor.why)
+        for name, sensor in sensors(net).items()
+    )
 
 
 def _neurons(name: str, run: Run) -> dict[str, Tensor | None]:

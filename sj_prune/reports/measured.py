@@ -13,8 +13,7 @@ from sj_prune.methods.view import LayerActivity
 from sj_prune.network.inputs import as_args
 from sj_prune.network.layers import weighted_layers
 from sj_prune.network.topology import NeuronFacts, Topology, scoring_neurons, trace
-from sj_prune.neurons.convert import recording_nodes
-from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.convert import Sensor, recording_nodes, sensors
 from sj_prune.neurons.recording import temporary_activity
 from sj_prune.reports import cost
 from sj_prune.reports.explain import why_dense
@@ -29,18 +28,21 @@ _SHOWN = ("firing_rate", "criticality_max")
 
 
 @contextmanager
-def _nodes_kept(net: nn.Module) -> Iterator[dict[str, RecordingNode]]:
+def _nodes_kept(net: nn.Module) -> Iterator[dict[str, Sensor]]:
     """As `temporary_activity`, and what else a forward or a trace leaves in the nodes."""
     nodes = recording_nodes(net)
-    kept = {n: (m.channel_dim, m.trace, m.h_seq, m.g_seq) for n, m in nodes.items()}
+    dims = {sensor: sensor.channel_dim for sensor in sensors(net).values()}
+    kept = {n: (m.trace, m.h_seq, m.g_seq) for n, m in nodes.items()}
     try:
-        with temporary_activity(net):
+        with temporary_activity(net) as found:
             for node in nodes.values():
                 node.trace = False  # the user's traced potentials stay as they are
-            yield nodes
+            yield found
     finally:
+        for sensor, dim in dims.items():
+            sensor.channel_dim = dim
         for name, node in nodes.items():
-            node.channel_dim, node.trace, node.h_seq, node.g_seq = kept[name]
+            node.trace, node.h_seq, node.g_seq = kept[name]
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def _measuring(
     net: nn.Module,
     run: Run,
     example_input: Any,  # noqa: ANN401
-) -> Iterator[tuple[Topology, dict[str, RecordingNode]]]:
+) -> Iterator[tuple[Topology, dict[str, Sensor]]]:
     """Let all nodes that can do so record what is run inside this block, in eval mode too."""
     with _nodes_kept(net) as nodes:
         topology = run.anatomy.topology
@@ -62,7 +64,7 @@ def _measuring(
 
 
 def _activity(
-    neurons: Mapping[str, Tensor | None], nodes: Mapping[str, RecordingNode]
+    neurons: Mapping[str, Tensor | None], nodes: Mapping[str, Sensor]
 ) -> tuple[float | None, float | None]:
     """Return firing rate and criticality, means over a layer's channels, if neurons recorded."""
     seen = {
@@ -89,13 +91,13 @@ def channel_criticality(
             since the last mask update.
     """
     if example_input is None:
-        return _recorded(recording_nodes(net))
+        return _recorded(sensors(net))
     with _measuring(net, run, example_input) as (_, nodes):
         cost.measure(net, example_input, layers={}, samples=1)  # for its careful forward
         return _recorded(nodes)
 
 
-def _recorded(nodes: Mapping[str, RecordingNode]) -> dict[str, Tensor]:
+def _recorded(nodes: Mapping[str, Sensor]) -> dict[str, Tensor]:
     kind = "criticality_max"
     return {
         name: node.activity.mean(kind)

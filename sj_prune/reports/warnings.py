@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from sj_prune import _host
 from sj_prune.methods.plan import Plan
 from sj_prune.network.topology import NeuronFacts
-from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.convert import recording_nodes, sensors
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.surrogates import autograd_derivative
 from sj_prune.run.state import Run
@@ -60,16 +59,10 @@ def _warn_of_activity(
             "the surrogate has no derivative, so no gradient reaches gamma; such channels are "
             "ranked by the score they had while awake. ATan or Sigmoid would let it through."
         )
-    idle = [name for name in recording_nodes(net) if name not in facts]
+    idle = [name for name in sensors(net) if name not in facts]
     if idle:
         yield f"these neurons did not run in the traced forward: {', '.join(idle)}."
-    nodes = recording_nodes(net)
-    # Foreign neurons and single-step mode have warnings of their own.
-    broken = [
-        f"{name} ({fact.problem})"
-        for name, fact in facts.items()
-        if fact.problem and getattr(nodes.get(name), "step_mode", None) == "m"
-    ]
+    broken = [f"{name} ({fact.problem})" for name, fact in facts.items() if fact.problem]
     if broken:
         yield f"these neurons keep no statistics: {', '.join(broken)}."
 
@@ -89,22 +82,9 @@ def _slope_at_rest(node: RecordingNode) -> list[float]:
 
 
 def _warn_of_neurons(net: nn.Module) -> Iterator[str]:
-    neurons = {name or "net": m for name, m in net.named_modules() if _host.is_neuron(m)}
-    single = [name for name, m in neurons.items() if getattr(m, "step_mode", "m") != "m"]
-    if single:
-        yield (
-            f"these neurons run in single-step mode and record nothing: {', '.join(single)}; call "
-            "functional.set_step_mode(net, 'm') and feed [T, N, *]."
-        )
-    foreign = [
-        f"{name} ({type(m).__name__})"
-        for name, m in neurons.items()
-        if not isinstance(m, RecordingNode)
-    ]
-    if foreign:
-        yield (
-            f"these neurons are not stock IF, LIF or ParametricLIF layers and record nothing: "
-            f"{', '.join(foreign)}."
-        )
-    if not neurons:
+    found = sensors(net)
+    partly = [f"{n} ({s.why})" for n, s in found.items() if s.how == "observed" and s.why]
+    if partly:
+        yield f"these neurons do not have every statistic: {', '.join(partly)}."
+    if not found:
         yield "the network has no SpikingJelly neuron layer."

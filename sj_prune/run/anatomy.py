@@ -23,12 +23,13 @@ from sj_prune.network.inputs import (
 )
 from sj_prune.network.layers import Layer, prunable_layers
 from sj_prune.network.topology import Topology, scoring_neurons, trace
-from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.convert import sensor_of, sensors
 from sj_prune.run.arguments import SettingsError, check_sparsity, select_groups
 from sj_prune.run.start import start_masks
 from sj_prune.run.state import Run
 
 __all__ = [
+    "check_sensed",
     "ensure_masks",
     "ensure_topology",
     "learn",
@@ -55,6 +56,7 @@ def learn(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any
     """
     remember_inputs(run, args, kwargs)
     topology = trace(net, layers_of(net, run), args, kwargs)
+    _leave_out_incomplete(net, run, topology)
     built = run.masks.known
     if not built:
         run.masks = _masks(net, run, args, kwargs, topology)
@@ -69,6 +71,33 @@ def learn(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any
             "print(model.explain()) says why",
             run.plan.name,
         )
+
+
+def _leave_out_incomplete(net: nn.Module, run: Run, topology: Topology) -> None:
+    """Let neurons score nothing that lack a statistic which the plan reads."""
+    for name, fact in topology.facts.items():
+        sensor = sensor_of(net.get_submodule(name))
+        missing = run.plan.statistics & getattr(sensor, "missing", {}).keys()
+        if fact.problem is None and missing:
+            reasons = (f"no {key}: {sensor.missing[key]}" for key in sorted(missing))  # type: ignore[union-attr]
+            fact.problem = "; ".join(reasons)
+            topology.leave_out(name)
+
+
+def check_sensed(run: Run) -> None:
+    """Refuse to train with a plan whose statistics no neuron gives.
+
+    Raises:
+        RuntimeError: naming why.
+    """
+    topology = run.anatomy.topology
+    if topology is None or not run.plan.statistics or any(run.anatomy.scoring.values()):
+        return
+    listed = "; ".join(dict.fromkeys(topology.problems.values())) or "no neuron layer follows any"
+    raise RuntimeError(
+        f"Expected neurons with {sorted(run.plan.statistics)} behind some prunable layer, for "
+        f"{run.plan.name}, but there are none ({listed}): print(model.explain()) lists all neurons"
+    )
 
 
 def layers_of(net: nn.Module, run: Run) -> dict[str, Layer]:
@@ -114,7 +143,7 @@ def ensure_topology(net: nn.Module, run: Run) -> None:
         return
     if run.anatomy.inputs is None:
         wanted = (
-            f"statistics of neuron layers {list(recording_nodes(net))}"
+            f"statistics of neuron layers {list(sensors(net))}"
             if run.masks.known
             else f"a forward of the wrapper, to learn which {run.plan.structure.unit} are coupled"
         )

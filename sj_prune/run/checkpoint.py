@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sj_prune.methods.identity import check_same
 from sj_prune.neurons.activity import Activity
-from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.convert import sensors
 from sj_prune.run import processes
 from sj_prune.run.anatomy import plain_inputs, restore_inputs
 from sj_prune.run.history import UpdateRecord
@@ -28,7 +28,7 @@ _RENAMED = {"asleep": "aside", "method_state": "memory"}
 
 def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
     """Return plain values and tensors only: safe for ``torch.load(weights_only=True)``."""
-    nodes = recording_nodes(net)
+    nodes = sensors(net)
     return {
         "format": _FORMAT,
         "method": run.identity,
@@ -114,7 +114,7 @@ def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, 
         if unknown := [name for name in found[kind] if name not in run.layers]:
             raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
     for name in found["statistics"]:
-        if name not in recording_nodes(net):
+        if name not in sensors(net):
             raise ValueError(
                 f"Expected no statistics of neuron layer {name!r}, which this network does not "
                 "have: the checkpoint comes from another architecture"
@@ -165,7 +165,7 @@ def load_statistics(net: nn.Module, run: Run, state: Mapping[str, Any]) -> None:
 
     A checkpoint is that of all ranks: the first takes them, and the others start with none.
     """
-    nodes, device = recording_nodes(net), run.masks.weight(run.layers[0]).device
+    nodes, device = sensors(net), run.masks.weight(run.layers[0]).device
     first = processes.rank() == 0
     for name, activity in state["statistics"].items():
         nodes[name].activity.load_state_dict(activity, device)

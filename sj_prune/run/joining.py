@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune.neurons.activity import Activity
-from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.convert import sensors
 from sj_prune.run import processes
 from sj_prune.run.state import Run
 from sj_prune.run.views import scored_parameters, view
@@ -33,7 +33,7 @@ def joined(net: nn.Module, run: Run) -> Iterator[None]:
     Recorded sums and what the method has observed are added up over the ranks; gradients are
     averaged if they differ (behind DDP they do not). Afterwards each rank has its own again.
     """
-    nodes = recording_nodes(net)
+    nodes = sensors(net)
     with ExitStack() as stack:
         for node, activity in _joined_activities(net, run).items():
             stack.enter_context(_swapped(nodes[node], "activity", activity))
@@ -48,7 +48,7 @@ def gather(net: nn.Module, run: Run) -> None:
     """Move what all ranks have recorded and summed to rank 0; the sum stays the same."""
     first = processes.rank() == 0
     activities, states = _joined_activities(net, run), _joined_state(net, run)
-    nodes = recording_nodes(net)
+    nodes = sensors(net)
     for name, joined in activities.items():
         activity = nodes[name].activity
         activity.clear()
@@ -61,7 +61,7 @@ def gather(net: nn.Module, run: Run) -> None:
 
 def _joined_activities(net: nn.Module, run: Run) -> dict[str, Activity]:
     """Return the sums over ranks by neuron layer, for all that recorded on some rank."""
-    nodes = recording_nodes(net)
+    nodes = sensors(net)
     mine = {n: (node.activity.names, node.activity.channels) for n, node in nodes.items()}
     everybody = processes.gather(mine, device_of(net))
     empty: dict[str, Activity] = {}
@@ -80,7 +80,7 @@ def _joined_activities(net: nn.Module, run: Run) -> dict[str, Activity]:
 
 def _add_up(net: nn.Module, empty: dict[str, Activity]) -> dict[str, Activity]:
     tensors: list[Tensor] = []
-    nodes = recording_nodes(net)
+    nodes = sensors(net)
     for name, joined in empty.items():
         if nodes[name].activity.sums is not None:
             joined.merge(nodes[name].activity)

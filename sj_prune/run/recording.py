@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from sj_prune.network.topology import Topology
-from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.convert import sensor_of, sensors
 from sj_prune.run.anatomy import ensure_topology
 from sj_prune.run.state import Run
 
-__all__ = ["Recorder", "in_window", "switch"]
+__all__ = ["Recorder", "close_passes", "in_window", "switch"]
 
 
 @dataclass
@@ -21,10 +21,12 @@ class Recorder:
     Attributes:
         now: record whatever the schedule says; a user's block sets it.
         switched: what `switch` has told them last, and by which topology.
+        stepping: neurons that get single steps: a pass over time ends with the optimizer's step.
     """
 
     now: bool = False
     switched: tuple[bool, Topology | None] | None = None
+    stepping: tuple[str, ...] = ()
 
 
 def in_window(run: Run, attached: bool) -> bool:
@@ -37,6 +39,14 @@ def in_window(run: Run, attached: bool) -> bool:
     due = run.plan.schedule.next_due(run.step) if attached else None
     window = run.plan.window
     return due is not None and (window is None or due - run.step <= window)
+
+
+def close_passes(net: nn.Module, recorder: Recorder) -> None:
+    """End the pass over time of neurons that get single steps."""
+    for name in recorder.stepping:
+        sensor = sensor_of(net.get_submodule(name))
+        if sensor is not None:
+            sensor.close_pass()
 
 
 def switch(net: nn.Module, run: Run, recorder: Recorder, attached: bool) -> None:
@@ -54,7 +64,8 @@ def switch(net: nn.Module, run: Run, recorder: Recorder, attached: bool) -> None
             return
     recorder.switched = (window, topology)
     facts = {} if topology is None else topology.facts
-    for name, node in recording_nodes(net).items():
+    recorder.stepping = tuple(name for name, fact in facts.items() if fact.steps)
+    for name, node in sensors(net).items():
         record = window and (name not in facts or facts[name].problem is None)
         if record and not node.recording:
             node.activity.clear()

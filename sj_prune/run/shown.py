@@ -7,8 +7,7 @@ from torch.optim import Optimizer
 
 from sj_prune.masks.manager import MaskManager
 from sj_prune.network.layers import Layer
-from sj_prune.neurons.convert import recording_nodes
-from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.convert import Sensor, sensors
 from sj_prune.run.anatomy import layers_of
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.session import Session
@@ -47,9 +46,9 @@ class Shown(nn.Module):
         return self.session.hooks.optimizers
 
     @property
-    def nodes(self) -> dict[str, RecordingNode]:
-        """The recording neuron layers by name."""
-        return recording_nodes(self.session.net)
+    def nodes(self) -> dict[str, Sensor]:
+        """What records of every neuron layer, by name: a recording node, or an observer."""
+        return sensors(self.session.net)
 
     @property
     def layers(self) -> dict[str, Layer]:

@@ -8,15 +8,16 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from sj_prune.masks.bindings import Hidden
 from sj_prune.methods.view import NetView
-from sj_prune.run.anatomy import ensure_masks, learn_example, learn_from
+from sj_prune.run.anatomy import check_sensed, ensure_masks, learn_example, learn_from
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_
 from sj_prune.run.install import record_emergent
-from sj_prune.run.recording import in_window, switch
+from sj_prune.run.recording import close_passes, in_window, switch
 from sj_prune.run.session import Session
 from sj_prune.run.update import clear_statistics, scheduled, would_drop
 from sj_prune.run.views import gamma_of, view
@@ -51,6 +52,8 @@ def before_forward(session: Session, args: tuple[Any, ...], kwargs: dict[str, An
     """Learn from a forward that is about to run, if it is the first that can tell."""
     if learn_from(session.net, session.run, args, kwargs):
         switch_recording(session)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        check_sensed(session.run)
 
 
 def learn_now(session: Session, example_input: Any) -> None:  # noqa: ANN401
@@ -164,6 +167,7 @@ def _awaits_update(session: Session, optimizer: Optimizer) -> bool:
 def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
     net, run, plan = session.net, session.run, session.run.plan
     ensure_masks(net, run, optional=True)
+    close_passes(net, session.recorder)
     counts = first and _counts(session, optimizer)
     due = counts and plan.schedule.due(run.step + 1)
     penalizes = any(penalty.gradient is not None for penalty in plan.penalties)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.units import LayerScores
 from sj_prune.methods.parts import Score, reads_of
-from sj_prune.neurons.convert import recording_nodes
+from sj_prune.neurons.convert import sensors
 from sj_prune.run import processes
-from sj_prune.run.anatomy import ensure_masks, ensure_topology
+from sj_prune.run.anatomy import check_sensed, ensure_masks, ensure_topology
 from sj_prune.run.arguments import check_sparsity
 from sj_prune.run.hooks import Hooks
 from sj_prune.run.install import install, record_emergent, units_of
@@ -77,7 +77,7 @@ def update_now(session: Session, sparsity: float | None) -> None:
 
 def clear_statistics(net: nn.Module, run: Run) -> None:
     """Forget what the neurons have recorded and what scores have added up."""
-    for node in recording_nodes(net).values():
+    for node in sensors(net).values():
         node.activity.clear()
     clear_sums(net, run)
 
@@ -174,11 +174,8 @@ def _check_statistics(net: nn.Module, run: Run) -> None:
     scoring = (run.anatomy.scoring.get(name, {}) for name in run.masks.layers)
     names = list({node: None for nodes in scoring for node in nodes})
     if not names:
-        raise RuntimeError(
-            f"Expected recording neurons behind some prunable layer, for {run.plan.name}, but "
-            "there are none: print(model.explain()) says why (step mode, neuron classes)"
-        )
-    nodes = recording_nodes(net)
+        check_sensed(run)
+    nodes = sensors(net)
     for name in names:
         if nodes[name].activity.count == 0:
             raise RuntimeError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sj_prune.masks.bindings import Hidden
 from sj_prune.methods.view import LayerActivity, LayerView
+from sj_prune.neurons.convert import sensor_of
 from sj_prune.run.state import Run
 
 __all__ = ["clear_sums", "gamma_of", "generator_of", "scored_parameters", "view"]
@@ -75,7 +76,7 @@ def _initial_memory(run: Run, layer: LayerView) -> dict[str, Tensor]:
 def _activity(net: nn.Module, neurons: Mapping[str, Tensor | None]) -> LayerActivity | None:
     if not neurons:
         return None
-    nodes: list[Any] = [net.get_submodule(node) for node in neurons]
+    nodes: list[Any] = [sensor_of(net.get_submodule(node)) for node in neurons]
     return LayerActivity(nodes, list(neurons.values()))
 
 

@@ -12,8 +12,7 @@ from sj_prune.masks.manager import MaskManager
 from sj_prune.methods.identity import describe
 from sj_prune.methods.plan import Plan, plan_of
 from sj_prune.neurons.activity import check_statistics
-from sj_prune.neurons.convert import recording_nodes, to_recording, to_stock
-from sj_prune.neurons.nodes import RecordingNode
+from sj_prune.neurons.convert import sense, sensor_of, to_stock
 from sj_prune.run.agreement import Agreement
 from sj_prune.run.arguments import check_seed, check_sparsity, select_layers
 from sj_prune.run.hooks import Hooks, owned_parameters
@@ -45,16 +44,15 @@ def wrap(
     _check_plan(plan)
     layers = select_layers(net, skip)
     masks = _masks(net, plan, tuple(layers))
-    found = [node for node in net.modules() if not isinstance(node, RecordingNode)]
-    to_recording(net)
-    for node in recording_nodes(net).values():
+    found = [module for module in net.modules() if sensor_of(module) is None]
+    for sensor in sense(net).values():
         if plan.statistics:
-            node.statistics = plan.statistics
+            sensor.statistics = plan.statistics
     _host.invalidate_reset_cache(net)
     run = Run(plan, describe(method), tuple(layers), seed, masks)
     run.previous = masks.masks if plan.emergent else {}
     session = Session(net, run, Hooks(), Agreement(net, run), Recorder())
-    return session, [node for node in found if isinstance(node, RecordingNode)]
+    return session, [module for module in found if sensor_of(module) is not None]
 
 
 def _check_plan(plan: Plan) -> None:

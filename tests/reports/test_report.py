@@ -24,7 +24,14 @@ T, N = 4, 3
 
 
 class LouderLIF(neuron.LIFNode):
-    """A user's own neuron: it is left alone."""
+    """A user's own neuron that calls no surrogate function: nothing can be kept of it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.surrogate_function = None
+
+    def forward(self, x_seq):
+        return surrogate.atan.apply(x_seq - self.v_threshold, 2.0)
 
 
 class Net(nn.Module):
@@ -223,7 +230,7 @@ def test_report_where_nodes_cannot_record():
     functional.set_step_mode(single, "s")
     wrapper = sj_prune.PruningWrapper(single, methods.Magnitude(end=2000))
     found = rows_of(wrapper.report(images()[0]))
-    assert found["stem"].firing_rate is None
+    assert found["stem"].firing_rate > 0
     assert found["stem"].macs_dense == 6 * 2 * 9 * 36  # of one sample and step
 
 
@@ -494,7 +501,11 @@ def test_explain_warns_of_a_dead_growth_signal():
 def test_explain_names_foreign_neurons():
     wrapper = sj_prune.PruningWrapper(Net(inner=LouderLIF), criticality(), example_input=images())
     found = wrapper.explain()
-    assert any("sn2 (LouderLIF)" in text for text in found.warnings)
+    assert any("keep no statistics: sn2 (LouderLIF: " in text for text in found.warnings)
+    row = next(row for row in found.neurons if row.name == "sn2")
+    assert (row.kind, row.how) == ("LouderLIF", "none")
+    assert "surrogate" in row.why
+    assert "LouderLIF" in str(found)
     status = rows_of(found)["conv"].status
     assert status.startswith("yes: pruned, never regrown (sn2: LouderLIF")
     wrapper = sj_prune.PruningWrapper(
@@ -508,10 +519,10 @@ def test_explain_names_single_step_neurons():
     functional.set_step_mode(net, "s")
     wrapper = sj_prune.PruningWrapper(net, criticality(), example_input=images()[0])
     found = wrapper.explain()
-    (warning,) = (text for text in found.warnings if "these neurons run in single-step" in text)
-    assert "sn1, sn2" in warning
-    assert "set_step_mode" in warning
-    assert "single-step" in rows_of(found)["stem"].status
+    assert {row.name: row.how for row in found.neurons} == {"sn1": "observed", "sn2": "observed"}
+    assert not any("set_step_mode" in text for text in (str(found), found.to_markdown()))
+    assert "docs/observing.md" in str(found)
+    assert rows_of(found)["stem"].neurons == ("sn1",)
 
 
 def test_explain_names_idle_neurons_and_frozen_weights():

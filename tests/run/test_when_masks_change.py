@@ -290,11 +290,7 @@ def test_a_batch_that_overflowed_is_not_counted():
     assert model.sparsity()["total"] == 0.5
 
 
-def test_single_step_mode_is_said_at_the_first_trace(caplog):
-    net = build()
-    functional.set_step_mode(net, "s")
-    model = PruningWrapper(net, criticality())
+def test_neurons_that_tell_nothing_are_said_at_the_first_trace(caplog):
     with caplog.at_level("WARNING", logger="sj_prune"):
-        functional.reset_net(model)
-        model(torch.rand(N, 2, 6, 6))
+        PruningWrapper(build(spiking=False), criticality(), example_input=batch(1)[0])
     assert "Criticality reads neurons but none that records" in caplog.text

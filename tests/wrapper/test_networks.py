@@ -162,11 +162,10 @@ def test_neuron_shared_by_layers_of_different_width():
         "fc2": f"sn: {problem}",
     }
     torch.manual_seed(0)
-    model, optimizer = wrapped(criticality(), net=OneNeuron())
-    train(model, optimizer, 1)
-    loss_of(model, 2).backward()
-    with pytest.raises(RuntimeError, match="Expected recording neurons behind some prunable layer"):
-        optimizer.step()
+    model, _ = wrapped(criticality(), net=OneNeuron())
+    for _ in range(2):  # at the first forward already, and at every other
+        with pytest.raises(RuntimeError, match=r"Expected neurons with .* \(sn: shared by layers"):
+            loss_of(model, 1)
 
 
 @pytest.mark.parametrize("name", ["Magnitude", "RigL", "SET"])
@@ -247,12 +246,17 @@ def test_user_subclass_without_dynamics_of_its_own_counts():
     model, optimizer = wrapped(criticality(), net=net)
     train(model, optimizer, 4, after=lambda k: assert_masked(model, optimizer))
     assert isinstance(net[5], Mine)
-    assert model.topology.neurons == {"0": ("2",), "3": ("5",), "8": ("9",), "10": ()}
+    assert model.session.run.anatomy.topology.neurons == {
+        "0": ("2",),
+        "3": ("5",),
+        "8": ("9",),
+        "10": (),
+    }
     assert any(record.grown["3"] > 0 for record in model.history)
     assert type(model.finalize()[5]) is Mine
 
 
-def test_user_subclass_of_a_node_is_left_alone():
+def test_user_subclass_of_a_node_is_observed():
     class Mine(neuron.LIFNode):
         def neuronal_reset(self, spike):
             super().neuronal_reset(spike)
@@ -264,12 +268,13 @@ def test_user_subclass_of_a_node_is_left_alone():
     assert type(net[5]) is Mine
     assert model.session.run.anatomy.topology.neurons == {
         "0": ("2",),
-        "3": (),
+        "3": ("5",),
         "8": ("9",),
         "10": (),
     }
-    assert "Mine is not a stock neuron" in model.session.run.anatomy.topology.problems["3"]
-    assert all(record.grown["3"] == 0 for record in model.history)
+    assert [row.how for row in model.explain().neurons] == ["fused", "observed", "fused"]
+    assert any(record.grown["3"] > 0 for record in model.history)
+    assert type(model.finalize()[5]) is Mine
 
 
 # ---- memory formats and types --------------------------------------------------------------------
