@@ -1,6 +1,7 @@
 """Pruning of spiking neural networks for SpikingJelly, from what happens inside the neurons."""
 
 from sj_prune import data, integrations, masks, methods, neurons
+from sj_prune._files import save
 from sj_prune._version import __version__
 from sj_prune.compaction import (
     CompactionError,
@@ -14,7 +15,6 @@ from sj_prune.compaction import (
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
-from sj_prune.run.files import save
 from sj_prune.trained.calibration import renormalize
 from sj_prune.trained.prune import Pruned, prune
 from sj_prune.wrapper import PruningWrapper

@@ -131,7 +131,7 @@ class Hooks:
         self._leaves: dict[str, tuple[Tensor, RemovableHandle]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_attached": [], "_leaves": {}}
+        return {**vars(self), "forced_dense": False, "_attached": [], "_leaves": {}}
 
     @property
     def optimizers(self) -> list[Optimizer]:

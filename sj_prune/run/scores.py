@@ -62,7 +62,7 @@ def _of(
             "skip="
         )
     alive = masks.alive(scope.name)
-    if scope.sleeps:
+    if scope.sleeps and score is run.plan.drop:
         for name, found in drop[1].items():
             _remember(run, name, found, views[name])
     growth = None if grow is None else _joined(run, scope, views, grow.score, "mean")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
-from torch.optim import Optimizer
 
 from sj_prune.masks.regrow import prune_and_regrow
 from sj_prune.masks.units import LayerScores
@@ -22,7 +19,7 @@ def kept_units(run: Run, sparsity: float) -> int:
     return round((1.0 - sparsity) * sum(run.masks.units().values()))
 
 
-def start_masks(net: nn.Module, run: Run, optimizers: Sequence[Optimizer] = ()) -> None:
+def start_masks(net: nn.Module, run: Run) -> None:
     """Install what the plan starts from, once units are known: random masks, or nothing."""
     start = run.plan.start
     if not isinstance(start, RandomMasks) or not run.masks.scopes:
@@ -41,4 +38,4 @@ def start_masks(net: nn.Module, run: Run, optimizers: Sequence[Optimizer] = ()) 
     updates = prune_and_regrow(
         layers, kept_units(run, sparsity), run.plan.allocation, generator=generator_of(run)
     )
-    install(net, run, dict(zip(run.masks.scopes, updates, strict=True)), optimizers, 0, sparsity)
+    install(net, run, dict(zip(run.masks.scopes, updates, strict=True)), (), 0, sparsity)
