@@ -44,7 +44,6 @@ __all__ = [
     "RandomChannels",
     "RandomMasks",
     "RigL",
-    "SCA",
     "ScheduledMethod",
     "TaylorChannels",
     "reads",
