@@ -132,7 +132,7 @@ class Activity:
         if name not in self.names:
             check_statistics([name])
             raise ValueError(
-                f"Expected one of the recorded statistics {self.names} but got {name!r}: set "
+                f"Expected one of the recorded statistics {self.names} but got {name}: set "
                 f'statistics = [...] of the node, or mark the score that reads it: @reads("{name}")'
             )
         if self.sums is None or self.samples is None or self.count == 0:
