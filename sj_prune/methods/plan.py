@@ -191,10 +191,10 @@ def plan_of(method: object) -> Plan:
     if isinstance(method, Plan):
         return method
     if isinstance(method, type) or not isinstance(method, Planned):
-        hint = "an instance, not the class: add ()" if isinstance(method, type) else "an instance"
+        hint = f": write {method.__name__}(...)" if isinstance(method, type) else ""
         raise TypeError(
-            f"Expected method to be {hint} of a class in sj_prune.methods, or a Plan, but got "
-            f"{method!r}"
+            "Expected method to be an instance of a class in sj_prune.methods, or a Plan, but got "
+            f"{method!r}{hint}"
         )
     plan = method.plan()
     if not isinstance(plan, Plan):
@@ -210,9 +210,17 @@ def _check_types(plan: Plan) -> None:
     check_fraction("final sparsity of the schedule", plan.schedule.final)
     rewrite = plan.rewrite is None or callable(plan.rewrite)
     _expect(rewrite, f"rewrite of {name}", "a function of a layer", plan.rewrite)
-    _expect(plan.drop is None or callable(plan.drop), f"drop of {name}", "a score", plan.drop)
     _expect(
-        plan.grow is None or isinstance(plan.grow, Growth), f"grow of {name}", "a Growth", plan.grow
+        plan.drop is None or callable(plan.drop),
+        f"drop of {name}",
+        "a score, a function of a layer,",
+        plan.drop,
+    )
+    _expect(
+        plan.grow is None or isinstance(plan.grow, Growth),
+        f"grow of {name}",
+        "Growth(score, fraction)",
+        plan.grow,
     )
     structure = not isinstance(plan.structure, type) and hasattr(plan.structure, "masks")
     _expect(structure, "structure", "Unstructured() or Channels()", plan.structure)
@@ -224,7 +232,7 @@ def _check_types(plan: Plan) -> None:
     penalties = isinstance(plan.penalties, tuple) and all(
         isinstance(penalty, Penalty) for penalty in plan.penalties
     )
-    _expect(penalties, f"penalties of {name}", "a tuple of Penalty", plan.penalties)
+    _expect(penalties, f"penalties of {name}", "a tuple, as in (Penalty(...),),", plan.penalties)
     _expect(isinstance(plan.binding, Binding), f"binding of {name}", "a binding", plan.binding)
     _expect(
         isinstance(plan.start, Start), f"start of {name}", "Dense() or RandomMasks()", plan.start
