@@ -11,6 +11,7 @@ from sj_prune.compaction import (
     rebuild,
     save_compact,
 )
+from sj_prune.deploy.network import SparseNetwork, deploy
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
@@ -22,6 +23,7 @@ __all__ = [
     "CompactionError",
     "Pruned",
     "PruningWrapper",
+    "SparseNetwork",
     "__version__",
     "architecture",
     "compact",
@@ -29,6 +31,7 @@ __all__ = [
     "compare",
     "cost",
     "data",
+    "deploy",
     "integrations",
     "load_compact",
     "masks",

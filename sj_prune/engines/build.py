@@ -168,11 +168,12 @@ def _link(path: str, source: Path, flags: _Flags, macros: Sequence[str], folder:
     return built
 
 
-def load(defines: Mapping[str, object]) -> ctypes.CDLL:
+def load(defines: Mapping[str, object], names: Sequence[str] = _SOURCES) -> ctypes.CDLL:
     """Return the library of one variant, compiled now unless the cache has it.
 
     Args:
         defines: preprocessor definitions of the variant.
+        names: the source to compile, beside this file, and after it those that it includes.
 
     Raises:
         RuntimeError: if there is no compiler or it fails; the message has its output.
@@ -182,20 +183,20 @@ def load(defines: Mapping[str, object]) -> ctypes.CDLL:
         raise RuntimeError("Expected a C++ compiler (CXX, g++, clang++) but found none")
     folder = Path(__file__).parent
     macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-    sources = "\n".join((folder / name).read_text() for name in _SOURCES)
+    sources = "\n".join((folder / name).read_text() for name in names)
     library_folder = cache_folder()
     library_folder.mkdir(parents=True, exist_ok=True)
     flags = _flags(path)
     parts = (sources, *_FLAGS, *flags.compile, *flags.link, *macros, _environment(path))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-    library = library_folder / f"lif-{key}.so"
+    library = library_folder / f"{Path(names[0]).stem}-{key}.so"
     if library.exists():
         try:
             return ctypes.CDLL(str(library))
         except OSError as error:
             logger.warning("%s is broken (%s) and is compiled anew", library, error)
     with tempfile.TemporaryDirectory(dir=library_folder) as temporary:
-        built = _link(path, folder / _SOURCES[0], flags, macros, Path(temporary))
+        built = _link(path, folder / names[0], flags, macros, Path(temporary))
         with built.open("rb") as file:  # on the disk before it has its name, if the power fails
             os.fsync(file.fileno())
         os.replace(built, library)
