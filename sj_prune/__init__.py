@@ -11,7 +11,7 @@ from sj_prune.compaction import (
     rebuild,
     save_compact,
 )
-from sj_prune.deploy.network import SparseNetwork, deploy
+from sj_prune.deploy.network import SparseNetwork, deploy, load_deployed
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
@@ -34,6 +34,7 @@ __all__ = [
     "deploy",
     "integrations",
     "load_compact",
+    "load_deployed",
     "masks",
     "methods",
     "neurons",

@@ -12,7 +12,7 @@ from sj_prune import _host
 from sj_prune.deploy.graph import UnsupportedError
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, forward
 
-__all__ = ["equations", "kind_of", "pair", "reference", "settings_of"]
+__all__ = ["agrees", "equations", "kind_of", "pair", "pooled", "reference", "settings_of"]
 
 _POOLS = {
     "MaxPool1d": "maxpool",
@@ -198,11 +198,11 @@ def reference(kind: str, module: Any, settings: dict[str, Any], x: Tensor) -> Te
         weight = weight.reshape(*weight.shape[:2], *settings["kernel"])
         y = F.conv2d(flat, weight, bias, *(settings[k] for k in _CONV))
     elif kind == "norm":
-        y = F.batch_norm(
-            flat,
-            *(None if t is None else t.detach().to(dtype) for t in _norm_tensors(module)),
-            eps=module.eps,
+        mean, var, gamma, beta = (
+            None if t is None else t.detach().to(dtype)
+            for t in (module.running_mean, module.running_var, module.weight, module.bias)
         )
+        y = F.batch_norm(flat, mean, var, gamma, beta, eps=module.eps)
     elif kind == "neuron":
         eq, _ = equations(module)
         w = module.w.detach() if eq.kind == PLIF else None
@@ -216,10 +216,6 @@ def reference(kind: str, module: Any, settings: dict[str, Any], x: Tensor) -> Te
 _CONV = ("stride", "padding", "dilation", "groups")
 
 
-def _norm_tensors(norm: Any) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    return norm.running_mean, norm.running_var, norm.weight, norm.bias
-
-
 def pooled(kind: str, settings: dict[str, Any], x: Tensor) -> Tensor:
     """Return `x` ``[N, C, H, W]`` pooled."""
     if kind == "adaptive":
@@ -227,13 +223,19 @@ def pooled(kind: str, settings: dict[str, Any], x: Tensor) -> Tensor:
     if kind == "voting":
         voters = settings["voters"]
         return x.unflatten(1, (x.shape[1] // voters, voters)).mean(2)
-    arguments = [settings[k] for k in ("kernel", "stride", "padding")]
+    kernel, stride, padding = (settings[k] for k in ("kernel", "stride", "padding"))
+    ceil_mode = settings["ceil_mode"]
     if kind == "maxpool":
-        return F.max_pool2d(x, *arguments, settings["dilation"], settings["ceil_mode"])
-    return F.avg_pool2d(
-        x,
-        *arguments,
-        settings["ceil_mode"],
-        settings["count_include_pad"],
-        settings["divisor"],
-    )
+        return F.max_pool2d(x, kernel, stride, padding, settings["dilation"], ceil_mode)
+    include, divisor = settings["count_include_pad"], settings["divisor"]
+    return F.avg_pool2d(x, kernel, stride, padding, ceil_mode, include, divisor)
+
+
+def agrees(kind: str, module: nn.Module, settings: dict[str, Any], x: Tensor, y: Tensor) -> bool:
+    """Tell whether a module gave for `x` what its class says: `y`, ``[T, N, C, H, W]`` both."""
+    if kind == "neuron":  # in its own precision: in another one a spike may differ
+        wrong = reference(kind, module, settings, x) != y
+        return float(wrong.double().mean()) < 1e-3
+    ours, y = reference(kind, module, settings, x.double()), y.double()
+    scale = float(y.abs().max()) + 1e-12
+    return ours.shape == y.shape and float((ours - y).abs().max()) <= 1e-3 * scale

@@ -5,19 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from copy import deepcopy
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
 
+from sj_prune import _host
 from sj_prune.deploy.graph import UnsupportedError
 from sj_prune.deploy.plan import Layer, Plan, Step, plan
 from sj_prune.deploy.program import Program, Shape
+from sj_prune.deploy.proof import Finding, prove
+from sj_prune.deploy.report import DeployReport, rows_of
+from sj_prune.deploy.storage import Parts, from_plain, to_plain
 from sj_prune.deploy.trace import trace
 from sj_prune.deploy.tuner import Timing, prepare, tune
 from sj_prune.deploy.weights import Weights
 from sj_prune.engines import deploy_engine as engine
 
-__all__ = ["SparseNetwork", "deploy"]
+__all__ = ["SparseNetwork", "deploy", "load_deployed"]
 
 
 class SparseNetwork:
@@ -32,10 +37,13 @@ class SparseNetwork:
         weights: Mapping[int, Weights],
         kernels: Mapping[int, str],
         timings: Mapping[int, Timing],
+        findings: Mapping[int, Finding],
         threads: int | None,
+        difference: float | None = None,
     ) -> None:
         self._plan, self._weights = made, dict(weights)
         self._kernels, self._timings = dict(kernels), dict(timings)
+        self._findings, self._difference = dict(findings), difference
         self._threads = threads
         self._free: dict[tuple[Shape, int], list[Program]] = {}
         self._lock = threading.Lock()
@@ -106,6 +114,35 @@ class SparseNetwork:
         """Forget the stream of `step`: its neurons are at rest again."""
         self._stream = None
 
+    def report(self) -> DeployReport:
+        """Return a table of the layers: density, rate, kernel, time, bytes, what is open."""
+        rows = rows_of(self._plan, self._weights, self._kernels, self._timings, self._findings)
+        return DeployReport(rows, bool(self._findings), self._difference)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the network to a file of tensors and plain values, for `load_deployed`.
+
+        Raises:
+            ValueError: if a part of it stayed in torch.
+        """
+        torch.save(to_plain(self._parts()), path)
+
+    def _parts(self) -> Parts:
+        return Parts(
+            self._plan,
+            self._weights,
+            self._kernels,
+            self._timings,
+            self._findings,
+            self._difference,
+        )
+
+    def __repr__(self) -> str:
+        layers = len(self._weights)
+        kept = sum(w.number for w in self._weights.values())
+        size = sum(w.bytes() for w in self._weights.values())
+        return f"SparseNetwork({layers} layers, {kept} weights, {size} bytes)"
+
     def _run(self, program: Program, x: Tensor) -> Tensor:
         with torch.inference_mode(), torch.device("cpu"):
             out = program(x)
@@ -154,7 +191,7 @@ def deploy(
 
     Raises:
         UnsupportedError: a ValueError that names what cannot be deployed, and why.
-        RuntimeError: without a working C++ compiler.
+        RuntimeError: without a working C++ compiler, and (`ProofError`) if a layer is not proved.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"Expected net to be a torch.nn.Module but got {type(net).__name__}")
@@ -166,12 +203,40 @@ def deploy(
     made = plan(graph)
     weights = prepare(made)
     _own_modules(made)
-    draft = SparseNetwork(made, weights, {}, {}, threads)
+    draft = SparseNetwork(made, weights, {}, {}, {}, threads)
     shape = draft._shape(x_seq)
     with torch.inference_mode():
         kernels, timings = tune(made, weights, shape, x_seq)
+        findings = prove(made, weights, kernels, shape, x_seq) if check else {}
     _forget(made, weights, kernels)
-    return SparseNetwork(made, weights, kernels, timings, threads)
+    fast = SparseNetwork(made, weights, kernels, timings, findings, threads)
+    if check:
+        fast._difference = _difference(net, x_seq, fast)
+    return fast
+
+
+def load_deployed(path: str | PathLike[str], *, threads: int | None = None) -> SparseNetwork:
+    """Return the network that `SparseNetwork.save` wrote; nothing in the file is run.
+
+    Args:
+        path: of the file.
+        threads: of every call; None: ``torch.get_num_threads()`` at the call.
+
+    Raises:
+        ValueError: for another file.
+    """
+    plain = torch.load(path, map_location="cpu", weights_only=True)
+    made, weights, kernels, timings, findings, difference = from_plain(plain)
+    return SparseNetwork(made, weights, kernels, timings, findings, threads, difference)
+
+
+def _difference(net: nn.Module, x: Tensor, fast: SparseNetwork) -> float:
+    """Return how far the outputs lie from the network's own in float32."""
+    with _host.preserved_state(net), torch.inference_mode():
+        _host.reset_net(net.eval())
+        y = net(x)
+        _host.reset_net(net)
+    return float((y - fast(x)).abs().max())
 
 
 def _check_tensors(net: nn.Module, x_seq: object) -> None:

@@ -199,9 +199,7 @@ class _Fusing:
         if node.op == "norm":
             settings["scale"], settings["shift"] = (t.float() for t in affine(node.module))
         module = node.module if node.op == "torch" else None
-        self.plan.steps.append(
-            Step(node.op, node.name, node.inputs, node.output, settings, module)
-        )
+        self.plan.steps.append(Step(node.op, node.name, node.inputs, node.output, settings, module))
 
 
 _FUSED: dict[str, Callable[[_Fusing, Node], None]] = {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sj_prune import _host
 from sj_prune.deploy import reals
+from sj_prune.deploy.packed import Packed, packed_call
 from sj_prune.deploy.plan import Form, Layer, Plan, Step
 from sj_prune.deploy.weights import Weights
 from sj_prune.engines import deploy_engine as engine
@@ -169,66 +170,18 @@ class Program:
         return step.module(x)
 
     def _packed_call(self, step: Step) -> Callable[[], object]:
-        given = [self._packed[i] for i in step.inputs]
-        out, form = self._packed[step.output], self.plan.forms[step.output]
-        if step.op in ("maxpool", "avgpool", "adaptive"):
-            return engine.pool_call(given[0], out, self._pool_numbers(step))
-        if step.op == "add":
-            planes = [self.plan.forms[i].planes for i in step.inputs]
-            size = self.groups * self.samples * self.plan.values[step.output].size
-            return engine.add_call(given[0], given[1], out, [*planes, form.planes], size)
-        if step.op == "and":
-            return lambda: torch.bitwise_and(given[0], given[1], out=out)
-        if step.op == "complement":
-            return self._complement(given[0], out)
-        if step.op == "scale":
-            return lambda: out.copy_(given[0])
-        return self._cat(step, given, out)
-
-    def _complement(self, given: Tensor, out: Tensor) -> Callable[[], object]:
-        """Bits of steps beyond `T` stay 0."""
-        mask = torch.zeros_like(out)
-        used = mask[: -engine.SLACK].view(self.groups, -1)
-        for g in range(self.groups):
-            used[g] = (1 << min(8, self.steps - 8 * g)) - 1
-        return lambda: torch.bitwise_xor(given, mask, out=out)
-
-    def _cat(self, step: Step, given: list[Tensor], out: Tensor) -> Callable[[], object]:
-        parts = [self._view(t, i) for t, i in zip(given, step.inputs, strict=True)]
-        whole = self._view(out, step.output)
-
-        def call() -> None:
-            at = 0
-            for part in parts:
-                whole[: len(part), :, :, at : at + part.shape[3]] = part
-                at += part.shape[3]
-
-        return call
-
-    def _view(self, packed: Tensor, value: int) -> Tensor:
-        """Return bytes as ``[B, G, N, C, H, W]``."""
-        planes = self.plan.forms[value].planes
-        shape = (planes, self.groups, self.samples, *self.plan.values[value].shape)
-        return packed[: -engine.SLACK].view(shape)
-
-    def _pool_numbers(self, step: Step) -> list[int]:
-        value, made = step.inputs[0], self.plan.values[step.output]
-        channels, height, width = self.plan.values[value].shape
-        s = step.settings
-        return [
-            self.plan.forms[value].planes,
-            self.plan.forms[step.output].planes,
-            self.groups * self.samples * channels,
-            height,
-            width,
-            *made.shape[1:],
-            *s["kernel"],
-            *s["stride"],
-            *s["padding"],
-            *s["dilation"],
-            int(step.op != "maxpool"),
+        return packed_call(
+            step.op,
+            step.settings,
+            [self._as_packed(i) for i in step.inputs],
+            self._as_packed(step.output),
+            self.steps,
             self.threads,
-        ]
+        )
+
+    def _as_packed(self, value: int) -> Packed:
+        shape = (self.groups, self.samples, *self.plan.values[value].shape)
+        return Packed(self._packed[value], self.plan.forms[value].planes, shape)
 
     # ---- layers --------------------------------------------------------------------------------
 
@@ -242,7 +195,8 @@ class Program:
             given, given_real = None, self.real(layer.input)
         weights = self.weights.get(layer.output)
         if kernel == "dense":
-            assert weights is not None and weights.dense is not None and given_real is not None  # noqa: S101
+            assert weights is not None  # noqa: S101
+            assert given_real is not None  # noqa: S101
             return self._dense(layer, weights, given_real, (rest, rest_real, out, out_real, v))
         entries = None
         if weights is not None:
@@ -250,8 +204,8 @@ class Program:
         tensors = [
             given,
             given_real,
-            entries and entries.start,
-            entries and entries.entries,
+            entries.start if entries else None,
+            entries.entries if entries else None,
             weights.bias if weights else None,
             rest,
             rest_real,
@@ -323,7 +277,9 @@ class Program:
         flat = x.flatten(0, 1)
 
         def call() -> None:
-            sums = F.conv2d(flat, weight, None, g["stride"], g["padding"], g["dilation"], g["groups"])
+            sums = F.conv2d(
+                flat, weight, None, g["stride"], g["padding"], g["dilation"], g["groups"]
+            )
             tensors = [None, sums.contiguous(), None, None, weights.bias]
             tensors += [rest, rest_real, out, out_real, v]
             engine.layer_call(

@@ -19,8 +19,6 @@ from sj_prune.deploy.operations import BATCH, SEQUENCE, Label
 
 __all__ = ["trace"]
 
-# Products of two tensors of the forward: attention, which stays in torch.
-_PRODUCTS = ("mm", "bmm", "matmul", "baddbmm", "_scaled_dot_product", "_softmax", "einsum")
 _SAMPLES = 3  # of a watched forward: with one, batch and other dimensions look alike
 
 
@@ -38,7 +36,7 @@ def trace(net: nn.Module, x_seq: Tensor) -> Graph:
     while True:
         try:
             return _trace_any(net, x_seq, attention)
-        except _StaysInTorchError as found:
+        except _StaysInTorchError as found:  # noqa: PERF203 (once for each such module)
             attention.add(found.name)
 
 
@@ -55,7 +53,7 @@ def _trace_any(net: nn.Module, x_seq: Tensor, attention: set[str]) -> Graph:
     for sequence in ways:
         try:
             return _watch(net, x_seq, sequence, attention)
-        except UnsupportedError as error:
+        except UnsupportedError as error:  # noqa: PERF203 (two ways)
             problem = problem or error
         except (RuntimeError, ValueError, IndexError) as error:
             text = f"its forward fails: {str(error).splitlines()[0]}"
@@ -116,8 +114,6 @@ class _Tracer(TorchDispatchMode):
         self._names = {module: name or type(net).__name__ for name, module in net.named_modules()}
         self._stack: list[nn.Module] = []
         self._inside: nn.Module | None = None  # of a module that is taken as a whole
-        self._product: str | None = None  # the module in which the unsupported operation stood
-        self._problem: UnsupportedError | None = None
         self._seen: set[nn.Module] = set()
 
     def label(self, x: Any) -> Label | None:  # noqa: ANN401
@@ -158,7 +154,12 @@ class _Tracer(TorchDispatchMode):
         return out
 
     def _operation(
-        self, name: str, args: Any, kwargs: Mapping[str, Any], out: Any, given: Tensor  # noqa: ANN401
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        out: Any,  # noqa: ANN401
+        given: Tensor,
     ) -> None:
         try:
             self._learn_steps(given, out)
@@ -259,18 +260,8 @@ class _Tracer(TorchDispatchMode):
         made: tuple[Tensor, int],
     ) -> None:
         """See that the graph's reading of a module gives what the module gave."""
-        x, y = (
-            t.reshape(-1, self.samples, *self.values[i].shape).double() for t, i in (given, made)
-        )
-        if kind == "neuron":  # in its own precision: in another one a spike may differ
-            x = x.to(given[0].dtype)
-            wrong = leaves.reference(kind, module, settings, x).double() != y
-            agrees = float(wrong.double().mean()) < 1e-3
-        else:
-            ours = leaves.reference(kind, module, settings, x)
-            scale = float(y.abs().max()) + 1e-12
-            agrees = ours.shape == y.shape and float((ours - y).abs().max()) <= 1e-3 * scale
-        if not agrees:
+        x, y = (t.reshape(-1, self.samples, *self.values[i].shape) for t, i in (given, made))
+        if not leaves.agrees(kind, module, settings, x, y):
             raise UnsupportedError(
                 "it does not compute what its class says (a hook, a changed forward, or a norm "
                 "in train mode)"

@@ -10,10 +10,9 @@ import ctypes
 import functools
 import math
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sj_prune.engines import build
@@ -108,14 +107,16 @@ def library(eq: Equations | None) -> ctypes.CDLL:
     return made
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """One call of the engine with its arguments; buffers that it points to are kept alive."""
 
-    function: ctypes._NamedFuncPointer
+    function: Callable[..., object]
     arguments: tuple[object, ...]
     keeps: tuple[object, ...]
 
     def __call__(self) -> None:
+        """Run it."""
         self.function(*self.arguments)
 
 
@@ -167,11 +168,7 @@ def add_call(a: Tensor, b: Tensor, out: Tensor, planes: Sequence[int], size: int
     return Call(library(None).sj_add, (packed,), (a, b, out))
 
 
-def unpack(
-    given: Tensor, out: Tensor, steps: int, planes: int, scale: float, threads: int
-) -> None:
+def unpack(given: Tensor, out: Tensor, steps: int, planes: int, scale: float, threads: int) -> None:
     """Write packed counts ``[B, G, *]`` times `scale` to `out`, ``[T, *]`` in float32."""
     size = out.numel() // steps
-    library(None).sj_unpack(
-        given.data_ptr(), out.data_ptr(), steps, planes, size, scale, threads
-    )
+    library(None).sj_unpack(given.data_ptr(), out.data_ptr(), steps, planes, size, scale, threads)
