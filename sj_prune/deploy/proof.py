@@ -104,25 +104,25 @@ def _looked_at(program: Program, value: int) -> Tensor:
 
 def _current(layer: Layer, x: Tensor, rest: Tensor | None, planes: int) -> tuple[Tensor, Tensor]:
     """Return what drives the neurons, in float64 and unfolded, and the bound of float32's error."""
-    current, products = x, x.abs()
+    current = driven = x
     error = torch.zeros_like(x)
     for node in layer.parts:
         if node.op in ("layer", "norm"):
-            current = leaves.reference(node.op, node.module, node.settings, current)
+            driven = current = leaves.reference(node.op, node.module, node.settings, current)
         elif node.op == "add":
             assert rest is not None  # noqa: S101
-            current = current + rest
+            driven, current = current, current + rest
     if layer.weight is not None:
         g = layer.geometry
         arguments = [g[k] for k in ("stride", "padding", "dilation", "groups")]
-        flat = products.flatten(0, 1)
+        flat = x.abs().flatten(0, 1)
         weight = layer.weight.abs()
         sums = F.conv2d(flat, weight, None, *arguments).unflatten(0, x.shape[:2])
         count = (weight != 0).sum((1, 2, 3)).view(-1, 1, 1) * planes
         # Products, sums in any order, the folded weight's own rounding and the scale's.
         error = (count + 8) * _U * sums
     if layer.bias is not None:
-        error = error + 4 * _U * (layer.bias.abs().view(-1, 1, 1) + current.abs())
+        error = error + 4 * _U * (layer.bias.abs().view(-1, 1, 1) + driven.abs())
     if rest is not None:  # adding to 0 is exact
         error = error + 4 * _U * (rest.abs() + current.abs()) * (current != rest)
     return current, error
@@ -150,7 +150,7 @@ def _compare_spikes(layer: Layer, current: Tensor, error: Tensor, out: Tensor) -
     found = Finding()
     for x, bound, spikes in zip(current, error, out, strict=True):
         h, slack = _charge(layer, x, v, rest, bound, slack)
-        is_open |= (h - threshold).abs() <= slack
+        is_open |= ((h - threshold).abs() <= slack) & (slack > 0)  # an exact sum decides
         s = (h >= threshold).double()
         wrong = s != spikes
         if bool((wrong & ~is_open).any()):

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from deploy_cases import integers, make_twin, output_of, rates_of, spiking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 import sj_prune
-from deploy_cases import integers, make_twin, output_of, rates_of, spiking
 
 NEURONS = {
     "if": lambda: neuron.IFNode(v_threshold=2.0),
