@@ -1,9 +1,9 @@
 // The engine of deployed networks: one layer of weights, its neurons and its packing at a time; and
 // pooling of packed spikes. Built for one variant of step.h by deploy_engine.py.
 //
-// Which weights are multiplied with which inputs is a list of (row, weight) for each output channel;
-// rows are the inputs of a tile, see deploy_rows.h. Sums run in the order of the list, so results do
-// not depend on the number of threads.
+// Which weights are multiplied with which inputs is a list of (row, weight) for each output
+// channel; rows are the inputs of a tile, see deploy_rows.h. Sums run in the order of the list, so
+// results do not depend on the number of threads.
 #include <utility>
 
 #include "deploy_finish.h"

@@ -28,11 +28,15 @@ struct Finish {
       for (int64_t t = 1; t < layer.steps; ++t)
         std::memcpy(sums + t * tile.count, sums, tile.count * sizeof(float));
     const F bias(layer.bias ? layer.bias[channel] : 0.0f);
-    if (layer.bias)
-      for (int k = 0; k < lanes; k += kLanes) (F::load(sums + k) + bias).store(sums + k);
+    const bool rest = layer.rest || layer.rest_real;
+    if (layer.out && !rest) {
+      fire(tile, channel, sums, bias);
+      return;
+    }
+    for (int k = 0; k < lanes; k += kLanes) (F::load(sums + k) + bias).store(sums + k);
     if (layer.rest || layer.rest_real) add_rest(tile, channel, sums);
     if (layer.out)
-      fire(tile, channel, sums);
+      fire(tile, channel, sums, F(0.0f));
     else
       write(tile, channel, sums);
   }
@@ -72,29 +76,35 @@ struct Finish {
       }
   }
 
-  void fire(const Tile& tile, int64_t channel, const float* sums) const {
+  void fire(const Tile& tile, int64_t channel, const float* sums, F bias) const {
     float v[kMost + kLanes];
+    const bool kept = layer.v || layer.steps > 8;
     if (layer.v) carry(tile, channel, v, true);
     for (int64_t g = 0; g < layer.groups(); ++g) {
       uint8_t line[kMost + kLanes];
-      const int64_t last = std::min(layer.steps, 8 * g + 8);
-      for (int p = 0; p < tile.count; p += kLanes) {
-        F now = layer.v || g ? F::load(v + p) : neuron.reset;
-        F::Mask bits = {};
-        for (int64_t t = 8 * g; t < last; ++t) {
-          const F h = sj::charge(F::load(sums + t * tile.count + p), now, neuron);
-          const F s = sj::fire(h, neuron);
-          now = sj::settle(h, s, neuron);
-          bits |= (h >= neuron.threshold) & (int32_t(1) << (t & 7));
-        }
-        now.store(v + p);
-        const Bytes bytes = __builtin_convertvector(bits, Bytes);
-        std::memcpy(line + p, &bytes, sizeof bytes);
-      }
+      const bool first = !layer.v && g == 0;
+      for (int p = 0; p < tile.count; p += kLanes)
+        group(tile.count, g, sums + p, bias, first, kept, v + p, line + p);
       for (const Segment& s : tile.segments)
         std::memcpy(layer.out + image(g, s, channel), line + s.to, s.length);
     }
     if (layer.v) carry(tile, channel, v, false);
+  }
+
+  // Up to eight steps of one vector of neurons.
+  SJ_MEMBER void group(int count, int64_t g, const float* sums, F bias, bool first, bool kept,
+                       float* v, uint8_t* line) const {
+    const int64_t last = std::min(layer.steps, 8 * g + 8);
+    F now = first ? neuron.reset : F::load(v);
+    F::Mask bits = {};
+    for (int64_t t = 8 * g; t < last; ++t) {
+      const F h = sj::charge(F::load(sums + t * count) + bias, now, neuron);
+      now = sj::settle(h, sj::fire(h, neuron), neuron);
+      bits |= (h >= neuron.threshold) & (int32_t(1) << (t & 7));
+    }
+    if (kept) now.store(v);
+    const Bytes bytes = __builtin_convertvector(bits, Bytes);
+    std::memcpy(line, &bytes, sizeof bytes);
   }
 
   // Potentials from the last call, or for the next one.

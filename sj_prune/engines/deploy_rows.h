@@ -48,31 +48,34 @@ constexpr int words_of(int64_t lanes) { return int((lanes + 63) / 64); }
 
 // Rows first .. end of channels (planes and channels counted together) as bits.
 struct BitRows {
+  static constexpr int kBatch = 16;  // bytes are read only when those of later rows are written
   const Layer& layer;
   const Padded<uint8_t>& input;
 
   // `words` [rows, words_of(T P)]
   void build(const Tile& tile, int64_t first, int64_t end, uint64_t* words) const {
     const int count = words_of(layer.steps * tile.count);
-    uint8_t line[kMost + 2 * kSlack];
-    std::memset(line, 0, sizeof line);
-    std::vector<int64_t> from;
+    const int64_t kernel = layer.kernel();
+    std::vector<int64_t> from, offsets;
     for (const Segment& s : tile.lines)
       from.push_back(s.sample * layer.in_channels * input.plane + input.origin(layer, s.at));
+    for (int64_t i = 0; i < layer.kernel_h; ++i)
+      for (int64_t j = 0; j < layer.kernel_w; ++j) offsets.push_back(input.offset(layer, i, j));
+    alignas(64) uint8_t lines[kBatch][kMost + 2 * kSlack] = {};
     for (int64_t c = first; c < end; ++c)
-      for (int64_t i = 0; i < layer.kernel_h; ++i)
-        for (int64_t j = 0; j < layer.kernel_w; ++j) {
-          uint64_t* const row =
-              words + ((c * layer.kernel_h + i) * layer.kernel_w + j) * count;
-          std::memset(row, 0, count * sizeof *row);
-          const int64_t offset = input.offset(layer, i, j);
-          for (int64_t g = 0; g < layer.groups(); ++g) {
-            const uint8_t* const base = source(c, g) + offset;
+      for (int64_t e = 0; e < kernel; e += kBatch) {
+        const int batch = int(std::min<int64_t>(kBatch, kernel - e));
+        uint64_t* const rows = words + (c * kernel + e) * count;
+        if (count > 1 && tile.count != 64) std::memset(rows, 0, batch * count * sizeof *rows);
+        for (int64_t g = 0; g < layer.groups(); ++g) {
+          const uint8_t* const base = source(c, g);
+          for (int b = 0; b < batch; ++b)
             for (size_t k = 0; k < from.size(); ++k)
-              copy_loosely(line + tile.lines[k].to, base + from[k], tile.lines[k].length);
-            spread(tile, line, g, row, count);
-          }
+              copy_loosely(lines[b] + tile.lines[k].to, base + offsets[e + b] + from[k],
+                           tile.lines[k].length);
+          for (int b = 0; b < batch; ++b) spread(tile.count, lines[b], g, rows + b * count, count);
         }
+      }
   }
 
   const uint8_t* source(int64_t c, int64_t g) const {
@@ -81,15 +84,25 @@ struct BitRows {
     return input.at + (image + channel) * input.plane;
   }
 
-  void spread(const Tile& tile, const uint8_t* line, int64_t g, uint64_t* row, int count) const {
+  // The bits of one line, step by step, into its row.
+  void spread(int positions, const uint8_t* line, int64_t g, uint64_t* row, int count) const {
     const int last = int(std::min<int64_t>(8, layer.steps - 8 * g));
-    for (int t = 0; t < last; ++t)
-      for (int p = 0; p < tile.count; p += 64) {
-        const int left = tile.count - p;
-        uint64_t bits = bits_of(line + p, t);
-        if (left < 64) bits &= (uint64_t(1) << left) - 1;
-        append(row, count, int(8 * g + t) * tile.count + p, bits);
-      }
+    if (positions == 64) {
+      for (int t = 0; t < last; ++t) row[8 * g + t] = bits_of(line, t);
+    } else if (count == 1) {
+      const uint64_t used = (uint64_t(1) << positions) - 1;  // T P <= 64, and P < 64
+      uint64_t word = g ? row[0] : 0;
+      for (int t = 0; t < last; ++t) word |= (bits_of(line, t) & used) << ((8 * g + t) * positions);
+      row[0] = word;
+    } else {
+      for (int t = 0; t < last; ++t)
+        for (int p = 0; p < positions; p += 64) {
+          const int left = positions - p;
+          uint64_t bits = bits_of(line + p, t);
+          if (left < 64) bits &= (uint64_t(1) << left) - 1;
+          append(row, count, int(8 * g + t) * positions + p, bits);
+        }
+    }
   }
 };
 
