@@ -72,11 +72,12 @@ def main() -> None:
         torch.save(net.state_dict(), f"{folder}/stock.pt")
         sj_prune.deploy(net, x, check=False).save(f"{folder}/deployed.pt")
         for samples in (1, 32):
+            first = 0
             for contender in ("stock", "deployed"):
                 command = [sys.executable, __file__, "--child", contender, str(samples), folder]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 peak = int(done.stdout.split()[-1])
-                first = peak if contender == "stock" else first
+                first = first or peak
                 rows.append(
                     {
                         "network": "VGG16",

@@ -87,7 +87,7 @@ DEPLOY = {"stock": "stock SpikingJelly", "folded": "norms folded", "nodes": "and
 
 
 def deploy() -> str:
-    """Latency of pruned networks and by what factor deploy() beats each contender."""
+    """Return the latency of deployed networks, and how many times slower the others are."""
     found = rows("deploy_cpu1")
     cases = list(dict.fromkeys(tuple(r[k] for k in _DEPLOY_CASE) for r in found))
     table = []

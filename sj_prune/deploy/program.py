@@ -55,6 +55,8 @@ class Program:
         self.plan, self.weights, self.kernels = made, weights, kernels
         self.steps, self.samples, static = shape
         self.groups = -(-self.steps // 8)
+        if self.steps > (most := engine.library(None).sj_lanes()):
+            raise ValueError(f"Expected at most {most} time steps at once but got {self.steps}")
         self.threads, self.carry = threads, carry
         self.potentials: dict[int, tuple[Tensor, float]] = {}
         self.calls: list[tuple[Layer | Step | None, Callable[[], object]]] = []

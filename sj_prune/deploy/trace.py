@@ -56,8 +56,10 @@ def _trace_any(net: nn.Module, x_seq: Tensor, attention: set[str]) -> Graph:
         except UnsupportedError as error:  # noqa: PERF203 (two ways)
             problem = problem or error
         except (RuntimeError, ValueError, IndexError) as error:
-            text = f"its forward fails: {str(error).splitlines()[0]}"
-            problem = problem or UnsupportedError(f"Expected a network that runs but {text}")
+            if problem is None:
+                text = f"its forward fails: {str(error).splitlines()[0]}"
+                problem = UnsupportedError(f"Expected a network that runs but {text}")
+                problem.__cause__ = error
     assert problem is not None  # noqa: S101
     raise problem
 

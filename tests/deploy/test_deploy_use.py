@@ -133,6 +133,12 @@ def test_an_input_of_another_shape_is_refused(shape):
         fast(torch.ones(shape))
 
 
+def test_too_many_steps_are_refused():
+    fast = sj_prune.deploy(network(), X, check=False)
+    with pytest.raises(ValueError, match="time steps"):
+        fast(torch.rand(1000, 1, 2, 5, 5))
+
+
 class Shuffle(nn.Module):
     def forward(self, x):
         return x.flip(2)
