@@ -258,7 +258,10 @@ def _own_modules(made: Plan) -> None:
     """Copy what stays in torch: the network is the user's."""
     for step in made.steps:
         if isinstance(step, Step) and step.module is not None:
-            step.module = deepcopy(step.module).eval().requires_grad_(False)
+            with _host.preserved_state(step.module):
+                _host.reset_net(step.module)  # potentials of a training step cannot be copied
+                copied = deepcopy(step.module)
+            step.module = copied.eval().requires_grad_(False)
 
 
 def _forget(made: Plan, weights: Mapping[int, Weights], kernels: Mapping[int, str]) -> None:
