@@ -38,9 +38,12 @@ SJ_FN void append(uint64_t* words, int words_count, int at, uint64_t bits) {
   if (shift && word + 1 < words_count) words[word + 1] |= bits >> (64 - shift);
 }
 
-// Copies of a few bytes at once; up to 16 too many, which the next copy or nobody reads.
+// Copies of a few bytes at once; up to 32 too many, which the next copy or nobody reads.
 SJ_FN void copy_loosely(uint8_t* to, const uint8_t* from, int count) {
-  for (int i = 0; i < count; i += 16) std::memcpy(to + i, from + i, 16);
+  if (count <= 16)
+    std::memcpy(to, from, 16);
+  else
+    for (int i = 0; i < count; i += 32) std::memcpy(to + i, from + i, 32);
 }
 
 // 64-bit words of a row of bits.
