@@ -12,6 +12,7 @@ from sj_prune.compaction import (
     rebuild,
     save_compact,
 )
+from sj_prune.deploy.network import SparseNetwork, deploy, load_deployed
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
@@ -23,6 +24,7 @@ __all__ = [
     "CompactionError",
     "Pruned",
     "PruningWrapper",
+    "SparseNetwork",
     "__version__",
     "architecture",
     "compact",
@@ -30,8 +32,10 @@ __all__ = [
     "compare",
     "cost",
     "data",
+    "deploy",
     "integrations",
     "load_compact",
+    "load_deployed",
     "masks",
     "methods",
     "neurons",
