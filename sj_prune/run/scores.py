@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,10 +89,26 @@ def _joined(
     for name, layer in views.items():
         value = score(layer)
         if value is not None:
-            found[name] = run.plan.structure.units(value, layer.weight)
+            found[name] = _units(run, name, value, layer.weight)
     if not found:
         return None
     return scope.combine(found, reads_of(score).over or usual), found
+
+
+def _units(run: Run, name: str, value: Any, weight: Tensor) -> Tensor:  # noqa: ANN401
+    """Return what a score said of a layer, one value a unit."""
+    wanted = (
+        f"Expected a score of layer {name!r} to be a real tensor that broadcasts to the weight's "
+        f"{tuple(weight.shape)}, or ({weight.shape[0]},), but got "
+    )
+    if not isinstance(value, Tensor) or value.is_complex():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{wanted}{kind}: return None where a layer has no score")
+    value = value if value.is_floating_point() else value.double()
+    try:
+        return run.plan.structure.units(value, weight)
+    except RuntimeError as error:
+        raise ValueError(f"{wanted}{tuple(value.shape)}") from error
 
 
 def _remember(run: Run, name: str, score: Tensor, layer: LayerView) -> None:
