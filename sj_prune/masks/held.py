@@ -227,6 +227,18 @@ class HeldRows:
             if len(part.index):
                 part.aside = value.clone().to(self.place.parameter.device)
 
+    def fits(self, masks: Mapping[str, Tensor], values: Sequence[Tensor]) -> bool:
+        """Tell whether `load_aside` can take values over once these masks are loaded."""
+        shape = tuple(self.place.parameter.shape[1:])
+        if len(values) != len(self.parts):
+            return False
+        for part, value in zip(self.parts, values, strict=True):
+            mask = masks.get(part.scope)
+            rows = 0 if mask is None else part.rows[~mask.cpu().bool()].numel()
+            if rows and not self.at_updates and tuple(value.shape) != (rows, *shape):
+                return False
+        return True
+
     def reload(self, pruned: Pruned) -> None:
         """Follow masks that have been loaded; what an update before was still to write is void."""
         parameter = self.place.parameter

@@ -219,6 +219,20 @@ class MaskManager(Masks):
         for key, values in state.items():
             self._rows[key].load_aside(values)
 
+    def check_aside(self, masks: Mapping[str, Tensor], state: Mapping[str, list[Tensor]]) -> None:
+        """Refuse values kept aside that do not belong to these masks.
+
+        Raises:
+            ValueError: naming the first key that does not fit.
+        """
+        for key, values in state.items():
+            held = self._rows.get(key)
+            if held is None or not held.fits(masks, values):
+                raise ValueError(
+                    f"Expected values kept aside at {key!r} that fit the masks but the checkpoint "
+                    f"has shapes {[tuple(value.shape) for value in values]}: it is damaged"
+                )
+
     def settle(self) -> None:
         """Take over weights that have been loaded: filters sleep as they are now."""
         for held in self._rows.values():

@@ -7,91 +7,146 @@ small objects by their class and fields. Nothing depends on a ``repr``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from decimal import Decimal
 from functools import partial
 from numbers import Integral, Real
-from types import CodeType, FunctionType, MethodType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, device, dtype, uint8
 
 __all__ = ["check_same", "describe", "flat"]
+
+#: plain values that ``str`` writes in full
+_WRITTEN = (complex, bytes, Decimal, range, slice, device, dtype)
 
 
 def describe(method: object) -> dict[str, Any]:
     """Return name and settings of a method or plan, as plain values."""
     name = getattr(method, "name", None)
-    known = isinstance(name, str)
+    shown = {f.name for f in fields(method) if f.compare} if is_dataclass(method) else None
     settings = {
-        f.name: plain(getattr(method, f.name))
-        for f in (fields(method) if is_dataclass(method) else ())
-        if f.compare
+        key: plain(value)
+        for key, value in _attributes(method).items()
+        if shown is None or key in shown
     }
-    if not is_dataclass(method):
-        settings = {key: plain(value) for key, value in sorted(vars(method).items())}
-    return {"name": name if known else type(method).__name__, **settings}
+    return {"name": str(name) if isinstance(name, str) else type(method).__name__, **settings}
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401
-    """Return a value as plain ones: numbers, strings, lists and dictionaries of them."""
-    if isinstance(value, (bool, str, type(None))):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
+def plain(value: Any, inside: tuple[int, ...] = ()) -> Any:  # noqa: ANN401
+    """Return a value as plain ones: numbers, strings, lists and dictionaries of them.
+
+    Args:
+        value: anything; what refers to itself is cut there.
+        inside: the objects that hold it, by `id`.
+    """
+    if value is None or isinstance(value, (bool, str, Integral, Real)):
+        return _single(value)
+    if isinstance(value, Tensor) or {"dtype", "tobytes"} <= set(dir(type(value))):
+        return _array(value)  # NumPy's too, by what they offer
+    if isinstance(value, _WRITTEN):
+        return {"class": _name(type(value)), "value": str(value)}
+    if id(value) in inside:
+        return "itself"
+    inner = partial(plain, inside=(*inside, id(value)))
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): inner(each) for key, each in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(map(str, map(plain, value)))
+        return sorted((inner(each) for each in value), key=repr)  # of plain values: no address
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
-    return _object(value)
+        return [inner(each) for each in value]
+    return _object(value, inner)
 
 
-def _object(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, FunctionType):
-        return _function(value)
-    if isinstance(value, MethodType):
-        return {"function": _name(value.__func__), "of": plain(value.__self__)}
+def _single(value: bool | str | Integral | Real | None) -> Any:  # noqa: ANN401
+    """Return one value in its plain type: checkpoints hold no enums or NumPy scalars."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _array(value: Any) -> Any:  # noqa: ANN401
+    """Return type, shape and a digest of the values of a tensor or array."""
     if isinstance(value, Tensor):
-        return {"tensor": _hash_of(str(value.dtype), value.detach().cpu().tolist())}
-    if isinstance(value, partial):
-        return {"partial": plain([value.func, list(value.args), dict(value.keywords)])}
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return _name(value)
-    if is_dataclass(value):
-        found = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        if value.is_meta:
+            return [str(value.dtype), list(value.shape)]
+        values = value.detach().cpu().to_dense().contiguous().flatten().view(uint8).numpy()
     else:
-        found = {key: plain(each) for key, each in sorted(vars(value).items())}
-    return {"class": _name(type(value)), **found}
+        values = value
+    found = hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()
+    return [str(value.dtype), list(value.shape), found]
+
+
+def _object(value: Any, inner: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+    if isinstance(value, FunctionType):
+        return _function(value, inner)
+    if isinstance(value, MethodType):
+        return {"method": inner(value.__func__), "of": inner(value.__self__)}
+    if isinstance(value, partial):
+        arguments = [list(value.args), dict(value.keywords)]
+        return {"function": inner(value.func), "arguments": inner(arguments)}
+    if isinstance(value, (type, BuiltinFunctionType, ModuleType)):
+        return _name(value)
+    return {
+        "class": _name(type(value)),
+        **{key: inner(each) for key, each in _attributes(value).items()},
+    }
+
+
+def _attributes(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return what an object holds, by name, with or without a ``__dict__``."""
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name, None) for f in fields(value)}
+    slots = [s for c in type(value).__mro__ for s in _names(vars(c).get("__slots__", ()))]
+    found = {key: getattr(value, key) for key in slots if hasattr(value, key)}
+    found.update(getattr(value, "__dict__", {}))
+    return {key: found[key] for key in sorted(found) if key != "__weakref__"}
+
+
+def _names(slots: Any) -> tuple[str, ...]:  # noqa: ANN401
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _name(value: Any) -> str:  # noqa: ANN401
-    name = getattr(value, "__qualname__", None) or type(value).__qualname__
-    return f"{getattr(value, '__module__', None) or 'builtins'}.{name}"
+    if isinstance(value, ModuleType):
+        return value.__name__
+    return f"{getattr(value, '__module__', None) or 'builtins'}.{value.__qualname__}"
 
 
-def _function(function: FunctionType) -> Any:  # noqa: ANN401
+def _function(function: FunctionType, inner: Callable[[Any], Any]) -> Any:  # noqa: ANN401
     name = _name(function)
     if "<" not in name:
         return name
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    cells = [_content(cell) for cell in function.__closure__ or ()]
+    defaults = [list(function.__defaults__ or ()), dict(function.__kwdefaults__ or {})]
     return {
         "function": name,
         "code": _digest(function.__code__),
-        "values": plain([list(function.__defaults__ or ()), cells]),
+        "values": inner([*defaults, cells]),
     }
 
 
+def _content(cell: CellType) -> Any:  # noqa: ANN401
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
 def _digest(code: CodeType) -> str:
-    return _hash_of(*_parts_of(code))
-
-
-def _hash_of(*parts: Any) -> str:  # noqa: ANN401
     found = hashlib.blake2b(digest_size=8)
-    for part in parts:
+    for part in _parts_of(code):
         found.update(str(part).encode())
     return found.hexdigest()
 
@@ -99,17 +154,20 @@ def _hash_of(*parts: Any) -> str:  # noqa: ANN401
 def _parts_of(code: CodeType) -> Iterator[Any]:
     yield from (code.co_code, code.co_names, code.co_varnames)
     for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _parts_of(constant)
-        else:
-            yield type(constant).__name__, _ordered(constant)
+        yield from _constant(constant)
 
 
-def _ordered(constant: Any) -> Any:  # noqa: ANN401
-    """Return a constant whose text is the same in every process: sets have no order."""
-    if isinstance(constant, frozenset):
-        return sorted(map(repr, constant))
-    return [_ordered(each) for each in constant] if isinstance(constant, tuple) else constant
+def _constant(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """Yield a constant; of a set in an order that is the same in every process."""
+    if isinstance(value, CodeType):
+        yield from _parts_of(value)
+    elif isinstance(value, (tuple, frozenset)):
+        ordered = value if isinstance(value, tuple) else sorted(value, key=repr)
+        yield type(value).__name__, len(value)
+        for each in ordered:
+            yield from _constant(each)
+    else:
+        yield type(value).__name__, value
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,17 +181,24 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def check_same(method: object, saved: Mapping[str, Any]) -> None:
+def check_same(
+    method: object, saved: Mapping[str, Any], known: Mapping[str, Any] | None = None
+) -> None:
     """Refuse the checkpoint of another method or of other settings.
 
     Settings that the checkpoint does not know are newer than it and have to be at their default.
+
+    Args:
+        method: of the wrapper.
+        saved: what `describe` said when the checkpoint was saved.
+        known: what it said when the network was wrapped, by default what it says now.
 
     Raises:
         ValueError: naming the first setting that differs.
     """
     defaults = {f.name: plain(f.default) for f in fields(method)} if is_dataclass(method) else {}
     before = {key: value for key, value in defaults.items() if key not in saved}
-    mine, theirs = flat(describe(method)), flat({**before, **_read(method, saved)})
+    mine, theirs = flat(known or describe(method)), flat({**before, **_read(method, saved)})
     for key in [*mine, *theirs]:
         if mine.get(key) != theirs.get(key):
             raise ValueError(

@@ -77,6 +77,8 @@ def check_sparsity(
         ValueError: if it is out of reach; the message states the reachable maximum.
     """
     check_fraction("sparsity", sparsity)
+    start = getattr(plan.start, "sparsity", None)
+    sparsity = sparsity if start is None else max(sparsity, start)
     total, least = sum(sizes), plan.allocation.least(sizes, floors)
     if not plan.emergent and round((1.0 - sparsity) * total) < least:
         unit, layer = plan.structure.unit, plan.structure.scope

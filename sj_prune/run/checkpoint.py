@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -107,8 +108,32 @@ def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, 
     absent = [key for key in extra_state(net, run) if key not in found]
     if absent:
         raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
-    check_same(method, found["method"])
     _check_parts(found)
+    check_same(method, found["method"], run.identity)
+    with _unlearned_on_error(run):
+        restore_inputs(net, run, found["inputs"])
+        _check_fits(net, run, found)
+    return found
+
+
+@contextmanager
+def _unlearned_on_error(run: Run) -> Iterator[None]:
+    """Forget what the inputs of a checkpoint told, if it is refused after all."""
+    before = run.masks, replace(run.anatomy), run.draws, dict(run.memory), list(run.history)
+    try:
+        yield
+    except Exception as error:
+        run.masks, run.anatomy, run.draws, run.memory, run.history = before
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"Expected a whole {EXTRA_STATE!r} but it is damaged: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_fits(net: nn.Module, run: Run, found: Mapping[str, Any]) -> None:
+    run.masks.check_state(found["masks"])
+    run.masks.check_aside(found["masks"], found["aside"])
     for kind in ("memory", "previous"):
         if unknown := [name for name in found[kind] if name not in run.layers]:
             raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
@@ -118,24 +143,12 @@ def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, 
                 f"Expected no statistics of neuron layer {name!r}, which this network does not "
                 "have: the checkpoint comes from another architecture"
             )
-    _check_masks(net, run, found)
-    return found
-
-
-def _check_masks(net: nn.Module, run: Run, found: Mapping[str, Any]) -> None:
-    """Learn from the inputs what the masks are of, and forget it again if they do not fit."""
-    before = run.masks, replace(run.anatomy), run.draws, list(run.history)
-    try:
-        restore_inputs(net, run, found["inputs"])
-        run.masks.check_state(found["masks"])
-    except Exception:
-        run.masks, run.anatomy, run.draws, run.history = before
-        raise
 
 
 def _check_parts(state: Mapping[str, Any]) -> None:
     """Build once what loading is going to build, so that it cannot fail halfway."""
     try:
+        dict(state["method"])
         int(state["step"]), int(state["generator"]["seed"]), int(state["generator"]["draws"])
         for record in state["history"]:
             UpdateRecord(**record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def _joined(
     for name, layer in views.items():
         value = score(layer)
         if value is not None:
-            found[name] = _units(run, layer, value)
+            found[name] = _units(run, name, value, layer.weight)
     if not found:
         return None
     return scope.combine(found, reads_of(score).over or usual), found
@@ -104,25 +105,20 @@ def _declared(run: Run, score: Score, layer: LayerView) -> LayerView:
     return replace(layer, grad=None, bias_grad=None)
 
 
-def _units(run: Run, layer: LayerView, value: object) -> Tensor:
-    """Return the scores of a layer's units.
-
-    Raises:
-        TypeError: if a score returned neither a tensor nor None.
-        ValueError: if it fits neither the weight nor its output channels.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"Expected the score of layer {layer.name!r} to be a tensor or None but got {value!r}"
-        )
+def _units(run: Run, name: str, value: Any, weight: Tensor) -> Tensor:  # noqa: ANN401
+    """Return what a score said of a layer, one value a unit."""
+    wanted = (
+        f"Expected a score of layer {name!r} to be a real tensor that broadcasts to the weight's "
+        f"{tuple(weight.shape)}, or ({weight.shape[0]},), but got "
+    )
+    if not isinstance(value, Tensor) or value.is_complex():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{wanted}{kind}: return None where a layer has no score")
+    value = value if value.is_floating_point() else value.double()
     try:
-        return run.plan.structure.units(value, layer.weight)
+        return run.plan.structure.units(value, weight)
     except RuntimeError as error:
-        raise ValueError(
-            f"Expected a score of layer {layer.name!r} that broadcasts to its weight "
-            f"{tuple(layer.weight.shape)}, or one value for each of its {layer.weight.shape[0]} "
-            f"output channels, but got shape {tuple(value.shape)}"
-        ) from error
+        raise ValueError(f"{wanted}{tuple(value.shape)}") from error
 
 
 def _remember(run: Run, name: str, score: Tensor, layer: LayerView) -> None:

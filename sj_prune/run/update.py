@@ -141,6 +141,8 @@ def would_drop(
             _check_statistics(net, run)
         found = drop_scores(net, run, score)
         number = kept_units(run, run.plan.sparsity) if keep is None else keep
+        # A manual update may be ahead of the schedule; nothing comes back here.
+        number = min(number, sum(run.masks.kept_units().values()))
         updates = prune_and_regrow(found, number, run.plan.allocation, generator=generator_of(run))
         return dict(zip(run.masks.scopes, updates, strict=True))
 

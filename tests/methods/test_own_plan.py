@@ -177,9 +177,9 @@ def test_wrong_parts(make, error):
         (
             lambda x: torch.rand(3),
             ValueError,
-            r"score of layer '0' that broadcasts .* shape \(3,\)",
+            r"score of layer '0' to be .* that broadcasts .* got \(3,\)",
         ),
-        (lambda x: 1.0, TypeError, "score of layer '0' to be a tensor or None but got 1.0"),
+        (lambda x: 1.0, TypeError, "score of layer '0' to be .* but got float"),
         (lambda x: x.dense_grad().abs(), RuntimeError, r'mark the score with @reads\("gradient"\)'),
         (lambda x: x.activity.mean("abs_charge"), RuntimeError, r'@reads\("abs_charge"\)'),
         (lambda x: x.activity.mean("no_such"), ValueError, "Expected statistics among"),

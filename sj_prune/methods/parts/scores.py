@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -99,6 +100,12 @@ def reads(*what: str, batches: int | None = None, over: str | None = None) -> Ca
 def reads_of(score: Callable[..., Any]) -> Reads:
     """Return what a score says that it reads; nothing beside the weight by default."""
     found = getattr(score, "reads", None)
+    if isinstance(found, Reads):
+        return found
+    # A partial reads what its function reads; an instance what its class says of the call.
+    if isinstance(score, partial):
+        return reads_of(score.func)
+    found = getattr(vars(type(score)).get("__call__"), "reads", None)
     return found if isinstance(found, Reads) else Reads()
 
 
