@@ -251,7 +251,8 @@ def _measure(net: nn.Module, name: str, facts: NeuronFacts, sensor: Sensor) -> N
     activity = sensor.activity  # ends a pass of single steps
     if not activity.count:
         kind = type(net.get_submodule(name)).__name__
-        facts.problem = f"{kind}: {sensor.why or 'nothing finite was recorded'}"
+        lost = "its potentials are nan or infinite" if activity.lost else "nothing was recorded"
+        facts.problem = f"{kind}: {sensor.why or lost}"
         return
     found = {n: float(activity.mean(n).mean()) for n in activity.names}
     facts.firing_rate = found.get("firing_rate")
