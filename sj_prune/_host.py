@@ -141,11 +141,29 @@ def runs_without_steps(node: nn.Module) -> bool:
 
 
 def is_plain_layer(module: nn.Module) -> bool:
-    """Tell whether `module` is torch's convolution or linear layer, or SpikingJelly's own of it."""
-    kind = type(module)
+    """Tell whether `module` computes what torch's convolution or linear layer does.
+
+    Theirs, SpikingJelly's, and subclasses of either that compute nothing themselves.
+    """
+    kind, own = type(module), "weight" in module._parameters
+    return (
+        own
+        and not hasattr(kind, "weight")
+        and all(
+            defined is None or _is_plain_class(defined)
+            for defined in (_defines(kind, "forward"), _defines(kind, "_conv_forward"))
+        )
+    )
+
+
+def _defines(kind: type, name: str) -> type | None:
+    """Return the class that an attribute of `kind` comes from."""
+    return next((base for base in kind.__mro__ if name in vars(base)), None)
+
+
+def _is_plain_class(kind: type) -> bool:
     plain = kind.__name__ in ("Conv1d", "Conv2d", "Conv3d", "Linear")
-    ours = kind.__module__.startswith(("torch.nn.modules.", _LAYER_PACKAGE))
-    return plain and ours and "weight" in module._parameters
+    return plain and kind.__module__.startswith(("torch.nn.modules.", _LAYER_PACKAGE))
 
 
 def find_legacy_node(net: nn.Module) -> str | None:

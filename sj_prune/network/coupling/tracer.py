@@ -110,7 +110,8 @@ class _Tracer(TorchDispatchMode):
         tensors = [x for x in tree_flatten((args, dict(kwargs)))[0] if isinstance(x, Tensor)]
         for x in tensors:
             for name in self.traced.owners.get(id(x), ()):
-                self.traced.frozen_layers[name] = "its parameters are used outside of it too"
+                reason = "its parameters are used outside of it too"
+                self.traced.frozen_layers.setdefault(name, reason)
         return [x for x in tensors if self.labels_of(x) is not None]
 
     def _attach(self, out: Any, found: Any) -> None:  # noqa: ANN401
