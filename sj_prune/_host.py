@@ -7,11 +7,13 @@ the small surface below.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate
 from torch import nn
@@ -24,6 +26,7 @@ __all__ = [
     "check_module",
     "eval_with_gradients",
     "find_legacy_node",
+    "foreign_generators",
     "has_explicit_precision",
     "invalidate_reset_cache",
     "is_host_neuron",
@@ -231,11 +234,25 @@ def remembered(net: nn.Module) -> Callable[[], None]:
 
 @contextmanager
 def preserved_state(net: nn.Module) -> Iterator[None]:
-    """Put buffers, neuron memories, training flags and random state of `net` back on leaving."""
+    """Put buffers, neuron memories, training flags and random state of `net` back on leaving.
+
+    The generators of torch, NumPy and Python.
+    """
     put_back = remembered(net)
     devices = sorted({p.device.index for p in net.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), foreign_generators():
         try:
             yield
         finally:
             put_back()
+
+
+@contextmanager
+def foreign_generators() -> Iterator[None]:
+    """Put the generators of NumPy and Python back on leaving; a forward may draw from them."""
+    drawn, tossed = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(drawn)
+        random.setstate(tossed)

@@ -29,6 +29,7 @@ from sj_prune.network.coupling.labels import Labels
 from sj_prune.network.coupling.modules import has_rule, relabel_module
 from sj_prune.network.coupling.rules import NotSeparateError, relabel
 from sj_prune.network.coupling.traced import Traced
+from sj_prune.network.unheard import unheard
 
 __all__ = ["couple"]
 
@@ -49,7 +50,7 @@ def couple(
         skip: names of layers whose channels are to stay.
     """
     tracer = _Tracer(net)
-    with _host.preserved_state(net), torch.no_grad(), _hooked(net, tracer):
+    with _host.preserved_state(net), unheard(net), torch.no_grad(), _hooked(net, tracer):
         _host.reset_net(net.eval())
         with torch.compiler.set_stance("force_eager"), tracer:
             out = net(*args, **dict(kwargs or {}))
