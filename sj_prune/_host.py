@@ -7,11 +7,13 @@ the small surface below.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 from spikingjelly.activation_based import base, functional, neuron, surrogate
 from torch import nn
@@ -24,6 +26,7 @@ __all__ = [
     "check_module",
     "eval_with_gradients",
     "find_legacy_node",
+    "foreign_generators",
     "has_explicit_precision",
     "invalidate_reset_cache",
     "is_host_neuron",
@@ -141,11 +144,29 @@ def runs_without_steps(node: nn.Module) -> bool:
 
 
 def is_plain_layer(module: nn.Module) -> bool:
-    """Tell whether `module` is torch's convolution or linear layer, or SpikingJelly's own of it."""
-    kind = type(module)
+    """Tell whether `module` computes what torch's convolution or linear layer does.
+
+    Theirs, SpikingJelly's, and subclasses of either that compute nothing themselves.
+    """
+    kind, own = type(module), "weight" in module._parameters
+    return (
+        own
+        and not hasattr(kind, "weight")
+        and all(
+            defined is None or _is_plain_class(defined)
+            for defined in (_defines(kind, "forward"), _defines(kind, "_conv_forward"))
+        )
+    )
+
+
+def _defines(kind: type, name: str) -> type | None:
+    """Return the class that an attribute of `kind` comes from."""
+    return next((base for base in kind.__mro__ if name in vars(base)), None)
+
+
+def _is_plain_class(kind: type) -> bool:
     plain = kind.__name__ in ("Conv1d", "Conv2d", "Conv3d", "Linear")
-    ours = kind.__module__.startswith(("torch.nn.modules.", _LAYER_PACKAGE))
-    return plain and ours and "weight" in module._parameters
+    return plain and kind.__module__.startswith(("torch.nn.modules.", _LAYER_PACKAGE))
 
 
 def find_legacy_node(net: nn.Module) -> str | None:
@@ -213,11 +234,25 @@ def remembered(net: nn.Module) -> Callable[[], None]:
 
 @contextmanager
 def preserved_state(net: nn.Module) -> Iterator[None]:
-    """Put buffers, neuron memories, training flags and random state of `net` back on leaving."""
+    """Put buffers, neuron memories, training flags and random state of `net` back on leaving.
+
+    The generators of torch, NumPy and Python.
+    """
     put_back = remembered(net)
     devices = sorted({p.device.index for p in net.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), foreign_generators():
         try:
             yield
         finally:
             put_back()
+
+
+@contextmanager
+def foreign_generators() -> Iterator[None]:
+    """Put the generators of NumPy and Python back on leaving; a forward may draw from them."""
+    drawn, tossed = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(drawn)
+        random.setstate(tossed)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from sj_prune import _host
+from sj_prune.network.unheard import unheard
 
 __all__ = [
     "ForwardError",
@@ -136,7 +139,7 @@ def evaluate(
     _host.reset_net(net)
     inputs = args if dense else tree_map(_leaf, args)
     leaves = [x for x in tensors_of(inputs) if x.requires_grad]
-    with _alike(net), _located(net), torch.set_grad_enabled(not dense):
+    with _alike(net), unheard(net), _located(net), torch.set_grad_enabled(not dense):
         if dense:
             with hooked(net, smooth, _host.is_neuron):
                 out = net(*inputs, **kwargs)
@@ -167,10 +170,13 @@ def _alike(net: nn.Module) -> Iterator[None]:
     indices = [device.index or 0] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=indices),
+        _host.foreign_generators(),
         torch.autocast(device.type, enabled=False),
         torch.compiler.set_stance("force_eager"),
     ):
         torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
         yield
 
 

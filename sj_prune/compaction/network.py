@@ -12,6 +12,7 @@ from sj_prune import _host
 from sj_prune.compaction.build import Index, copied, shrink
 from sj_prune.compaction.errors import CompactionError
 from sj_prune.compaction.forward import doubled
+from sj_prune.compaction.owned import rebind
 from sj_prune.compaction.proof import listed, prove
 from sj_prune.compaction.slices import Cut, silent_units
 from sj_prune.compaction.trial import couple_checked
@@ -53,7 +54,8 @@ def compact(net: nn.Module, example_input: Any, *, skip: Collection[str] = ()) -
 
     Returns:
         A copy with stock classes and smaller layers, which trains on: same mode, hooks,
-        ``requires_grad``, type, device and memory format; neuron memories reset.
+        ``requires_grad``, type, device and memory format; neuron memories reset. Optimizers that
+        the network itself owns go on training the copy, their slots cut.
 
     Raises:
         TypeError: if `net` is no module, or is still wrapped.
@@ -70,7 +72,9 @@ def build_compact(net: nn.Module, example_input: Any, *, skip: Collection[str] =
     units = _leaving(net, coupling)
     cut = Cut.of(units)
     small = _copy(net)
+    names = {id(p): name for name, p in small.named_parameters()}
     kept = shrink(small, cut)
+    rebind(small, names, kept)
     masked, smaller = (copied(each).double().eval() for each in (net, small))
     prove(masked, smaller, cut, doubled(args), lambda name: _about(units, name))
     _log(units, coupling)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sj_prune.compaction.build import Index, sliced
-from sj_prune.compaction.errors import CompactionError
+from sj_prune.compaction.build import Index
 from sj_prune.compaction.network import build_compact
+from sj_prune.compaction.owned import cut_slot, owned_optimizers
 
 __all__ = ["compact_with_optimizer"]
 
@@ -64,6 +64,9 @@ def compact_with_optimizer(
             "Expected an optimizer of the network's parameters but it holds none of them: pass the "
             "one that trained this network, not one of a copy"
         )
+    mine = next((key for key, o in owned_optimizers(net).items() if o is optimizer), None)
+    if mine is not None:  # the network's own: its copy owns the one that goes on
+        return small, owned_optimizers(small)[mine]
     return small, _transplanted(optimizer, names, dict(small.named_parameters()), kept)
 
 
@@ -87,33 +90,10 @@ def _transplanted(
         if any(keep is not None for keep in stays):
             slots = content["state"].get(memo[id(p)], {})
             for key, value in slots.items():
-                slots[key] = _cut(key, value, p, stays, names[id(p)])
+                slots[key] = cut_slot(key, value, p, stays, names[id(p)])
     new = type(optimizer).__new__(type(optimizer))
     new.__setstate__(content)
     for key, value in vars(optimizer).items():  # what a subclass keeps beside its state
         if key not in vars(new) and not callable(value):
             vars(new)[key] = copy.deepcopy(value, memo)
     return new
-
-
-def _cut(key: str, value: Any, parameter: Tensor, stays: Index, name: str) -> Any:  # noqa: ANN401
-    if not isinstance(value, Tensor) or value.numel() == 1 and value.shape != parameter.shape:
-        _refuse_lists(key, value, name)
-        return value
-    if value.shape != parameter.shape:
-        raise CompactionError(
-            f"Expected the optimizer's {key!r} of {name} to have the parameter's shape "
-            f"{tuple(parameter.shape)} but got {tuple(value.shape)}: it cannot be cut; use "
-            "compact(net, example_input) and make a new optimizer"
-        )
-    return sliced(value, stays)
-
-
-def _refuse_lists(key: str, value: Any, name: str) -> None:  # noqa: ANN401
-    values = value if isinstance(value, (list, tuple)) else ()
-    if any(isinstance(each, Tensor) and each.numel() > 1 for each in values):
-        raise CompactionError(
-            f"Expected the optimizer's {key!r} of {name} to be one tensor but got a "
-            f"{type(value).__name__} of tensors: it cannot be cut; use compact(net, "
-            "example_input) and make a new optimizer"
-        )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune._files import save
 from sj_prune.compaction.build import Index, copied, resize
+from sj_prune.compaction.owned import rebind
 from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
 
@@ -56,8 +57,10 @@ def rebuild(dense_net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> nn
     """
     _check(dense_net, record)
     net = copied(dense_net)
+    names = {id(p): name for name, p in net.named_parameters()}
     for name, widths in record.items():
         _resize_to(net.get_submodule(name), dict(widths))
+    rebind(net, names)
     _host.invalidate_reset_cache(net)
     return net
 

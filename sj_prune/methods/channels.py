@@ -31,8 +31,9 @@ class ChannelMethod(ScheduledMethod):
         regrow: fraction that is grown anew at an update, in [0, 1): of the **kept** channels
             (`SCA`: of all). 0 = pruning only.
         growth: what a channel is grown by: "gradient", `|dL/dgamma|` of a channel that sleeps
-            behind its norm, or the gate gradient `|<dL/dW, W>|` of one without; "criticality" of
-            its neurons; "random"; or "score", the drop score when it was last awake.
+            behind its norm, or the gate gradient `|<dL/dW, W> + dL/db b|` of one without;
+            "criticality" of its neurons; "random"; or "score", the drop score when it was last
+            awake.
         interval: optimizer steps between updates (cubic sparsity); None: one update, at `end`.
         begin: updates start after this step.
         end: step of the last update; None: masks change by `update_masks` and `sj_prune.prune`.

@@ -23,9 +23,10 @@ class GradR(ScheduledMethod):
     """Gradient rewiring: ``w = s relu(theta)`` with a fixed sign `s` and a hidden `theta`.
 
     The gradient moves `theta` where it is dormant (``theta < 0``) too, so a connection can come
-    back. A prior pulls every `theta` towards ``mu = ln(2 (1 - p)) / alpha`` by
-    ``alpha sign(theta - mu)``; the sparsity **emerges**, it is not enforced. The weight stays the
-    optimizer's leaf: the change that a step makes to it is the change of `theta`.
+    back. After every step a prior pulls `theta` towards ``mu = ln(2 (1 - p)) / alpha`` by
+    ``lr alpha sign(theta - mu)``, outside of the optimizer's moments as in the released code; the
+    sparsity **emerges**, it is not enforced. The weight stays the optimizer's leaf: the change that
+    a step makes to it is the change of `theta`. A layer without a gradient is left as it is.
 
     Args:
         sparsity: target `p` of the prior, in (0.5, 1).
@@ -55,7 +56,7 @@ class GradR(ScheduledMethod):
         return self._plan(
             schedule=self.constant(),
             binding=Hidden(Rewired()),
-            penalties=(Penalty(gradient=Prior(self.mu, self.alpha)),),
+            penalties=(Penalty(proximal=Prior(self.mu, self.alpha)),),
         )
 
 
@@ -81,14 +82,14 @@ class Rewired:
 
 @dataclass(frozen=True)
 class Prior:
-    """Pulls `theta` towards `mu` by ``alpha sign(theta - mu)``."""
+    """Pulls `theta` towards `mu` by ``lr alpha sign(theta - mu)`` a step."""
 
     mu: float
     alpha: float
 
-    def __call__(self, layer: LayerView) -> None:
-        """Add the prior's gradient; as `theta` moves by ``s`` times the weight, times `s`."""
-        if layer.grad is not None:
-            theta, sign = layer.state["theta"], layer.state["sign"]
-            term = (sign * torch.sign(theta - self.mu)).to(layer.grad)
-            layer.grad.add_(term, alpha=self.alpha)
+    def __call__(self, layer: LayerView, lr: float) -> None:
+        """Move `theta` by ``lr alpha``, after the step: a moment would rescale the prior."""
+        if layer.grad is None:  # the step did not move it either
+            return
+        theta = layer.state["theta"]
+        theta.sub_(torch.sign(theta - self.mu), alpha=lr * self.alpha)

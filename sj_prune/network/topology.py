@@ -21,6 +21,7 @@ from sj_prune.network.coupling.groups import Coupling
 from sj_prune.network.graph import Walker
 from sj_prune.network.layers import Layer
 from sj_prune.network.norms import norms_by_weight
+from sj_prune.network.unheard import unheard
 from sj_prune.neurons.convert import Sensor, sensor_of, sensors
 from sj_prune.neurons.observer import Observer
 from sj_prune.neurons.recording import temporary_activity
@@ -212,7 +213,8 @@ def trace(
 ) -> Topology:
     """Run one forward and map weights to norms and neurons.
 
-    The network comes back as it was: buffers, memories, random state, mode, statistics. Nodes
+    The network comes back as it was: buffers, memories, attributes, random state, mode, statistics;
+    forward hooks of others do not hear it. Nodes
     whose channels are known get their `channel_dim` and empty sums of the right size.
 
     Args:
@@ -221,7 +223,12 @@ def trace(
         args: positional inputs of the network.
         kwargs: keyword inputs.
     """
-    with _host.preserved_state(net), _trainable(layers), temporary_activity(net) as nodes:
+    with (
+        _host.preserved_state(net),
+        unheard(net),
+        _trainable(layers),
+        temporary_activity(net) as nodes,
+    ):
         tracer = _Tracer(net, layers)
         with _hooked(net, tracer):
             try:
@@ -251,7 +258,8 @@ def _measure(net: nn.Module, name: str, facts: NeuronFacts, sensor: Sensor) -> N
     activity = sensor.activity  # ends a pass of single steps
     if not activity.count:
         kind = type(net.get_submodule(name)).__name__
-        facts.problem = f"{kind}: {sensor.why or 'nothing finite was recorded'}"
+        lost = "its potentials are nan or infinite" if activity.lost else "nothing was recorded"
+        facts.problem = f"{kind}: {sensor.why or lost}"
         return
     found = {n: float(activity.mean(n).mean()) for n in activity.names}
     facts.firing_rate = found.get("firing_rate")

@@ -64,6 +64,7 @@ class Activity:
         self.names = check_statistics(names)
         self.sums: torch.Tensor | None = None
         self.samples: torch.Tensor | None = None
+        self.overflowed: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         """Say how much was recorded, for bug reports."""
@@ -73,6 +74,11 @@ class Activity:
     def count(self) -> int:
         """Number of samples recorded (this reads the device)."""
         return 0 if self.samples is None else int(self.samples)
+
+    @property
+    def lost(self) -> int:
+        """Number of samples that were nan or infinite and do not count (this reads the device)."""
+        return 0 if self.overflowed is None else int(self.overflowed)
 
     @property
     def channels(self) -> int | None:
@@ -85,6 +91,7 @@ class Activity:
         with torch.inference_mode(False):
             self.sums = torch.zeros(channels, len(self.names), dtype=torch.float64, device=device)
             self.samples = torch.zeros((), dtype=torch.int64, device=device)
+            self.overflowed = torch.zeros_like(self.samples)
 
     def update(self, partials: torch.Tensor) -> None:
         """Add one batch; a sample that overflowed (AMP skips its step) is not counted.
@@ -120,7 +127,10 @@ class Activity:
         counted = torch.where(finite[:, None, None], partials, 0.0)
         # In place, so that a captured graph (torch.compile, CUDA graphs) adds to the same memory.
         self.sums.add_(counted.sum(0, dtype=torch.float64))
-        self.samples.add_(finite.sum())
+        counted_samples = finite.sum()
+        self.samples.add_(counted_samples)
+        if self.overflowed is not None:
+            self.overflowed.add_(finite.numel() - counted_samples)
 
     def mean(self, name: str) -> torch.Tensor:
         """Return the mean over samples of one statistic, ``[C]`` in float64.
@@ -163,6 +173,8 @@ class Activity:
             )
         self.sums.add_(other.sums.to(self.sums.device))
         self.samples.add_(other.samples.to(self.samples.device))
+        if self.overflowed is not None and other.overflowed is not None:
+            self.overflowed.add_(other.overflowed.to(self.overflowed.device))
 
     def drop(self, names: Iterable[str]) -> None:
         """Keep some statistics no longer; what the others recorded stays."""
@@ -179,12 +191,16 @@ class Activity:
         if self.sums is not None and self.samples is not None:
             self.sums.zero_()
             self.samples.zero_()
+        if self.overflowed is not None:
+            self.overflowed.zero_()
 
     def move_to(self, device: torch.device) -> None:
         """Move the sums to `device`; they stay float64 whatever happens to the module."""
         if self.sums is not None and self.samples is not None and self.sums.device != device:
             self.sums = self.sums.to(device)
             self.samples = self.samples.to(device)
+        if self.overflowed is not None:
+            self.overflowed = self.overflowed.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain tensors and strings, safe for ``torch.load(weights_only=True)``."""
@@ -201,3 +217,4 @@ class Activity:
         self.names = check_statistics(state["names"])
         self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
         self.samples = None if state["samples"] is None else state["samples"].clone().to(device)
+        self.overflowed = None if self.samples is None else torch.zeros_like(self.samples)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.network.inputs import as_args
 from sj_prune.network.layers import Layer, weighted_layers
+from sj_prune.network.unheard import unheard
 from sj_prune.reports.counter import Counter, counting
 from sj_prune.reports.latency import latency
 
@@ -118,7 +119,8 @@ def measure(
     kept = masks or {}
     counters = {name: Counter(layer, kept.get(name)) for name, layer in layers.items()}
     batches: list[int] = []
-    with _host.preserved_state(net), counting(net, counters, batches), torch.no_grad():
+    quiet = unheard(net, listeners_only=True)
+    with _host.preserved_state(net), quiet, counting(net, counters, batches), torch.no_grad():
         _host.reset_net(net.eval())
         # A compiled network runs eagerly: its graph has no room for our hooks.
         with torch.compiler.set_stance("force_eager"):

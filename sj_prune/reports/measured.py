@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -115,13 +116,20 @@ def _note(name: str, net: nn.Module, run: Run, found: cost.LayerCost) -> str:
     return "; ".join(notes)
 
 
-def report(net: nn.Module, run: Run, example_input: Any) -> Report:  # noqa: ANN401
+def report(
+    net: nn.Module,
+    run: Run,
+    example_input: Any,  # noqa: ANN401
+    before: Mapping[str, cost.LayerCost] | None = None,
+) -> Report:
     """Measure a wrapped network on one batch; nothing in it changes.
 
     Args:
         net: the network.
         run: its run, in any state before ``finalize``.
         example_input: a batch as the network takes it, or a tuple of positional inputs.
+        before: what the dense network cost, measured before it was pruned; by default every weight
+            counts on the spikes of the network as it is.
     """
     with _measuring(net, run, example_input) as (topology, nodes):
         masks = run.masks.element_masks()
@@ -130,6 +138,8 @@ def report(net: nn.Module, run: Run, example_input: Any) -> Report:  # noqa: ANN
             name: _activity(scoring_neurons(topology, run.anatomy.coupling, name), nodes)
             for name in costs
         }
+    if before is not None:
+        costs = {name: _instead(found, before.get(name, found)) for name, found in costs.items()}
     kept = {name: found.parameters for name, found in costs.items()}
     kept |= dict(zip(masks, count(list(masks.values())), strict=True))
     dropped, regrown = (_by_layer(run, kind) for kind in ("dropped", "grown"))
@@ -157,7 +167,18 @@ def report(net: nn.Module, run: Run, example_input: Any) -> Report:  # noqa: ANN
         )
         for name, found in costs.items()
     ]
-    return Report(tuple(rows), _totals(net, run, rows, costs.values()))
+    totals = _totals(net, run, rows, costs.values())
+    return Report(tuple(rows), totals, measured_before=before is not None)
+
+
+def _instead(found: cost.LayerCost, before: cost.LayerCost) -> cost.LayerCost:
+    """Return a layer's cost, with that of the dense network as its "dense"."""
+    return replace(
+        found,
+        synops_dense=before.synops_dense,
+        macs_dense=before.macs_dense,
+        total_macs_dense=before.total_macs_dense,
+    )
 
 
 def _by_layer(run: Run, kind: str) -> dict[str, int]:

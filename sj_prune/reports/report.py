@@ -21,8 +21,9 @@ _COMPACT = (
     " Whole channels can be cut out: sj_prune.compact(model.finalize(), example_input) returns a "
     "smaller network with the same outputs."
 )
+_SAME_SPIKES = "all weights counted against the kept ones, on the same measured spikes; "
+_OWN_SPIKES = "the dense network, measured before it was pruned, against this one; "
 _BEFORE = (
-    "Before => after: all weights counted against the kept ones, on the same measured spikes; "
     f"operations and energy per sample, over all time steps ({cost.PICOJOULES_PER_MAC} pJ a MAC, "
     f"{cost.PICOJOULES_PER_AC} pJ a SynOp, memory traffic left out)."
 )
@@ -44,9 +45,11 @@ class ReportRow:
             those behind a flatten or a concatenation too); None without any.
         criticality: mean over channels of their ``criticality_max``; None without any.
         binary_input: it received spikes only.
-        synops_dense: synaptic operations per sample with every weight.
+        synops_dense: synaptic operations per sample with every weight: on the dense network's own
+            spikes where it was measured before it was pruned (`Report.measured_before`), else on
+            the spikes of the network as it is.
         synops: with the kept ones, those that have just been regrown and are 0 still too.
-        macs_dense: multiply-accumulates per sample with every weight.
+        macs_dense: multiply-accumulates per sample with every weight, likewise.
         macs: with the kept ones.
         note: why it is not pruned, or not measured; else empty.
         channels: number of output channels, where whole channels are pruned; else None.
@@ -74,7 +77,7 @@ class ReportRow:
     def cells(self) -> list[str]:
         """Return the texts of the table."""
         kinds = (("SynOps", self.synops_dense, self.synops), ("MACs", self.macs_dense, self.macs))
-        operations = [f"{before_after(b, a)} {kind}" for kind, b, a in kinds if b]
+        operations = [f"{before_after(b, a)} {kind}" for kind, b, a in kinds if b or a]
         return [
             self.name,
             shape_text(self.shape),
@@ -115,10 +118,13 @@ class Report:
             network, biases and norms included; ``weights`` and ``weights_kept`` those of the
             layers that are pruned; ``synops``, ``macs`` and ``energy`` (pJ) are per sample, each
             with its ``..._dense`` before.
+        measured_before: "before" is what the dense network did, measured before it was pruned, as
+            `sj_prune.prune` has it; else every weight counts on the present spikes.
     """
 
     rows: tuple[ReportRow, ...]
     totals: dict[str, float]
+    measured_before: bool = False
 
     def __str__(self) -> str:
         return self.to_text()
@@ -139,12 +145,15 @@ class Report:
         """Return the table, the totals and what they mean, as plain text."""
         text = table(_REPORT_HEADERS, (row.cells() for row in self.rows), markdown=False)
         sparsity = f"sparsity of the pruned layers: {self.totals['sparsity']:.4f}"
-        return "\n".join([text, "", f"{self._closing()}; {sparsity}", _BEFORE, self._slow()])
+        return "\n".join([text, "", f"{self._closing()}; {sparsity}", self._before(), self._slow()])
 
     def to_markdown(self) -> str:
         """Return the same in GitHub's Markdown."""
         text = table(_REPORT_HEADERS, (row.cells() for row in self.rows), markdown=True)
-        return "\n\n".join([text, f"**{self._closing()}**", _BEFORE, self._slow()])
+        return "\n\n".join([text, f"**{self._closing()}**", self._before(), self._slow()])
+
+    def _before(self) -> str:
+        return f"Before => after: {_OWN_SPIKES if self.measured_before else _SAME_SPIKES}{_BEFORE}"
 
     def _slow(self) -> str:
         return _SLOW + (_COMPACT if "channels" in self.totals else "")

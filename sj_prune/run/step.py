@@ -167,6 +167,9 @@ def _awaits_update(session: Session, optimizer: Optimizer) -> bool:
 def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
     net, run, plan = session.net, session.run, session.run.plan
     ensure_masks(net, run, optional=True)
+    if isinstance(plan.binding, Hidden):
+        for name in _layers(session, optimizer):
+            view(net, run, name)  # hidden variables start from the weights before the first step
     close_passes(net, session.recorder)
     counts = first and _counts(session, optimizer)
     due = counts and plan.schedule.due(run.step + 1)

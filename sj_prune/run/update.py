@@ -180,10 +180,26 @@ def _check_statistics(net: nn.Module, run: Run) -> None:
     nodes = sensors(net)
     for name in names:
         if nodes[name].activity.count == 0:
+            _check_diverged(net, run)
             raise RuntimeError(
                 f"Expected statistics {sorted(run.plan.statistics)} of neuron layer {name!r} "
-                "but nothing finite was recorded in the window before this update: run a "
+                "but nothing was recorded in the window before this update: run a "
                 "forward in train mode, inside `with model.recording():` between updates"
+            )
+
+
+def _check_diverged(net: nn.Module, run: Run) -> None:
+    """Refuse a window in which the potentials of some neuron were nan or infinite throughout."""
+    nodes, topology = sensors(net), run.anatomy.topology
+    order = nodes if topology is None else topology.facts  # as the forward runs them
+    for name in order:
+        activity = nodes[name].activity if name in nodes else None
+        if activity is not None and activity.lost and not activity.count:
+            raise RuntimeError(
+                f"Expected finite statistics of the neurons but the potentials of {name!r}, the "
+                f"first that failed in the order of the forward, were nan or infinite in all "
+                f"{activity.lost} samples before this update: training has diverged; start again "
+                "from a checkpoint before that, with a smaller learning rate or clipped gradients"
             )
 
 

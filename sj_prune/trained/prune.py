@@ -17,6 +17,8 @@ from sj_prune.methods.base import ScheduledMethod
 from sj_prune.methods.parts import Dense
 from sj_prune.methods.plan import Plan, Rewrite, plan_of
 from sj_prune.network.restore import restored_on_error
+from sj_prune.reports import cost
+from sj_prune.reports.measured import report as measured
 from sj_prune.reports.report import Report
 from sj_prune.run.update import check_ready
 from sj_prune.run.views import view
@@ -93,7 +95,8 @@ def prune(
 
     Returns:
         The network, stock SpikingJelly classes with zeros burnt in, and the report of what was
-        done to it, measured on the first batch.
+        done to it, measured on the first batch: the dense network before it was pruned, and what
+        is returned.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -114,10 +117,11 @@ def prune(
     with restored_on_error(net):
         model = PruningWrapper(net, plan, example_input=found[0][0], skip=skip, seed=seed)
         try:
+            before = cost.measure(model.net, found[0][0])
             _update(model, found, kind, value, loss, renormalize, rewrite)
             if fine_tune is not None:
                 _fine_tune(model, fine_tune)
-            report = model.report(found[0][0])
+            report = measured(model.net, model.session.run, found[0][0], before)
         except BaseException:
             model.discard()
             raise

@@ -225,3 +225,59 @@ def test_an_optimizer_of_something_else_is_refused():
         compact_with_optimizer(net, torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), x)
     with pytest.raises(TypeError, match="Optimizer"):
         compact_with_optimizer(net, None, x)
+
+
+class Agent(nn.Module):
+    """Owns its optimizer and its schedule, as agents of deep Q learning do."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.body, self.x = build(NoNorm, 0)
+        awake(self.body, self.x, 0)
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.01)
+        self.keep = keep(optimizer)
+        self.schedule = lr_scheduler.StepLR(optimizer, 1)
+
+    @property
+    def optimizer(self):
+        return self.schedule.optimizer
+
+    def forward(self, x):
+        return self.body(x)
+
+
+KEEPS = {"attribute": lambda o: o, "list": lambda o: [o], "dict": lambda o: {"actor": o}}
+
+
+@pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS)
+def test_an_optimizer_that_the_network_owns_trains_the_smaller_one(keep):
+    net = Agent(keep).double()
+    x = net.x.double()
+    groups = couple(net, (x,)).groups
+    mask_at_random(net, x, 0, 0.5)
+    masks = [(group, silent_units(net, group)) for group in groups]
+    for _ in range(2):
+        step(net, net.optimizer, x, masks)
+    small, other = compact_with_optimizer(net, net.optimizer, x)
+    assert other is small.optimizer
+    held = [p for group in other.param_groups for p in group["params"]]
+    assert [id(p) for p in held] == [id(p) for p in small.parameters()]
+    assert sum(p.numel() for p in held) < sum(p.numel() for p in net.parameters())
+    for _ in range(3):
+        step(net, net.optimizer, x, masks)
+        other.zero_grad()
+        loss_of(small, x).backward()
+        other.step()
+    functional.reset_net(net)
+    functional.reset_net(small)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-9, atol=1e-9)
+
+
+def test_an_owned_optimizer_holds_what_was_loaded(tmp_path):
+    net = Agent(KEEPS["attribute"])
+    mask_at_random(net, net.x, 0, 0.5)
+    sj_prune.save_compact(tmp_path / "small.pt", sj_prune.compact(net, net.x))
+    small = sj_prune.load_compact(tmp_path / "small.pt", Agent(KEEPS["attribute"]))
+    held = [p for group in small.keep.param_groups for p in group["params"]]
+    assert [id(p) for p in held] == [id(p) for p in small.parameters()]
+    assert sum(p.numel() for p in held) < sum(p.numel() for p in net.parameters())

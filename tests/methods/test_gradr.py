@@ -92,14 +92,14 @@ def test_change_of_the_weight_is_the_change_of_theta(rule):
     generator = torch.Generator().manual_seed(1)
     # A gradient that turns round, so that connections sleep and wake.
     directions = torch.randn(5, 6, generator=generator)
-    for k in range(40):
+    for k in range(60):
         c = directions * math.cos(k / 4) + 0.3 * torch.randn(5, 6, generator=generator)
         optimizer.zero_grad()
         (weight * c).sum().backward()  # dL/dw = c
         optimizer.step()
         w = sign * theta.clamp(min=0)
-        g = c.double() + ALPHA * sign * torch.sign(theta - MU)
-        before, theta = theta, theta + sign * rule.change(w, g)
+        before, theta = theta, theta + sign * rule.change(w, c.double())
+        theta = theta - rule.lr * ALPHA * torch.sign(theta - MU)  # outside of the moments
         woke += int(((before <= 0) & (theta > 0)).sum())
         slept += int(((before > 0) & (theta <= 0)).sum())
         torch.testing.assert_close(
@@ -131,6 +131,17 @@ def test_prior_pulls_towards_mu():
     expected = torch.full_like(moved, -0.09)
     expected.view(-1)[::2] = 0.09
     torch.testing.assert_close(moved, expected)
+
+
+def test_layer_absent_from_a_step_is_left_alone():
+    net = linear()
+    model = PruningWrapper(net, gradr())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    model.attach(optimizer)
+    before = net[0].weight.detach().clone()
+    net[0].bias.sum().backward()  # no gradient of the weight
+    optimizer.step()
+    assert net[0].weight.equal(before)
 
 
 def test_dormant_connection_wakes():

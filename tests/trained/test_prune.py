@@ -341,6 +341,20 @@ def test_skipped_layers_stay():
     assert torch.equal(net.conv1.weight, weight)
 
 
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("name", ["Magnitude", "FilterNorm-1"])
+def test_before_is_the_dense_network_on_its_own_spikes(name, renormalize):
+    net, found = trained_like(), batches(2)
+    dense = sj_prune.cost.measure(copy.deepcopy(net), found[0][0]).values()
+    _, report = sj_prune.prune(net, found, METHODS[name](), renormalize=renormalize)
+    for kind in ("synops", "macs", "energy"):
+        assert report.totals[f"{kind}_dense"] == pytest.approx(
+            sum(getattr(one, kind) for one in dense)
+        )
+    assert report.totals["synops"] < report.totals["synops_dense"]
+    assert "measured before it was pruned" in str(report)
+
+
 def test_report_is_of_the_network_that_is_returned():
     net, report = sj_prune.prune(trained_like(), batches(2), methods.FilterNorm(sparsity=0.5))
     small = sj_prune.compact(net, batches(1)[0][0])

@@ -13,6 +13,7 @@ from sj_prune.engines import build as engine_build
 from sj_prune.engines import choice, torch_engine
 from sj_prune.masks import Cubic
 from sj_prune.methods.identity import describe
+from sj_prune.neurons import Activity
 from tests.support.pruning_cases import (
     assert_masked,
     build,
@@ -213,3 +214,31 @@ def test_compiler_that_does_not_work_is_as_none(monkeypatch, tmp_path):
     finally:
         for cached in (engine_build.compiler, engine_build.problem):
             cached.cache_clear()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_network_is_told_where_it_began(value):
+    model, _ = wrapped(criticality(interval=1, end=3))
+    loss_of(model, 0).backward()  # traced while all is well
+    model.update_masks(0.1)
+    first = next(iter(model.nodes))
+    layers = list(model.masks)
+    with torch.no_grad():  # of both: the one that the forward meets first is named
+        for name in layers[:2]:
+            model.net.get_submodule(name).weight.fill_(value)
+    before = {name: mask.clone() for name, mask in model.masks.items()}
+    with model.recording():
+        loss_of(model, 1).backward()
+        with pytest.raises(RuntimeError, match=f"{first}'.*nan or inf.*has diverged") as error:
+            model.update_masks(0.3)
+    assert "run a forward" not in str(error.value)
+    assert same(dict(model.masks.items()), before)
+
+
+def test_lost_samples_are_counted_until_cleared():
+    for value in (float("nan"), float("inf")):
+        activity = Activity(["abs_charge"])
+        activity.update(torch.tensor([1.0, value, 2.0]).view(3, 1, 1))
+        assert (activity.count, activity.lost) == (2, 1)
+        activity.clear()
+        assert (activity.count, activity.lost) == (0, 0)

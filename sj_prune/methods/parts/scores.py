@@ -178,13 +178,16 @@ def gamma_magnitude(layer: LayerView) -> Tensor | None:
 
 @reads("gradient", "gamma gradient", over="sum")
 def gate_gradient(layer: LayerView) -> Tensor | None:
-    """Return ``|dL/dgamma|``, or ``|<dL/dW_c, W_c>|`` of a layer without norm, ``[C_out]``.
+    """Return ``|dL/dgamma|``, or ``|<dL/dW_c, W_c> + dL/db_c b_c|`` without a norm, ``[C_out]``.
 
-    The second is the derivative by a gate behind the filter, exact because the output is linear in
-    the filter.
+    The second is the derivative by a gate behind the layer, exact because its output is linear in
+    filter and bias.
     """
     if layer.norm is None:
-        return (layer.dense_grad() * layer.weight).flatten(1).sum(1).abs()
+        gate = (layer.dense_grad() * layer.weight).flatten(1).sum(1)
+        if layer.bias is not None and layer.bias_grad is not None:
+            gate = gate + layer.bias_grad * layer.bias
+        return gate.abs()
     grad = layer.gamma_grad
     if grad is None:
         raise RuntimeError(

@@ -100,7 +100,7 @@ def _frozen(traced: Traced) -> dict[str, str]:
             frozen[name] = traced.frozen_layers.get(name, known)
     for name in traced.layers:
         if name not in traced.outputs:
-            frozen[name] = "it did not run as a module, or it is not a plain layer"
+            frozen[name] = traced.frozen_layers.get(name, "it did not run as a module")
     return frozen
 
 

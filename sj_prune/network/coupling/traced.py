@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from sj_prune import _host
 from sj_prune.network.coupling.labels import Labels, Partition
 from sj_prune.network.layers import WEIGHTED, is_weighted
 from sj_prune.network.norms import CHANNEL_NORMS
@@ -52,7 +53,14 @@ class Traced:
                 for parameter in module._parameters.values():
                     if parameter is not None:
                         owners.setdefault(id(parameter), []).append(name)
-        return cls([name for name, m in net.named_modules() if is_weighted(m)], owners)
+        layers = {name: m for name, m in net.named_modules() if is_weighted(m)}
+        unknown = {
+            name: f"{type(m).__name__} has a forward or a weight of its own, so what it does to "
+            "channels is unknown"
+            for name, m in layers.items()
+            if not _host.is_plain_layer(m)
+        }
+        return cls(list(layers), owners, frozen_layers=unknown)
 
     def freeze(self, labels: Labels | None, reason: str) -> None:
         """Keep all channels of a tensor with these labels."""

@@ -29,6 +29,7 @@ from sj_prune.network.coupling.labels import Labels
 from sj_prune.network.coupling.modules import has_rule, relabel_module
 from sj_prune.network.coupling.rules import NotSeparateError, relabel
 from sj_prune.network.coupling.traced import Traced
+from sj_prune.network.unheard import unheard
 
 __all__ = ["couple"]
 
@@ -49,7 +50,7 @@ def couple(
         skip: names of layers whose channels are to stay.
     """
     tracer = _Tracer(net)
-    with _host.preserved_state(net), torch.no_grad(), _hooked(net, tracer):
+    with _host.preserved_state(net), unheard(net), torch.no_grad(), _hooked(net, tracer):
         _host.reset_net(net.eval())
         with torch.compiler.set_stance("force_eager"), tracer:
             out = net(*args, **dict(kwargs or {}))
@@ -110,7 +111,8 @@ class _Tracer(TorchDispatchMode):
         tensors = [x for x in tree_flatten((args, dict(kwargs)))[0] if isinstance(x, Tensor)]
         for x in tensors:
             for name in self.traced.owners.get(id(x), ()):
-                self.traced.frozen_layers[name] = "its parameters are used outside of it too"
+                reason = "its parameters are used outside of it too"
+                self.traced.frozen_layers.setdefault(name, reason)
         return [x for x in tensors if self.labels_of(x) is not None]
 
     def _attach(self, out: Any, found: Any) -> None:  # noqa: ANN401

@@ -296,3 +296,38 @@ def test_keyword_inputs():
     awake(net, (x, index))
     found = couple_checked(net, (x,), {"index": index})
     assert {g.name for g in found.groups} == {"bn_a", "bn_b"}
+
+
+class Conv3x3(layer.Conv2d):
+    """Fills in kernel and padding, computes nothing itself."""
+
+    def __init__(self, i, o):
+        super().__init__(i, o, 3, padding=1, step_mode="m")
+
+
+class Standardised(Conv3x3):
+    """The weight that it computes with is another one."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+class Doubled(Conv3x3):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Conv3x3, Standardised, Doubled])
+def test_a_subclass_is_plain_if_it_computes_nothing_itself(kind):
+    net = nn.Sequential(
+        kind(2, 6),
+        layer.BatchNorm2d(6, step_mode="m"),
+        neuron.LIFNode(step_mode="m"),
+        Conv3x3(6, 2),
+    )
+    found = couple(net, (torch.randn(2, 2, 2, 5, 5),))
+    if kind is Conv3x3:
+        assert [group.units for group in found.groups] == [6]
+    else:
+        assert found.groups == ()
+        assert found.frozen["0"].startswith(f"{kind.__name__} has a forward or a weight of its own")
