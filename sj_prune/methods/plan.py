@@ -15,7 +15,7 @@ from sj_prune.masks.structure import Structure, Unstructured
 from sj_prune.methods.parts.growth import Growth
 from sj_prune.methods.parts.penalties import Penalty
 from sj_prune.methods.parts.scores import GRADIENTS, Accumulating, Reads, Score, reads_of
-from sj_prune.methods.parts.starts import Dense, Start
+from sj_prune.methods.parts.starts import Dense, FromZeros, Start
 from sj_prune.methods.view import LayerView
 
 __all__ = ["Plan", "Planned", "Rewrite", "plan_of"]
@@ -73,6 +73,8 @@ class Plan:
             )
         if reason is None and self.emergent and self.grow is not None:
             reason = "units grow by the binding itself where sparsity emerges: leave grow= out"
+        if reason is None and self.emergent and isinstance(self.start, FromZeros):
+            reason = "hidden variables move what is 0 at the start: leave start=FromZeros() out"
         return reason
 
     # ---- what follows from the parts -----------------------------------------------------------
@@ -191,7 +193,10 @@ def _check_types(plan: Plan) -> None:
     _expect(penalties, f"penalties of {name}", "a tuple of Penalty", plan.penalties)
     _expect(isinstance(plan.binding, Binding), f"binding of {name}", "a binding", plan.binding)
     _expect(
-        isinstance(plan.start, Start), f"start of {name}", "Dense() or RandomMasks()", plan.start
+        isinstance(plan.start, Start),
+        f"start of {name}",
+        "Dense(), FromZeros() or RandomMasks()",
+        plan.start,
     )
 
 
