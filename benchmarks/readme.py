@@ -82,6 +82,33 @@ def compact_latency() -> str:
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
+#: contender of benchmarks/deploy.py -> what the README calls it
+DEPLOY = {
+    "stock": "SpikingJelly",
+    "folded": "norms folded",
+    "nodes": "norms folded, fused neurons",
+}
+
+
+def deploy() -> str:
+    """Return the latency of deployed networks, and how many times slower the others are."""
+    found = rows("deploy_cpu1")
+    cases = list(dict.fromkeys(tuple(r[k] for k in _DEPLOY_CASE) for r in found))
+    table = []
+    for case in cases:
+        mine = [r for r in found if tuple(r[k] for k in _DEPLOY_CASE) == case]
+        ratios = {r["contender"]: f"{float(r['ratio_to_deployed']):.1f}" for r in mine}
+        time = next(r["milliseconds"] for r in mine if r["contender"] == "deployed")
+        name, densities, sparsity, samples = case
+        row = [name, f"{float(sparsity):.0%} {densities}", samples, f"{float(time):.1f} ms"]
+        table.append(row + [ratios[c] for c in DEPLOY])
+    headers = ["network", "sparsity", "N", "deployed", *(f"over {t}" for t in DEPLOY.values())]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
+_DEPLOY_CASE = ("network", "densities", "sparsity", "N")
+
+
 def quickstart() -> str:
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in rows("quickstart_cpu"):
@@ -212,11 +239,13 @@ def insert(text: str, marker: str, table: str) -> str:
 PAGES = {
     "README.md": {
         "quickstart table": quickstart,
+        "deploy table": deploy,
         "neuron step table": neuron_step,
         "training step table": training_step,
         "mask update table": mask_update,
     },
     "docs/observing.md": {"observe table": observe},
+    "docs/deploy.md": {"deploy table": deploy},
     "docs/channels.md": {
         "channel growth table": channel_growth,
         "compact latency table": compact_latency,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune._files import save
 from sj_prune.compaction.build import Index, copied, resize
 from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
-from sj_prune.run.files import save
 
 __all__ = ["architecture", "load_compact", "rebuild", "save_compact"]
 

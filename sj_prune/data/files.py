@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sj_prune.run.files import current_umask, replace_file
+from sj_prune._files import current_umask, replace_file
 
 __all__ = ["build_folder", "publish", "replace_file", "save_npz", "workspace"]
 

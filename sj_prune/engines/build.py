@@ -107,10 +107,10 @@ def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _machine() -> str:
+def _machine(*names: str) -> str:
     """Return a hash of what a library depends on whatever compiles it."""
     folder = Path(__file__).parent
-    sources = "\n".join((folder / name).read_text() for name in _SOURCES)
+    sources = "\n".join((folder / name).read_text() for name in names or _SOURCES)
     return _hash(sources, *_FLAGS, _processor())
 
 
@@ -185,13 +185,21 @@ def _probe(path: str, flags: _Flags) -> None:
             raise RuntimeError(f"Expected the library of a trial to return 2016 but got {value}")
 
 
-def _link(path: str, source: Path, flags: _Flags, macros: Sequence[str], folder: Path) -> Path:
+def _link(
+    path: str,
+    source: Path,
+    flags: _Flags,
+    macros: Sequence[str],
+    folder: Path,
+    patience: float = 1.0,
+) -> Path:
     """Compile and link `source` in `folder`; return the library."""
     if path in _hanging:
         raise CommandError(_hanging[path])
     made, built = folder / "made.o", folder / "made.so"
     try:
-        run([path, *_FLAGS, *flags.compile, *macros, "-c", str(source), "-o", str(made)])
+        options = [*_FLAGS, *flags.compile, *macros]
+        run([path, *options, "-c", str(source), "-o", str(made)], patience)
         run([path, "-shared", str(made), "-o", str(built), *flags.link])
     except HangingError as error:
         _hanging[path] = str(error)
@@ -199,25 +207,38 @@ def _link(path: str, source: Path, flags: _Flags, macros: Sequence[str], folder:
     return built
 
 
-def load(defines: Mapping[str, object], title: str = "a variant") -> ctypes.CDLL:
+def load(
+    defines: Mapping[str, object],
+    title: str = "a variant",
+    names: Sequence[str] = _SOURCES,
+    symbol: str | None = None,
+    options: Sequence[str] = (),
+    patience: float = 1.0,
+) -> ctypes.CDLL:
     """Return the library of one variant, compiled now unless the cache has it.
 
     Args:
         defines: preprocessor definitions of the variant.
         title: what to call it in messages.
+        names: the source to compile, beside this file, and after it those that it includes.
+        symbol: a function that the library has.
+        options: of the compiler, after its usual ones.
+        patience: how many times the usual bound a compiler may take.
 
     Raises:
         BuildError: if it cannot be had; the message has the compiler's output.
     """
-    macros = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-    symbol = "sj_backward" if defines.get("SJ_BACKWARD") else "sj_forward"
-    prefix = f"lif-{_machine()}-{_hash(*macros)}-"
+    macros = [*(f"-D{name}={value}" for name, value in sorted(defines.items())), *options]
+    if symbol is None:
+        symbol = "sj_backward" if defines.get("SJ_BACKWARD") else "sj_forward"
+    prefix = f"{Path(names[0]).stem}-{_machine(*names)}-{_hash(*macros)}-"
     path = compiler()
     try:
         if path is None:
             raise CommandError(f"Expected a C++ compiler but {_NO_COMPILER}")
-        name = prefix + _tool(path)
-        return cache.open_library(f"{name}-", symbol) or _compile(path, macros, name, symbol, title)
+        name, source = prefix + _tool(path), Path(__file__).parent / names[0]
+        known = cache.open_library(f"{name}-", symbol)
+        return known or _compile(path, source, macros, name, symbol, title, patience)
     except (OSError, RuntimeError) as error:
         if (other := cache.open_library(prefix, symbol)) is not None:
             logger.info("%s serves from the cache: %s", title, error)
@@ -225,12 +246,19 @@ def load(defines: Mapping[str, object], title: str = "a variant") -> ctypes.CDLL
         raise BuildError(str(error)) from error
 
 
-def _compile(path: str, macros: Sequence[str], name: str, symbol: str, title: str) -> ctypes.CDLL:
+def _compile(
+    path: str,
+    source: Path,
+    macros: Sequence[str],
+    name: str,
+    symbol: str,
+    title: str,
+    patience: float,
+) -> ctypes.CDLL:
     flags = _flags(path)
     with cache.workspace() as folder:
         logger.info("%s: compiling once with %s, into %s", title, path, folder.parent)
-        source = Path(__file__).parent / _SOURCES[0]
-        cache.keep(_link(path, source, flags, macros, folder), name)
+        cache.keep(_link(path, source, flags, macros, folder, patience), name)
     logger.debug("compiled %s with %s", name, " ".join(macros))
     library = cache.open_library(f"{name}-", symbol)
     if library is None:

@@ -39,15 +39,19 @@ def bound() -> float:
     return seconds
 
 
-def run(command: Sequence[str]) -> None:
+def run(command: Sequence[str], patience: float = 1.0) -> None:
     """Run a command; whatever ends the wait for it ends its whole process group.
+
+    Args:
+        command: program and arguments.
+        patience: how many times `bound` it may take.
 
     Raises:
         CommandError: if it fails.
         HangingError: if it takes longer than `bound`.
         OSError: if it does not start.
     """
-    seconds = bound()
+    seconds = patience * bound()
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -151,6 +151,8 @@ constexpr int kBlocksOfRows = 3, kBlocksOfColumns = 2;
 
 constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
 constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
+// Rows of `partials` are as long as there are statistics: an unknown one would shift them all.
+static_assert(SJ_STATISTICS < 32, "a statistic that this engine does not compute");
 constexpr bool kDerivative = kMean || kMax;
 constexpr bool kStoreV = SJ_STORE & 1, kTrace = SJ_STORE & 2;
 // Where each statistic stands in `Sums`; the maximum, where kept, is the last.

@@ -33,6 +33,8 @@ constexpr int kWidth = 4;   // blocks side by side
 constexpr int kTile = 256;  // elements summed in the type of the computation
 constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
 constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
+// Rows of `partials` are as long as there are statistics: an unknown one would shift them all.
+static_assert(SJ_STATISTICS < 32, "a statistic that this engine does not compute");
 constexpr bool kStoreV = SJ_STORE & 1, kTrace = SJ_STORE & 2;
 constexpr bool kSpikes = SJ_GRADS & 1, kSequence = SJ_GRADS & 2;
 constexpr bool kDerivative = kMean || kMax;

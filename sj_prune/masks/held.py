@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -57,10 +57,12 @@ class HeldElements:
     at_updates = False
     hides_gradient = True
 
-    def turn(self, pruned: Pruned, cleared: Tensor | None, optimizers: Sequence[Optimizer]) -> None:
-        """Start cleared elements at 0, with fresh slots."""
-        if cleared is not None:
-            self._fill(cleared.to(self.place.parameter.device), optimizers)
+    def turn(
+        self, pruned: Pruned, cleared: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+    ) -> None:
+        """Start elements that are cleared, by scope, at 0 with fresh slots."""
+        if self.scope in cleared:
+            self._fill(cleared[self.scope].to(self.place.parameter.device), optimizers)
 
     def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
         """Set pruned elements and their slots to 0."""
@@ -162,7 +164,9 @@ class HeldRows:
                 value = value.index_copy(0, part.index, part.aside.to(value.dtype))
         return value
 
-    def turn(self, pruned: Pruned, cleared: Tensor | None, optimizers: Sequence[Optimizer]) -> None:
+    def turn(
+        self, pruned: Pruned, cleared: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+    ) -> None:
         """Keep newly pruned rows aside, give the others back.
 
         What is regrown in the update that it is dropped in never slept: nothing is cleared.

@@ -1,22 +1,12 @@
-"""Names of different things are different types: a type checker tells them apart."""
+"""Where a parameter is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
 
 from torch import Tensor, nn
 
-__all__ = ["LayerName", "MaskName", "ParameterKey", "Place", "ScopeName"]
-
-#: module name of a convolution or linear layer
-LayerName = NewType("LayerName", str)
-#: what a mask is asked for by: the layer's name, or that of the norm for whole channels
-MaskName = NewType("MaskName", str)
-#: what is ranked: a layer's weights, or a group of coupled channels
-ScopeName = NewType("ScopeName", str)
-#: a held parameter: the layer's name for single weights, ``module.attribute`` for channels
-ParameterKey = NewType("ParameterKey", str)
+__all__ = ["Place"]
 
 
 @dataclass(frozen=True)

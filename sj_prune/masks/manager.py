@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sj_prune.masks.copies import apply_to_copy
-from sj_prune.masks.held import Held, HeldRows
+from sj_prune.masks.held import Held, HeldElements, HeldRows
 from sj_prune.masks.keys import Place
 from sj_prune.masks.masks import Masks
 from sj_prune.masks.scopes import Scope
@@ -81,11 +81,6 @@ class MaskManager(Masks):
         """Return a tensor of a parameter's shape with 0 where it is pruned."""
         return self._held[key].zeroed(self._units, values)
 
-    def bind_always(self) -> None:
-        """Hold masks between updates too, from the next update on."""
-        for held in self._rows.values():
-            held.at_updates = False
-
     @torch.no_grad()
     def install(
         self,
@@ -106,8 +101,8 @@ class MaskManager(Masks):
         optimizers = list(optimizers)
         for name, mask in masks.items():
             self._pruned[name] = ~self._scopes[name].placed(mask)
-        for key, held in self._held.items():
-            held.turn(self._units, None if cleared is None else cleared.get(key), optimizers)
+        for held in self._held.values():
+            held.turn(self._units, cleared or {}, optimizers)
         self.enforce([key for key, h in self._held.items() if not h.at_updates], optimizers)
 
     @torch.no_grad()
@@ -155,7 +150,9 @@ class MaskManager(Masks):
     def adopt_zeros(self, keys: Iterable[str]) -> None:
         """Let the masks of single weights follow them: pruned is what equals 0 now."""
         for key in keys:
-            self._pruned[key] = self._held[key].place.parameter.detach() == 0
+            held = self._held[key]
+            if isinstance(held, HeldElements):
+                self._pruned[held.scope] = held.place.parameter.detach() == 0
 
     @torch.no_grad()
     def burn(self) -> None:

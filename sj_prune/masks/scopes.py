@@ -126,7 +126,7 @@ class GroupScope:
 
     Args:
         group: what is coupled.
-        shapes: returns the weight's place of a layer or norm.
+        place: returns where the weight of a layer or norm is.
         min_keep: number of units that are kept at least.
         channels: what the number of channels that are kept is a multiple of.
     """

@@ -45,7 +45,6 @@ __all__ = [
     "RandomChannels",
     "RandomMasks",
     "RigL",
-    "SCA",
     "ScheduledMethod",
     "TaylorChannels",
     "reads",

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from numbers import Integral, Real
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
+
+from torch import Tensor
 
 __all__ = ["check_same", "describe", "flat"]
 
@@ -41,7 +44,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
+        return sorted(map(str, map(plain, value)))
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     return _object(value)
@@ -50,16 +53,19 @@ def plain(value: Any) -> Any:  # noqa: ANN401
 def _object(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, FunctionType):
         return _function(value)
+    if isinstance(value, MethodType):
+        return {"function": _name(value.__func__), "of": plain(value.__self__)}
+    if isinstance(value, Tensor):
+        return {"tensor": _hash_of(str(value.dtype), value.detach().cpu().tolist())}
+    if isinstance(value, partial):
+        return {"partial": plain([value.func, list(value.args), dict(value.keywords)])}
     if isinstance(value, type) or not hasattr(value, "__dict__"):
         return _name(value)
     if is_dataclass(value):
         found = {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     else:
         found = {key: plain(each) for key, each in sorted(vars(value).items())}
-    inner = {"function": plain(value.func)} if hasattr(value, "func") else {}  # functools.partial
-    if inner:
-        inner["arguments"] = plain([list(value.args), dict(value.keywords)])
-    return {"class": _name(type(value)), **found, **inner}
+    return {"class": _name(type(value)), **found}
 
 
 def _name(value: Any) -> str:  # noqa: ANN401
@@ -80,8 +86,12 @@ def _function(function: FunctionType) -> Any:  # noqa: ANN401
 
 
 def _digest(code: CodeType) -> str:
+    return _hash_of(*_parts_of(code))
+
+
+def _hash_of(*parts: Any) -> str:  # noqa: ANN401
     found = hashlib.blake2b(digest_size=8)
-    for part in _parts_of(code):
+    for part in parts:
         found.update(str(part).encode())
     return found.hexdigest()
 
@@ -92,7 +102,14 @@ def _parts_of(code: CodeType) -> Iterator[Any]:
         if isinstance(constant, CodeType):
             yield from _parts_of(constant)
         else:
-            yield type(constant).__name__, constant
+            yield type(constant).__name__, _ordered(constant)
+
+
+def _ordered(constant: Any) -> Any:  # noqa: ANN401
+    """Return a constant whose text is the same in every process: sets have no order."""
+    if isinstance(constant, frozenset):
+        return sorted(map(repr, constant))
+    return [_ordered(each) for each in constant] if isinstance(constant, tuple) else constant
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

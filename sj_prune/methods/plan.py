@@ -8,14 +8,22 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
+from sj_prune._checks import check_fraction
 from sj_prune.masks.allocation import Allocation, Global
 from sj_prune.masks.bindings import AtUpdates, Binding, Hidden, Strict
 from sj_prune.masks.schedule import Schedule
 from sj_prune.masks.structure import Structure, Unstructured
 from sj_prune.methods.parts.growth import Growth
 from sj_prune.methods.parts.penalties import Penalty
-from sj_prune.methods.parts.scores import GRADIENTS, Accumulating, Reads, Score, reads_of
-from sj_prune.methods.parts.starts import Dense, FromZeros, Start
+from sj_prune.methods.parts.scores import (
+    GRADIENTS,
+    Accumulating,
+    Reads,
+    Score,
+    awake_score,
+    reads_of,
+)
+from sj_prune.methods.parts.starts import Dense, Start
 from sj_prune.methods.view import LayerView
 
 __all__ = ["Plan", "Planned", "Rewrite", "plan_of"]
@@ -65,17 +73,36 @@ class Plan:
             raise ValueError(f"Expected parts of {self.name} that go together but {reason}")
 
     def _refused(self) -> str | None:
-        reason = self.structure.refuse(self.allocation, self.binding)
-        if reason is None and self.drop is None and not isinstance(self.binding, Hidden):
-            reason = (
+        hidden, grow = isinstance(self.binding, Hidden), self.grow
+        reasons = (
+            (
+                self.drop is None and not hidden,
                 "nothing says what is dropped: give drop=, a score, or a binding that decides by "
-                "itself (Hidden)"
-            )
-        if reason is None and self.emergent and self.grow is not None:
-            reason = "units grow by the binding itself where sparsity emerges: leave grow= out"
-        if reason is None and self.emergent and isinstance(self.start, FromZeros):
-            reason = "hidden variables move what is 0 at the start: leave start=FromZeros() out"
-        return reason
+                "itself (Hidden)",
+            ),
+            (
+                hidden and self.drop is not None,
+                "a hidden variable decides what is 0, and would die where a score drops: leave "
+                "drop= out",
+            ),
+            (hidden and grow is not None, "hidden variables grow by themselves: leave grow= out"),
+            (
+                hidden and not isinstance(self.start, Dense),
+                "hidden variables start from the weights: start=Dense()",
+            ),
+            (
+                self.structure.sleeps and grow is not None and grow.initial != 0,
+                "a channel wakes with the filter that it fell asleep with: leave initial= out",
+            ),
+            (
+                not self.structure.sleeps and awake_score in self.scores,
+                "only channels sleep and have a score from when they were awake: "
+                "structure=Channels()",
+            ),
+        )
+        return self.structure.refuse(self.allocation, self.binding) or next(
+            (reason for true, reason in reasons if true), None
+        )
 
     # ---- what follows from the parts -----------------------------------------------------------
 
@@ -99,7 +126,11 @@ class Plan:
     def accumulating(self) -> tuple[Accumulating, ...]:
         """Scores that add something up at every step."""
         known: tuple[object, ...] = self.scores
-        return tuple(score for score in known if isinstance(score, Accumulating))
+        found: list[Accumulating] = []
+        for score in known:  # a score may be both what drops and what grows
+            if isinstance(score, Accumulating) and not any(score is other for other in found):
+                found.append(score)
+        return tuple(found)
 
     @property
     def statistics(self) -> frozenset[str]:
@@ -160,10 +191,10 @@ def plan_of(method: object) -> Plan:
     if isinstance(method, Plan):
         return method
     if isinstance(method, type) or not isinstance(method, Planned):
-        hint = "an instance, not the class: add ()" if isinstance(method, type) else "an instance"
+        hint = f": write {method.__name__}(...)" if isinstance(method, type) else ""
         raise TypeError(
-            f"Expected method to be {hint} of a class in sj_prune.methods, or a Plan, but got "
-            f"{method!r}"
+            "Expected method to be an instance of a class in sj_prune.methods, or a Plan, but got "
+            f"{method!r}{hint}"
         )
     plan = method.plan()
     if not isinstance(plan, Plan):
@@ -176,9 +207,20 @@ def plan_of(method: object) -> Plan:
 def _check_types(plan: Plan) -> None:
     name = plan.name
     _expect(isinstance(plan.schedule, Schedule), f"schedule of {name}", "a Schedule", plan.schedule)
-    _expect(plan.drop is None or callable(plan.drop), f"drop of {name}", "a score", plan.drop)
+    check_fraction("final sparsity of the schedule", plan.schedule.final)
+    rewrite = plan.rewrite is None or callable(plan.rewrite)
+    _expect(rewrite, f"rewrite of {name}", "a function of a layer", plan.rewrite)
     _expect(
-        plan.grow is None or isinstance(plan.grow, Growth), f"grow of {name}", "a Growth", plan.grow
+        plan.drop is None or callable(plan.drop),
+        f"drop of {name}",
+        "a score, a function of a layer,",
+        plan.drop,
+    )
+    _expect(
+        plan.grow is None or isinstance(plan.grow, Growth),
+        f"grow of {name}",
+        "Growth(score, fraction)",
+        plan.grow,
     )
     structure = not isinstance(plan.structure, type) and hasattr(plan.structure, "masks")
     _expect(structure, "structure", "Unstructured() or Channels()", plan.structure)
@@ -190,7 +232,7 @@ def _check_types(plan: Plan) -> None:
     penalties = isinstance(plan.penalties, tuple) and all(
         isinstance(penalty, Penalty) for penalty in plan.penalties
     )
-    _expect(penalties, f"penalties of {name}", "a tuple of Penalty", plan.penalties)
+    _expect(penalties, f"penalties of {name}", "a tuple, as in (Penalty(...),),", plan.penalties)
     _expect(isinstance(plan.binding, Binding), f"binding of {name}", "a binding", plan.binding)
     _expect(
         isinstance(plan.start, Start),

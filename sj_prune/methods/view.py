@@ -133,7 +133,8 @@ class LayerView:
         if self.grad is None:
             raise RuntimeError(
                 f"Expected a gradient of layer {self.name!r} to score its growth but it is None: "
-                "call loss.backward() before the update; name a layer without one in skip="
+                "call loss.backward() before the update, and mark the score with "
+                '@reads("gradient"); name a layer without one in skip='
             )
         return self.grad
 

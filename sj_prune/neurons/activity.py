@@ -131,11 +131,15 @@ class Activity:
         """
         if name not in self.names:
             check_statistics([name])
-            raise ValueError(f"Expected one of the recorded statistics {self.names} but got {name}")
+            raise ValueError(
+                f"Expected one of the recorded statistics {self.names} but got {name}: set "
+                f'statistics = [...] of the node, or mark the score that reads it: @reads("{name}")'
+            )
         if self.sums is None or self.samples is None or self.count == 0:
             raise RuntimeError(
                 f"Expected recorded activity to read {name!r} but nothing was recorded: run a "
-                "multi-step forward in train mode with recording = True first"
+                "multi-step forward in train mode with recording = True first; a score of a Plan "
+                f'says what it reads, @reads("{name}")'
             )
         return self.sums[:, self.names.index(name)] / self.samples
 

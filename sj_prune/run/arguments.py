@@ -29,7 +29,8 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
         ValueError: for a name without a prunable layer, and if nothing is left to prune.
     """
     if isinstance(skip, str) or not isinstance(skip, Iterable):
-        raise TypeError(f"Expected skip to be a sequence of names but got {skip!r}")
+        hint = f": write skip=({skip!r},)" if isinstance(skip, str) else ""
+        raise TypeError(f"Expected skip to be a sequence of names but got {skip!r}{hint}")
     layers = prunable_layers(net)
     skipped = set()
     for name in skip:

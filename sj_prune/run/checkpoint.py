@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,8 +109,6 @@ def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, 
         raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
     check_same(method, found["method"])
     _check_parts(found)
-    restore_inputs(net, run, found["inputs"])
-    run.masks.check_state(found["masks"])
     for kind in ("memory", "previous"):
         if unknown := [name for name in found[kind] if name not in run.layers]:
             raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
@@ -119,7 +118,19 @@ def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, 
                 f"Expected no statistics of neuron layer {name!r}, which this network does not "
                 "have: the checkpoint comes from another architecture"
             )
+    _check_masks(net, run, found)
     return found
+
+
+def _check_masks(net: nn.Module, run: Run, found: Mapping[str, Any]) -> None:
+    """Learn from the inputs what the masks are of, and forget it again if they do not fit."""
+    before = run.masks, replace(run.anatomy), run.draws, list(run.history)
+    try:
+        restore_inputs(net, run, found["inputs"])
+        run.masks.check_state(found["masks"])
+    except Exception:
+        run.masks, run.anatomy, run.draws, run.history = before
+        raise
 
 
 def _check_parts(state: Mapping[str, Any]) -> None:
@@ -151,7 +162,9 @@ def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> di
     run.seed = int(found["generator"]["seed"])
     run.draws = int(found["generator"]["draws"])
     run.previous = _cloned(found["previous"])
-    run.network_memory = _cloned(found["network_memory"])
+    device = run.masks.weight(run.layers[0]).device
+    memory = _cloned(found["network_memory"])
+    run.network_memory = {name: value.to(device) for name, value in memory.items()}
     run.memory.clear()
     for name, tensors in found["memory"].items():
         device = run.masks.weight(name).device

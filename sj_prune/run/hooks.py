@@ -176,7 +176,8 @@ class Hooks:
         self._leaves: dict[str, tuple[Tensor, RemovableHandle]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_attached": [], "_leaves": {}, "stepping": Stepping()}
+        fresh = {"forced_dense": False, "_attached": [], "_leaves": {}, "stepping": Stepping()}
+        return {**vars(self), **fresh}
 
     @property
     def optimizers(self) -> list[Optimizer]:

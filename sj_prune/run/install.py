@@ -33,8 +33,6 @@ def put(net: nn.Module, run: Run, found: Updates, optimizers: Sequence[Optimizer
     keeps = grow is not None and grow.keeps_value
     # What is new starts anew with fresh slots, whatever was loaded or written there meanwhile.
     cleared = {n: u.grown & ~alive(n) if keeps else u.grown for n, u in found.items()}
-    if grow is not None and grow.grace:
-        _remember_growth(run, found)
     run.masks.install({n: u.mask for n, u in found.items()}, optimizers, cleared=cleared)
     if grow is not None and grow.initial:
         for key, where in cleared.items():
@@ -84,6 +82,8 @@ def install(
     dropped = count([alive(n) & ~u.survivors for n, u in found.items()])
     grown = count([update.grown for update in found.values()])
     put(net, run, found, optimizers)
+    if run.plan.grow is not None and run.plan.grow.grace:
+        _remember_growth(run, found)
     run.draws += 1
     _record(run, list(found), step, target, dropped, grown, level)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -27,6 +28,9 @@ class Recorder:
     now: bool = False
     switched: tuple[bool, Topology | None] | None = None
     stepping: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "now": False}  # a copy is in no block
 
 
 def in_window(run: Run, attached: bool) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sj_prune.masks.scopes import Scope
 from sj_prune.masks.units import LayerScores
-from sj_prune.methods.parts import Growth, Score, reads_of
+from sj_prune.methods.parts import GRADIENTS, Growth, Score, reads_of
 from sj_prune.methods.view import LayerView
 from sj_prune.run.state import Run
 from sj_prune.run.views import view
@@ -53,7 +53,7 @@ def _of(
 ) -> LayerScores:
     masks = run.masks
     assert score is not None  # noqa: S101 (where sparsity emerges nothing is scored)
-    views = {name: view(net, run, name) for name in scope.layers}
+    views = {name: _declared(run, score, view(net, run, name)) for name in scope.layers}
     drop = _joined(run, scope, views, score, "relative")
     if drop is None:
         raise RuntimeError(
@@ -62,10 +62,12 @@ def _of(
             "skip="
         )
     alive = masks.alive(scope.name)
-    if scope.sleeps:
+    if scope.sleeps and score is run.plan.drop:
         for name, found in drop[1].items():
             _remember(run, name, found, views[name])
-    growth = None if grow is None else _joined(run, scope, views, grow.score, "mean")
+    growth = None
+    if grow is not None:
+        growth = _joined(run, scope, _moving(run, grow.score, views), grow.score, "mean")
     tie = None
     if growth is not None and grow is not None and callable(grow.ties):
         tie = _joined(run, scope, views, grow.ties, "mean")
@@ -80,6 +82,18 @@ def _of(
     )
 
 
+def _moving(run: Run, score: Score, views: Mapping[str, LayerView]) -> Mapping[str, LayerView]:
+    """Return the layers that can grow by their gradient, less those that are frozen or did not run.
+
+    Where no layer has a gradient all are returned, and the score says so.
+    """
+    if "gradient" not in reads_of(score).what:
+        return views
+    if all(run.masks.weight(name).grad is None for name in run.masks.layers):
+        return views
+    return {name: layer for name, layer in views.items() if layer.grad is not None}
+
+
 def _joined(
     run: Run, scope: Scope, views: Mapping[str, LayerView], score: Score, usual: str
 ) -> tuple[Tensor, dict[str, Tensor]] | None:
@@ -88,10 +102,41 @@ def _joined(
     for name, layer in views.items():
         value = score(layer)
         if value is not None:
-            found[name] = run.plan.structure.units(value, layer.weight)
+            found[name] = _units(run, layer, value)
     if not found:
         return None
     return scope.combine(found, reads_of(score).over or usual), found
+
+
+def _declared(run: Run, score: Score, layer: LayerView) -> LayerView:
+    """Return a view without gradients where nothing says that it reads them.
+
+    Those of pruned weights are hidden then: a score would take their zeros for the truth.
+    """
+    if run.plan.gradient != "never" or run.plan.accumulating or GRADIENTS & reads_of(score).what:
+        return layer
+    return replace(layer, grad=None, bias_grad=None)
+
+
+def _units(run: Run, layer: LayerView, value: object) -> Tensor:
+    """Return the scores of a layer's units.
+
+    Raises:
+        TypeError: if a score returned neither a tensor nor None.
+        ValueError: if it fits neither the weight nor its output channels.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"Expected the score of layer {layer.name!r} to be a tensor or None but got {value!r}"
+        )
+    try:
+        return run.plan.structure.units(value, layer.weight)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected a score of layer {layer.name!r} that broadcasts to its weight "
+            f"{tuple(layer.weight.shape)}, or one value for each of its {layer.weight.shape[0]} "
+            f"output channels, but got shape {tuple(value.shape)}"
+        ) from error
 
 
 def _remember(run: Run, name: str, score: Tensor, layer: LayerView) -> None:

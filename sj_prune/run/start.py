@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from sj_prune.masks.keys import Place
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
@@ -44,7 +42,7 @@ def say_zeros(net: nn.Module, run: Run) -> None:
         )
 
 
-def _keep_zeros(net: nn.Module, run: Run, optimizers: Sequence[Optimizer]) -> None:
+def _keep_zeros(net: nn.Module, run: Run) -> None:
     """Prune what is 0 already.
 
     Raises:
@@ -61,7 +59,7 @@ def _keep_zeros(net: nn.Module, run: Run, optimizers: Sequence[Optimizer]) -> No
         found[name] = LayerUpdate(kept, torch.zeros_like(kept))
     units = sum(run.masks.units().values())
     sparsity = 1.0 - sum(count([u.survivors for u in found.values()])) / units
-    install(net, run, found, optimizers, 0, sparsity)
+    install(net, run, found, (), 0, sparsity)
 
 
 def kept_units(run: Run, sparsity: float) -> int:
@@ -69,11 +67,11 @@ def kept_units(run: Run, sparsity: float) -> int:
     return round((1.0 - sparsity) * sum(run.masks.units().values()))
 
 
-def start_masks(net: nn.Module, run: Run, optimizers: Sequence[Optimizer] = ()) -> None:
+def start_masks(net: nn.Module, run: Run) -> None:
     """Install what the plan starts from, once units are known: random masks, or nothing."""
     start = run.plan.start
     if isinstance(start, FromZeros) and run.masks.scopes:
-        _keep_zeros(net, run, optimizers)
+        _keep_zeros(net, run)
     if not isinstance(start, RandomMasks) or not run.masks.scopes:
         return
     sparsity = run.plan.sparsity if start.sparsity is None else start.sparsity
@@ -90,4 +88,4 @@ def start_masks(net: nn.Module, run: Run, optimizers: Sequence[Optimizer] = ()) 
     updates = prune_and_regrow(
         layers, kept_units(run, sparsity), run.plan.allocation, generator=generator_of(run)
     )
-    install(net, run, dict(zip(run.masks.scopes, updates, strict=True)), optimizers, 0, sparsity)
+    install(net, run, dict(zip(run.masks.scopes, updates, strict=True)), (), 0, sparsity)

@@ -41,18 +41,22 @@ class Anatomy:
 
 @dataclass
 class Run:
-    """What pruning knows of a run. `run/checkpoint.py` writes what it loads; else one writer each.
+    """What pruning knows of a run.
+
+    Who makes it (`run/wrapping.py`) or loads it (`run/checkpoint.py`) writes everything; beside
+    these each field has the one writer that is named with it.
 
     Attributes:
-        plan: what to do; `wrapper.py`, once.
-        identity: name and settings of the method, as plain values; `wrapper.py`, once.
-        layers: names of the layers that may be pruned; `wrapper.py`, once.
-        seed: of every random choice; `wrapper.py`, once.
+        plan: what to do; nobody.
+        identity: name and settings of the method, as plain values; nobody.
+        layers: names of the layers that may be pruned; nobody.
+        seed: of every random choice; nobody.
         masks: which units are kept; `run/anatomy.py` replaces them when channels are known.
         anatomy: what forwards have told; `run/anatomy.py`.
         step: completed steps of the optimizer that owns masked weights; `run/step.py`.
         draws: mask updates so far, which seed the next; `run/install.py`.
-        memory: the plan's own tensors, by layer and name; `run/views.py`.
+        memory: the plan's own tensors, by layer and name: made by `run/views.py`, whose views hand
+            them to the plan; scores of sleeping channels and ages of grown units are there too.
         network_memory: its tensors of the whole network; its penalties.
         previous: masks at the last record where sparsity emerges; `run/install.py`.
         history: one record a mask update; `run/install.py`.

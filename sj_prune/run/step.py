@@ -185,7 +185,8 @@ def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
     due = counts and plan.schedule.due(run.step + 1)
     penalizes = any(penalty.gradient is not None for penalty in plan.penalties)
     observes = first and plan.accumulating and in_window(run, bool(session.hooks.optimizers))
-    if penalizes or observes or (due and plan.gradient != "never"):
+    prepares = counts and any(penalty.prepare is not None for penalty in plan.penalties)
+    if penalizes or prepares or observes or (due and plan.gradient != "never"):
         unscale_(optimizer)
     if observes:
         for name in _layers(session, optimizer):
@@ -270,6 +271,9 @@ def _absorb(session: Session, optimizer: Optimizer) -> None:
             binding.transform.absorb(layer.state, layer.weight)
         for part in proximal:
             part(layer, _learning_rate(session, name))
+        weight = run.masks.weight(name).detach()
+        if not layer.weight.is_set_to(weight):  # silent rows are shown as they are awake: a copy
+            weight.copy_(layer.weight)
         if isinstance(binding, Hidden):
             layer.weight.copy_(binding.transform.weight(layer.state))
 

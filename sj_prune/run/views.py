@@ -69,7 +69,13 @@ def _initial_memory(run: Run, layer: LayerView) -> dict[str, Tensor]:
     if isinstance(run.plan.binding, Hidden):
         found.update(run.plan.binding.transform.start(layer.weight))
     for score in run.plan.accumulating:
-        found.update(score.sums(layer))
+        sums = score.sums(layer)
+        if shared := found.keys() & sums.keys():
+            raise ValueError(
+                f"Expected sums of different names from the scores of {run.plan.name} but "
+                f"{sorted(shared)} is that of two: name what a score adds up after the score"
+            )
+        found.update(sums)
     return found
 
 

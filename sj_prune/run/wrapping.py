@@ -57,7 +57,13 @@ def wrap(
 
 
 def _check_plan(plan: Plan) -> None:
-    check_statistics(plan.statistics)
+    try:
+        check_statistics(plan.statistics)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} in the @reads(...) of a score of {plan.name}, which may also read "
+            "'gradient', 'gamma' or 'gamma gradient'"
+        ) from None
     if plan.rewrite is not None:
         raise ValueError(
             f"Expected a plan without rewrite=, which changes the weights of a trained network "

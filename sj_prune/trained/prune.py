@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune.masks.bindings import AtUpdates, Strict
 from sj_prune.masks.schedule import Manual
 from sj_prune.methods.base import ScheduledMethod
 from sj_prune.methods.parts import Dense
@@ -103,13 +104,15 @@ def prune(
     kind, value = ("sparsity", plan.sparsity) if budget is None else check_budget(budget)
     # Where it is searched for, no sparsity is out of reach beforehand.
     final = value if kind == "sparsity" else 0.0
-    plan, rewrite = replace(plan, schedule=Manual(final=final), rewrite=None), plan.rewrite
+    rewrite = plan.rewrite
+    if isinstance(plan.binding, AtUpdates):  # no other update follows that zeroes what comes back
+        plan = replace(plan, binding=Strict())
+    plan = replace(plan, schedule=Manual(final=final), rewrite=None)
     _check_arguments(net, batches, loss, fine_tune)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     found = few_batches(loader, batches, device)
     with restored_on_error(net):
         model = PruningWrapper(net, plan, example_input=found[0][0], skip=skip, seed=seed)
-        model.masks.bind_always()  # no other update follows that would zero what comes back
         try:
             _update(model, found, kind, value, loss, renormalize, rewrite)
             if fine_tune is not None:
@@ -156,7 +159,13 @@ def _rewrite(model: PruningWrapper, rewrite: Rewrite) -> None:
     run = model.session.run
     for name in run.masks.layers:
         layer = view(model.net, run, name)
-        run.masks.weight(name).copy_(rewrite(layer))
+        found = rewrite(layer)
+        if not isinstance(found, Tensor) or found.shape != layer.weight.shape:
+            raise ValueError(
+                f"Expected rewrite= to return a weight of shape {tuple(layer.weight.shape)} for "
+                f"layer {name!r} but got {getattr(found, 'shape', found)!r}"
+            )
+        run.masks.weight(name).copy_(found)
     run.masks.settle()
     run.masks.enforce()
 

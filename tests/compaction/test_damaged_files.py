@@ -102,7 +102,7 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sj_prune.run.files.os, "fsync", fail)
+        patch.setattr(sj_prune._files.os, "fsync", fail)
         with pytest.raises(OSError, match="No space"):
             save_compact(path, net(1))
     found = load_compact(path, net(2))

@@ -171,6 +171,52 @@ def test_wrong_parts(make, error):
         make()
 
 
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        (
+            lambda x: torch.rand(3),
+            ValueError,
+            r"score of layer '0' that broadcasts .* shape \(3,\)",
+        ),
+        (lambda x: 1.0, TypeError, "score of layer '0' to be a tensor or None but got 1.0"),
+        (lambda x: x.dense_grad().abs(), RuntimeError, r'mark the score with @reads\("gradient"\)'),
+        (lambda x: x.activity.mean("abs_charge"), RuntimeError, r'@reads\("abs_charge"\)'),
+        (lambda x: x.activity.mean("no_such"), ValueError, "Expected statistics among"),
+    ],
+)
+def test_a_score_that_says_something_else_than_it_reads(score, error, message):
+    """The masked gradient of a pruned weight is 0: a score must not take it for the dense one."""
+    model, optimizer = wrapped(own_plan(drop=score, grow=None))
+    before = model.masks.masks
+    with pytest.raises(error, match=message):
+        train(model, optimizer, 2)
+    assert same(before, model.masks.masks)
+
+
+def test_what_a_score_may_read_is_named():
+    plan = own_plan(drop=reads("grad")(lambda x: x.weight))
+    with pytest.raises(ValueError, match=r"'grad'.* a score of Plan.* 'gradient'"):
+        PruningWrapper(build(), plan)
+
+
+def test_growth_reads_the_dense_gradient_or_none():
+    def grown_by(score):
+        model, optimizer = wrapped(own_plan(grow=Growth(score, 0.2)))
+        train(model, optimizer, 6)
+
+    seen = []
+
+    def gradient(layer):
+        seen.append(bool(layer.dense_grad()[~layer.mask].any()))
+        return layer.dense_grad().abs()
+
+    with pytest.raises(RuntimeError, match="Expected a gradient of layer"):
+        grown_by(lambda layer: layer.dense_grad().abs())
+    grown_by(reads("gradient")(gradient))
+    assert any(seen)
+
+
 def test_initial_value_and_fill():
     """Nothing is exchanged; a manual update to a lower sparsity grows what is missing."""
     model, _ = wrapped(own_plan(grow=Growth(size, FILL, initial=0.25)))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sj_prune
-from sj_prune.run import files
+from sj_prune import _files as files
 
 SAVER = Path(__file__).parent / "slow_saver.py"
 

@@ -422,7 +422,7 @@ def test_a_layer_of_zeros_alone_cannot_start():
 
 
 def test_hidden_variables_do_not_start_from_zeros():
-    with pytest.raises(ValueError, match="FromZeros"):
+    with pytest.raises(ValueError, match="start=Dense"):
         methods.GradR(start=methods.FromZeros())
 
 

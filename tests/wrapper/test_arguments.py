@@ -23,7 +23,7 @@ from tests.support.pruning_cases import (
 )
 
 WRONG = {
-    "class": ({"method": methods.Magnitude}, TypeError, r"an instance, not the class: add \(\)"),
+    "class": ({"method": methods.Magnitude}, TypeError, r": write Magnitude\(\.\.\.\)"),
     "method": ({"method": "magnitude"}, TypeError, r"Expected method to be an instance .* 'magnit"),
     "none": ({"method": None}, TypeError, "Expected method to be an instance"),
     "seed": ({"seed": 1.5}, TypeError, r"Expected seed to be an integer but got 1\.5"),

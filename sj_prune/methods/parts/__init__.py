@@ -3,6 +3,7 @@
 from sj_prune.methods.parts.growth import FILL, Growth
 from sj_prune.methods.parts.penalties import Penalty, add_gamma_l1
 from sj_prune.methods.parts.scores import (
+    GRADIENTS,
     Reads,
     Score,
     Statistic,
@@ -20,6 +21,7 @@ from sj_prune.methods.parts.starts import Dense, FromZeros, RandomMasks, Start
 
 __all__ = [
     "FILL",
+    "GRADIENTS",
     "Dense",
     "FromZeros",
     "Growth",

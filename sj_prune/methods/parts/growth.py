@@ -51,12 +51,14 @@ class Growth:
             raise TypeError(
                 f"Expected a growth score, a function of a layer, but got {self.score!r}"
             )
-        if not isinstance(self.fraction, Schedule):
-            check_fraction("fraction of growth", self.fraction)
+        given = self.fraction
+        ends = (given.initial, given.final) if isinstance(given, Schedule) else (given,)
+        for value in ends:
+            check_fraction("fraction of growth", value)
         check_choice("of", self.of, ("kept", "all", "before"))
         check_number("initial", self.initial)
         check_integer("grace", self.grace, 0)
-        if isinstance(self.ties, str):
+        if self.ties is not None and not callable(self.ties):
             check_choice("ties", self.ties, ("all",))
 
     @property

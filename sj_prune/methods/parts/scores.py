@@ -71,8 +71,9 @@ def reads(*what: str, batches: int | None = None, over: str | None = None) -> Ca
     """Say what a score reads beside the weight; a decorator.
 
     Args:
-        what: names of statistics of the neurons, "gradient" (the weight's), "gamma" (a group of
-            channels without a norm is left dense), "gamma gradient".
+        what: names of statistics of the neurons (`sj_prune.neurons.STATISTICS`), "gradient" (the
+            weight's; `LayerView.grad` is None for a score that does not say so), "gamma" (a group
+            of channels without a norm is left dense), "gamma gradient".
         batches: optimizer steps before an update whose batches count; None: all since the last.
         over: how coupled layers join, "mean", "sum" or "relative"; see `Reads`.
 

@@ -1,0 +1,153 @@
+"""What deploy() brings: latency of pruned networks, packed and sparse, beside stock SpikingJelly.
+
+    python benchmarks/deploy.py [--clock wall|cpu] [--cases main|all] [--compile]
+
+Random weights, each network pruned at random in every layer ("uniform") or by magnitude over all
+layers ("global"), norms shifted so that each neuron layer fires at the given rate on the input.
+Contenders run in turns on the same input, T = 4; a time is the median over turns, a ratio the
+median over turns of a turn's ratio to the deployed network. "folded" has its norms folded into the
+weights; "nodes" has sj_prune's fused neurons besides, recording off. ``--clock cpu`` times one
+thread by its processor time, which other processes on the machine disturb little; "wall" needs an
+idle machine and uses torch's number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from deploy_networks import NETWORKS, folded, fuse, prune, set_rate
+from measure import environment, label, write_csv
+from spikingjelly.activation_based import functional
+from torch import nn
+
+import sj_prune
+
+STEPS = 4
+# network, densities, sparsity, rate, N
+MAIN = [
+    *(("VGG16", "uniform", s, 0.1, n) for n in (1, 32) for s in (0.9, 0.95, 0.98)),
+    *(("VGG16", "global", 0.98, 0.1, n) for n in (1, 32)),
+    *(("VGG16", "uniform", 0.0, 0.1, n) for n in (1, 32)),
+    ("VGG16 average", "uniform", 0.95, 0.1, 1),
+    ("ResNet19", "uniform", 0.95, 0.1, 1),
+    ("SEW-ResNet18", "uniform", 0.95, 0.1, 1),
+]
+ALL = [
+    (name, kind, s, rate, n)
+    for name in NETWORKS
+    for kind in ("uniform", "global")
+    for s in (0.8, 0.9, 0.95, 0.98, 0.99)
+    for rate in (0.05, 0.1, 0.2)
+    for n in (1, 32)
+]
+Case = tuple[str, str, float, float, int]
+
+
+def stock(net: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            functional.reset_net(net)
+            return net(x)
+
+    return run
+
+
+def compiled(net: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True
+    fast = torch.compile(net)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            functional.reset_net(net)
+            return fast(x)
+
+    return run
+
+
+def timed(
+    runs: dict[str, Callable[[], torch.Tensor]], turns: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(turns + 1):
+        for name, run in runs.items():
+            run()  # caches hold this contender's data, not the last one's
+            start = clock()
+            run()
+            if turn:
+                times[name].append(clock() - start)
+    return times
+
+
+def measure(case: Case, args: argparse.Namespace) -> list[dict[str, object]]:
+    name, kind, sparsity, rate, samples = case
+    torch.manual_seed(0)
+    net, size = NETWORKS[name]()
+    x = torch.rand(1, samples, 3, size, size).expand(STEPS, -1, -1, -1, -1).contiguous()
+    prune(net, sparsity, kind)
+    rates = set_rate(net, x, rate)
+    start = time.perf_counter()
+    fast = sj_prune.deploy(net, x, check=False)
+    seconds = time.perf_counter() - start
+    plain = folded(net)
+    runs = {"stock": stock(net, x), "folded": stock(plain, x), "nodes": stock(fuse(plain), x)}
+    if args.compile:
+        runs["torch.compile"] = compiled(plain, x)
+    runs["deployed"] = lambda: fast(x)
+    difference = float((runs["stock"]() - runs["deployed"]()).abs().max())
+    clock = time.thread_time if args.clock == "cpu" else time.perf_counter
+    times = timed(runs, args.turns, clock)
+    rows = []
+    for contender, found in times.items():
+        ratios = [a / b for a, b in zip(found, times["deployed"], strict=True)]
+        rows.append(
+            {
+                "network": name,
+                "densities": kind,
+                "sparsity": sparsity,
+                "rate": f"{statistics.mean(rates):.3f}",
+                "N": samples,
+                "contender": contender,
+                "milliseconds": f"{1e3 * statistics.median(found):.3f}",
+                "ratio_to_deployed": f"{statistics.median(ratios):.2f}",
+                "ratio_lowest": f"{min(ratios):.2f}",
+                "ratio_highest": f"{max(ratios):.2f}",
+                "turns": args.turns,
+                "clock": args.clock,
+                "deploy_seconds": f"{seconds:.1f}",
+                "kernels": " ".join(sorted({r.kernel for r in fast.report().rows})),
+                "output_difference": f"{difference:.2g}",
+                **environment("cpu"),
+            }
+        )
+        print(rows[-1]["contender"], rows[-1]["milliseconds"], rows[-1]["ratio_to_deployed"])
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--cases", choices=("main", "all"), default="main")
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="torch.compile with freezing too")
+    args = parser.parse_args()
+    if args.clock == "cpu":
+        torch.set_num_threads(1)
+    rows: list[dict[str, object]] = []
+    for case in MAIN if args.cases == "main" else ALL:
+        print(*case)
+        rows += measure(case, args)
+        print(write_csv(f"deploy_{label('cpu')}", rows))
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Each layer's kernel is the fastest on the user's own input.
+
+Kernels are timed in turns, by the processor time of one thread, so that what else the machine does
+falls on all of them alike; the median counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sj_prune.deploy.plan import Form, Layer, Plan
+from sj_prune.deploy.program import Program, Shape
+from sj_prune.deploy.weights import Weights, entries, matrix
+
+__all__ = ["Timing", "prepare", "tune"]
+
+_ROUNDS = 5
+_EVENTS_BELOW = 0.04  # of a firing rate: above it the event kernel never was the fastest
+
+
+@dataclass
+class Timing:
+    """What the tuner found for one layer.
+
+    Attributes:
+        rate: fraction of input elements that are not 0 at a step.
+        seconds: median processor time by kernel.
+    """
+
+    rate: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def prepare(made: Plan) -> dict[int, Weights]:
+    """Return the weights of all layers, in every form that a kernel might want."""
+    found = {}
+    for layer in made.steps:
+        if isinstance(layer, Layer) and layer.weight is not None:
+            found[layer.output] = _weights(made, layer)
+    return found
+
+
+def _weights(made: Plan, layer: Layer) -> Weights:
+    assert layer.weight is not None  # noqa: S101
+    form = made.forms[layer.input]
+    channels = made.values[layer.input].shape[0]
+    outputs, rows, values = entries(layer, form, layer.geometry["groups"], channels)
+    dense = layer.weight.float().contiguous()
+    number = int(np.count_nonzero(dense.numpy()))
+    weights = Weights(
+        None if layer.bias is None else layer.bias.float(),
+        number / max(dense.numel(), 1),
+        number,
+        dense,
+        matrix(outputs, rows, values, layer.weight.shape[0]),
+    )
+    if form.planes:
+        height, width = layer.geometry["kernel"]
+        count = form.planes * channels * height * width
+        order = np.argsort(rows, kind="stable")
+        weights.by_input = matrix(rows[order], outputs[order], values[order], count)
+    return weights
+
+
+def default_kernels(made: Plan) -> dict[int, str]:
+    """Return the kernels that need no measurement to be right."""
+    kernels = {}
+    for layer in made.steps:
+        if isinstance(layer, Layer):
+            packed = made.forms[layer.input].planes
+            kernels[layer.output] = "bits" if packed else "reals"
+            if layer.weight is None:
+                kernels[layer.output] = "neurons"
+    return kernels
+
+
+def tune(
+    made: Plan, weights: Mapping[int, Weights], shape: Shape, x: Tensor
+) -> tuple[dict[int, str], dict[int, Timing]]:
+    """Return the fastest kernel of each layer and all timings.
+
+    Args:
+        made: what is run.
+        weights: of `prepare`.
+        shape: of the input.
+        x: the input.
+    """
+    kernels = default_kernels(made)
+    program = Program(made, weights, kernels, shape, 1)
+    timings: dict[int, Timing] = {}
+    with _one_thread():
+        program(x)  # every layer's input now holds what the user's input makes of it
+        for layer in made.steps:
+            if isinstance(layer, Layer) and layer.weight is not None:
+                rate = _rate(program, layer)
+                timing = timings[layer.output] = Timing(rate)
+                timing.seconds = _measure(program, layer, rate, made.forms[layer.input])
+                kernels[layer.output] = min(timing.seconds, key=timing.seconds.__getitem__)
+    return kernels, timings
+
+
+def _rate(program: Program, layer: Layer) -> float:
+    x = program.real(layer.input)
+    if program.calls[-1][0] is None:
+        program.calls.pop()[1]()  # unpacked only to look at it
+    return float((x != 0).float().mean())
+
+
+def _measure(program: Program, layer: Layer, rate: float, form: Form) -> dict[str, float]:
+    names = ["dense", "reals"]
+    if form.planes:
+        names = ["dense", "bits"] + (["events"] if rate < _EVENTS_BELOW else [])
+    calls: dict[str, Callable[[], object]] = {}
+    for name in names:
+        call = program.layer_call(layer, name)
+        unpack = None
+        if name == "dense" and form.planes:
+            given, out = program.packed(layer.input), program.real(layer.input)
+            unpack = lambda g=given, o=out: program._unpack(g, o, form)  # noqa: E731
+        calls[name] = _both(unpack, call)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(_ROUNDS):
+        for name, call in calls.items():
+            times[name].append(_seconds(call))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def _both(first: Callable[[], object] | None, then: Callable[[], object]) -> Callable[[], object]:
+    if first is None:
+        return then
+    before = first
+
+    def call() -> None:
+        before()
+        then()
+
+    return call
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
