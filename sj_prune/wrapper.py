@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from sj_prune.reports.explain import Explanation, explain
 from sj_prune.reports.measured import report
 from sj_prune.reports.report import Report
-from sj_prune.run import checkpoint, step, wrapping
+from sj_prune.run import checkpoint, looks, step, wrapping
 from sj_prune.run.shown import Shown
 from sj_prune.run.update import update_now
 
@@ -182,7 +182,7 @@ class PruningWrapper(Shown):
             example_input: a batch to measure spikes on, as the network takes it.
         """
         self._check_usable()
-        return report(self.net, self.session.run, example_input)
+        return report(self.net, looks.reported(self.session), example_input)
 
     # ---- state ---------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class PruningWrapper(Shown):
     def get_extra_state(self) -> dict[str, Any]:
         """Return masks, step, statistics and generator, as plain values and tensors."""
         self._check_usable()
-        return checkpoint.extra_state(self.net, self.session.run)
+        return checkpoint.extra_state(self.net, looks.applied(self.session))
 
     def set_extra_state(self, state: Any) -> None:  # noqa: ANN401
         """Take over what `get_extra_state` returned; `load_state_dict` has checked it."""
@@ -247,4 +247,4 @@ def _settle(wrapper: PruningWrapper, _: Any) -> None:  # noqa: ANN401
     """Make loaded weights true to the loaded masks."""
     if not wrapper.session.run.plan.emergent:
         wrapper.masks.settle()
-        wrapper.masks.enforce(None, wrapper.optimizers)
+        wrapper.masks.enforce(None, wrapper.session.hooks.slot_owners)

@@ -11,8 +11,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sj_prune.masks.keys import Place
+from sj_prune.masks.select import sampled
 
 __all__ = ["Held", "HeldElements", "HeldRows", "Rows"]
+
+# Rows that are looked at where a sample has to do.
+_ROWS = 16
 
 #: returns which units of a scope are pruned, by its name
 Pruned: TypeAlias = Callable[[str], Tensor]
@@ -48,6 +52,7 @@ class HeldElements:
 
     place: Place
     scope: str
+    _sample: tuple[Tensor, Tensor] | None = field(default=None, repr=False, compare=False)
 
     at_updates = False
     hides_gradient = True
@@ -65,8 +70,21 @@ class HeldElements:
 
     def _fill(self, where: Tensor, optimizers: Sequence[Optimizer]) -> None:
         weight = self.place.parameter
-        weight.masked_fill_(where, 0)
+        weight.data.masked_fill_(where, 0)  # a pending backward does not mind zeros held at 0
         fill_slots(optimizers, weight, where)
+
+    def written(self, pruned: Pruned, *, few: bool) -> Tensor:
+        """Return whether a pruned element is not 0, on the device; of a sample, if `few`."""
+        where, weight = pruned(self.scope), self.place.parameter.detach()
+        if not few:
+            return (weight != 0).logical_and_(where).any()
+        if self._sample is None or self._sample[0] is not where:
+            self._sample = (where, sampled(where))
+        return weight.take(self._sample[1]).any()
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Return which units are 0, by scope."""
+        return {self.scope: self.place.parameter.detach() == 0}
 
     def holds(self, pruned: Pruned) -> bool:
         """Tell whether any element is pruned."""
@@ -173,7 +191,8 @@ class HeldRows:
 
     def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
         """Make rows silent, or as they were when they fell asleep; their slots 0."""
-        parameter = self.place.parameter
+        place = self.place.parameter
+        parameter = place.data  # a pending backward does not mind
         for part in self.parts:
             part.follow(parameter.device)
             if part.zeroed is not None:
@@ -185,7 +204,30 @@ class HeldRows:
                 parameter.index_fill_(0, part.index, 0)
             elif part.aside is not None:
                 parameter.index_copy_(0, part.index, part.aside.to(parameter.dtype))
-            fill_slots(optimizers, parameter, part.index)
+            fill_slots(optimizers, place, part.index)
+
+    def written(self, pruned: Pruned, *, few: bool) -> Tensor:
+        """Return whether a row is neither silent nor asleep; of a sample, if `few`."""
+        parameter = self.place.parameter.detach()
+        found = torch.zeros((), dtype=torch.bool, device=parameter.device)
+        for part in self.parts:
+            part.follow(parameter.device)
+            step = max(1, len(part.index) // _ROWS) if few else 1
+            rows = parameter[part.index[::step]]
+            if part.silent:
+                found = found | rows.any()
+            elif part.aside is not None:
+                found = found | (rows != part.aside[::step].to(rows.dtype)).any()
+        return found
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Return which units are silent already, by group."""
+        parameter = self.place.parameter.detach()
+        return {
+            part.scope: (parameter[part.rows.to(parameter.device)] == 0).flatten(1).all(1)
+            for part in self.parts
+            if part.silent
+        }
 
     def holds(self, pruned: Pruned) -> bool:
         """Tell whether a row sleeps."""

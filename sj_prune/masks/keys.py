@@ -25,16 +25,48 @@ class Place:
 
     @property
     def owner(self) -> nn.Module:
-        """The module."""
-        return self.net.get_submodule(self.module)
+        """The module.
+
+        Raises:
+            RuntimeError: if the network has none of this name any more.
+        """
+        try:
+            return self.net.get_submodule(self.module)
+        except AttributeError as error:
+            raise RuntimeError(
+                f"Expected a module {self.module!r}, whose {self.attribute} is masked, but it was "
+                "removed or renamed after wrapping: change the network first, then wrap it"
+            ) from error
 
     @property
     def parameter(self) -> Tensor:
-        """The parameter itself."""
-        found = self.owner._parameters.get(self.attribute)
+        """The parameter itself.
+
+        Raises:
+            RuntimeError: if it is none any more, naming what took its place.
+        """
+        owner = self.owner
+        found = owner._parameters.get(self.attribute)
         if found is None:
             raise RuntimeError(
-                f"Expected a parameter {self.attribute!r} of {self.module!r} but it has none any "
-                "more: register parametrizations and replace parameters before wrapping"
+                f"Expected a parameter {self.attribute!r} of layer {self.module!r} but it was "
+                f"replaced after wrapping ({_instead(owner, self.attribute)}): masks cannot hold "
+                "what is computed anew at every forward; remove it and finalize() before you "
+                "parametrize the network, or parametrize before wrapping, which leaves the layer "
+                "dense"
             )
         return found
+
+
+def _instead(owner: nn.Module, attribute: str) -> str:
+    """Return what stands where a parameter was, by name."""
+    known = getattr(owner, "parametrizations", None)
+    if known is not None and attribute in known:
+        kinds = [type(part).__name__.lstrip("_") for part in known[attribute]]
+        return f"parametrized by {', '.join(kinds)}"
+    # torch.nn.utils.weight_norm, spectral_norm and prune compute it in a hook.
+    hooks = owner._forward_pre_hooks.values()
+    kinds = [type(h).__name__ for h in hooks if hasattr(h, "apply") or hasattr(h, "compute_weight")]
+    if kinds:
+        return f"parametrized by a forward pre-hook, {', '.join(kinds)}"
+    return f"it is {type(getattr(owner, attribute, None)).__name__} there now"

@@ -115,6 +115,31 @@ class MaskManager(Masks):
             self._held[key].hold(self._units, optimizers)
 
     @torch.no_grad()
+    def look(self, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Hold everything that is bound between updates; what binds at updates only stays."""
+        self.enforce([k for k, h in self._held.items() if not h.at_updates], optimizers)
+
+    @torch.no_grad()
+    def written(self, *, few: bool = False) -> bool:
+        """Tell whether somebody wrote where units are pruned; waits for the device.
+
+        Args:
+            few: look at a sample of every parameter.
+        """
+        held = [h for h in self._held.values() if not h.at_updates]
+        found = [h.written(self._units, few=few) for h in held]
+        return any(count(found))
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Return which units of each scope are 0 or silent in the network now."""
+        found: dict[str, Tensor] = {}
+        for held in self._held.values():
+            for scope, zero in held.zeros().items():
+                known = found.get(scope)
+                found[scope] = zero if known is None else known & zero.to(known.device)
+        return found
+
+    @torch.no_grad()
     def mask_gradients(self, keys: Iterable[str]) -> None:
         """Set the gradients of pruned entries of the parameters `keys` to 0."""
         for key in keys:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["count", "kth_largest", "top_k"]
+__all__ = ["count", "kth_largest", "sampled", "top_k"]
 
 # Below this many values one selection over all of them is cheapest.
 _SMALL = 1 << 20
 _SAMPLE = 1 << 18
+# A few True entries of a mask: so many at most, out of so many places.
+_FEW, _PLACES = 256, 4096
 
 
 def count(masks: Sequence[Tensor]) -> list[int]:
@@ -20,6 +22,14 @@ def count(masks: Sequence[Tensor]) -> list[int]:
         return []
     device = masks[0].device
     return torch.stack([mask.count_nonzero().to(device) for mask in masks]).tolist()
+
+
+def sampled(where: Tensor) -> Tensor:
+    """Return flat indices of some True entries, evenly spaced; of all, where there are few."""
+    stride = max(1, where.numel() // _PLACES)
+    places = torch.arange(0, where.numel(), stride, device=where.device)
+    found = places[where.take(places)]
+    return found[:: max(1, -(-len(found) // _FEW))]
 
 
 def kth_largest(values: Sequence[Tensor], k: int, among: Sequence[Tensor] | None = None) -> Tensor:

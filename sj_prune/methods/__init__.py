@@ -9,7 +9,7 @@ from sj_prune.methods.filter_norm import FilterNorm
 from sj_prune.methods.gradr import GradR
 from sj_prune.methods.greg import GReg
 from sj_prune.methods.magnitude import Magnitude, Random
-from sj_prune.methods.parts import FILL, Dense, Growth, Penalty, RandomMasks, reads
+from sj_prune.methods.parts import FILL, Dense, FromZeros, Growth, Penalty, RandomMasks, reads
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
 from sj_prune.methods.sca import SCA
@@ -28,6 +28,7 @@ __all__ = [
     "CriticalityChannels",
     "Dense",
     "FilterNorm",
+    "FromZeros",
     "GReg",
     "GraNet",
     "GradR",

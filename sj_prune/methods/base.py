@@ -8,6 +8,7 @@ from typing import Any
 from sj_prune._checks import check_fraction
 from sj_prune.masks.schedule import Constant, Cubic, Manual, Schedule
 from sj_prune.masks.structure import Structure, Unstructured
+from sj_prune.methods.parts import Start
 from sj_prune.methods.plan import Plan
 
 __all__ = ["Method", "ScheduledMethod"]
@@ -20,10 +21,13 @@ class Method:
     Args:
         sparsity: fraction of the prunable weights that ends up pruned, in [0, 1).
         structure: what is pruned as one piece.
+        start: masks of a network that has just been wrapped, such as `FromZeros()`; None: as the
+            method has it.
     """
 
     sparsity: float
     structure: Structure = Unstructured()
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity)
@@ -35,6 +39,8 @@ class Method:
 
     def _plan(self, **parts: Any) -> Plan:  # noqa: ANN401
         """Return a plan of this name and structure."""
+        if self.start is not None:
+            parts["start"] = self.start
         return Plan(**{"structure": self.structure, "name": type(self).__name__, **parts})
 
 

@@ -235,7 +235,10 @@ def _check_types(plan: Plan) -> None:
     _expect(penalties, f"penalties of {name}", "a tuple, as in (Penalty(...),),", plan.penalties)
     _expect(isinstance(plan.binding, Binding), f"binding of {name}", "a binding", plan.binding)
     _expect(
-        isinstance(plan.start, Start), f"start of {name}", "Dense() or RandomMasks()", plan.start
+        isinstance(plan.start, Start),
+        f"start of {name}",
+        "Dense(), FromZeros() or RandomMasks()",
+        plan.start,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hooks", "OptimizerHooks", "owned_parameters", "unscale_"]
+__all__ = ["Hooks", "OptimizerHooks", "Stepping", "owned_parameters", "unscale_", "with_inner"]
 
 
 def owned_parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -51,6 +52,10 @@ class OptimizerHooks:
         before: called as ``before(optimizer, first)``.
         after: called as ``after(optimizer)``.
         evaluate: called as ``evaluate(optimizer)`` before a closure runs again in the same step.
+        begin: called as ``begin(optimizer)`` before anything else in a step, a closure included.
+
+    Attributes:
+        stepped: whether ``step`` has run since the hooks are there, skipped or not.
     """
 
     def __init__(
@@ -59,11 +64,14 @@ class OptimizerHooks:
         before: Callable[[Optimizer, bool], None],
         after: Callable[[Optimizer], None],
         evaluate: Callable[[Optimizer], None],
+        begin: Callable[[Optimizer], None] = lambda _: None,
     ) -> None:
         self.optimizer = optimizer
         self._before = before
         self._after = after
         self._evaluate = evaluate
+        self._begin = begin
+        self.stepped = False
         self._entered = False
         self._skipped = False
         self._handles = [
@@ -84,10 +92,12 @@ class OptimizerHooks:
     def _pre(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._entered = False
+        self._entered, self.stepped = False, True
         self._skipped = _skips(optimizer)
         if self._skipped:
             return None
+        with torch.no_grad():
+            self._begin(self.optimizer)
         # The hook sees what `step` was called with: (optimizer, closure) or closure=.
         owner, *rest = args
         closure = rest[0] if rest else kwargs.get("closure")
@@ -116,31 +126,78 @@ class OptimizerHooks:
                 self._after(optimizer)
 
 
+def with_inner(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Return optimizers and those that they hold as attributes, where slots may live instead."""
+    found: dict[int, Optimizer] = {}
+    waiting = list(optimizers)
+    while waiting:
+        optimizer = waiting.pop(0)
+        if id(optimizer) not in found:
+            found[id(optimizer)] = optimizer
+            for value in vars(optimizer).values():
+                several = value if isinstance(value, (list, tuple)) else [value]
+                waiting += [each for each in several if isinstance(each, Optimizer)]
+    return list(found.values())
+
+
+@dataclass
+class Stepping:
+    """Signs that the attached optimizers step. `run/looks.py` writes it.
+
+    Attributes:
+        forwards: with gradients, since an optimizer is attached and none has stepped.
+        ask_at: number of forwards at which to look whether somebody else moves the weights.
+        probe: some weights as they were at the first of them.
+        moved: masked parameters that attached optimizers were found to hold, by key.
+    """
+
+    forwards: int = 0
+    ask_at: int | None = None
+    probe: Tensor | None = None
+    moved: dict[str, Tensor] = field(default_factory=dict)
+
+
 class Hooks:
     """Hooks on a user's optimizers and on gradients; a deepcopy or a pickle of it has none.
 
     Attributes:
         forced_dense: keep all gradients dense, whatever the plan needs.
         gradient_is_dense: parameter key -> whether its last gradient was left dense.
+        ever_attached: whether there has ever been an optimizer.
+        stepping: signs that the attached ones step.
     """
 
     def __init__(self) -> None:
         self.forced_dense = False
         self.gradient_is_dense: dict[str, bool] = {}
+        self.ever_attached = False
+        self.stepping = Stepping()
         self._attached: list[OptimizerHooks] = []
         self._leaves: dict[str, tuple[Tensor, RemovableHandle]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "forced_dense": False, "_attached": [], "_leaves": {}}
+        fresh = {"forced_dense": False, "_attached": [], "_leaves": {}, "stepping": Stepping()}
+        return {**vars(self), **fresh}
 
     @property
     def optimizers(self) -> list[Optimizer]:
         """The attached optimizers."""
         return [hooks.optimizer for hooks in self._attached]
 
+    @property
+    def slot_owners(self) -> list[Optimizer]:
+        """The attached optimizers and those inside them: slots live in any."""
+        return with_inner(self.optimizers)
+
+    @property
+    def idle(self) -> list[Optimizer]:
+        """Those whose ``step`` has not run."""
+        return [hooks.optimizer for hooks in self._attached if not hooks.stepped]
+
     def attach(self, hooks: OptimizerHooks) -> None:
         """Keep the hooks on one more optimizer."""
         self._attached.append(hooks)
+        self.ever_attached = True
 
     def release(self, optimizer: Optimizer) -> None:
         """Take the hooks off one optimizer."""

@@ -20,6 +20,9 @@ __all__ = ["install", "put", "record_emergent", "rest"]
 
 logger = logging.getLogger("sj_prune")
 
+# A layer that keeps less than this part of its units is spoken of.
+_THIN = 0.001
+
 Updates = Mapping[str, LayerUpdate]
 
 
@@ -107,6 +110,7 @@ def _record(
     kept, sparsity = run.masks.kept_units(), run.masks.sparsity()["total"]
     lost, won = (dict(zip(names, numbers, strict=True)) for numbers in (dropped, grown))
     pruned = run.masks.pruned_units()
+    _say_thin(run, kept)
     run.history.append(UpdateRecord(step, target, sparsity, kept, lost, won, pruned))
     logger.log(
         level,
@@ -119,6 +123,22 @@ def _record(
         sum(dropped),
         sum(grown),
     )
+
+
+def _say_thin(run: Run, kept: Mapping[str, int]) -> None:
+    """Say once which layers keep next to nothing."""
+    sizes = run.masks.units()
+    thin = [n for n in kept if kept[n] < _THIN * sizes[n] and f"thin {n}" not in run.said]
+    if thin:
+        run.said.update(f"thin {name}" for name in thin)
+        listed = ", ".join(f"{name} ({kept[name]} of {sizes[name]})" for name in thin)
+        logger.warning(
+            "fewer than %.1f %% of the %s of %s are left, which may cut the network: another "
+            "allocation (Uniform(), ERK()) leaves every layer some, skip= leaves one dense",
+            100 * _THIN,
+            run.plan.structure.unit,
+            listed,
+        )
 
 
 def units_of(found: Updates) -> list[Tensor]:

@@ -66,7 +66,9 @@ def _of(
     if scope.sleeps and score is run.plan.drop:
         for name, found in drop[1].items():
             _remember(run, name, found, views[name])
-    growth = None if grow is None else _joined(run, scope, views, grow.score, "mean")
+    growth = None
+    if grow is not None:
+        growth = _joined(run, scope, _moving(run, grow.score, views), grow.score, "mean")
     tie = None
     if growth is not None and grow is not None and callable(grow.ties):
         tie = _joined(run, scope, views, grow.ties, "mean")
@@ -79,6 +81,18 @@ def _of(
         scope.floor,
         scope.multiple,
     )
+
+
+def _moving(run: Run, score: Score, views: Mapping[str, LayerView]) -> Mapping[str, LayerView]:
+    """Return the layers that can grow by their gradient, less those that are frozen or did not run.
+
+    Where no layer has a gradient all are returned, and the score says so.
+    """
+    if "gradient" not in reads_of(score).what:
+        return views
+    if all(run.masks.weight(name).grad is None for name in run.masks.layers):
+        return views
+    return {name: layer for name, layer in views.items() if layer.grad is not None}
 
 
 def _joined(

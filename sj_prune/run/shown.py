@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from sj_prune.masks.manager import MaskManager
 from sj_prune.network.layers import Layer
 from sj_prune.neurons.convert import Sensor, sensors
+from sj_prune.run import looks
 from sj_prune.run.anatomy import layers_of
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.session import Session
@@ -60,4 +61,4 @@ class Shown(nn.Module):
 
         For `Channels` of each norm's channels; ``"total"`` counts coupled channels once.
         """
-        return self.masks.sparsity()
+        return looks.applied(self.session).masks.sparsity()

@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+import logging
+
+import torch
 from torch import nn
 
-from sj_prune.masks.regrow import prune_and_regrow
+from sj_prune.masks.keys import Place
+from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
+from sj_prune.masks.select import count
 from sj_prune.masks.units import LayerScores
-from sj_prune.methods.parts import RandomMasks, noise
+from sj_prune.methods.parts import FromZeros, RandomMasks, noise
 from sj_prune.run.install import install
 from sj_prune.run.state import Run
 from sj_prune.run.views import generator_of, view
 
-__all__ = ["kept_units", "start_masks"]
+__all__ = ["kept_units", "say_zeros", "start_masks"]
+
+logger = logging.getLogger("sj_prune")
+
+
+#: what part of the weights has to be 0 for a word about it
+_MANY = 0.01
+
+
+def say_zeros(net: nn.Module, run: Run) -> None:
+    """Say how many zeros of a network that is sparse already are going to be filled."""
+    plan = run.plan
+    if isinstance(plan.start, FromZeros) or plan.schedule.next_due(0) is None:
+        return
+    weights = [Place(net, name).parameter.detach() for name in run.layers]
+    zeros, total = sum(count([w == 0 for w in weights])), sum(w.numel() for w in weights)
+    if zeros > _MANY * total:
+        logger.warning(
+            "%d of %d prunable weights (%.1f %%) are 0 already, and training is going to fill "
+            "those zeros: start=FromZeros() keeps them",
+            zeros,
+            total,
+            100.0 * zeros / total,
+        )
+
+
+def _keep_zeros(net: nn.Module, run: Run) -> None:
+    """Prune what is 0 already.
+
+    Raises:
+        ValueError: if a layer has too few others.
+    """
+    found = {}
+    for name, zero in run.masks.zeros().items():
+        scope, kept = run.masks.scopes[name], ~zero
+        if int(kept.sum()) < scope.floor:
+            raise ValueError(
+                f"Expected at least {scope.floor} {run.plan.structure.unit} of {name!r} that are "
+                f"not 0, for start=FromZeros(), but got {int(kept.sum())}: name it in skip="
+            )
+        found[name] = LayerUpdate(kept, torch.zeros_like(kept))
+    units = sum(run.masks.units().values())
+    sparsity = 1.0 - sum(count([u.survivors for u in found.values()])) / units
+    install(net, run, found, (), 0, sparsity)
 
 
 def kept_units(run: Run, sparsity: float) -> int:
@@ -22,6 +70,8 @@ def kept_units(run: Run, sparsity: float) -> int:
 def start_masks(net: nn.Module, run: Run) -> None:
     """Install what the plan starts from, once units are known: random masks, or nothing."""
     start = run.plan.start
+    if isinstance(start, FromZeros) and run.masks.scopes:
+        _keep_zeros(net, run)
     if not isinstance(start, RandomMasks) or not run.masks.scopes:
         return
     sparsity = run.plan.sparsity if start.sparsity is None else start.sparsity

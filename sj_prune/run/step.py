@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sj_prune.masks.bindings import Hidden
+from sj_prune.masks.keys import Place
 from sj_prune.methods.view import NetView
+from sj_prune.run import looks
 from sj_prune.run.anatomy import check_sensed, ensure_masks, learn_example, learn_from
-from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_
+from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_, with_inner
 from sj_prune.run.install import record_emergent
 from sj_prune.run.recording import close_passes, in_window, switch
 from sj_prune.run.session import Session
@@ -35,10 +37,11 @@ __all__ = [
 
 def attach(session: Session, optimizer: Optimizer) -> None:
     """Hook into `optimizer`, and make its slots true to the masks."""
-    parts = (partial(part, session) for part in (_before, _after, _evaluate))
-    session.hooks.attach(OptimizerHooks(optimizer, *parts))
+    parts = [partial(part, session) for part in (_before, _after, _evaluate, _begin)]
     if not session.run.plan.emergent:
-        session.run.masks.enforce(None, [optimizer])
+        session.run.masks.enforce(None, with_inner([optimizer]))
+    session.hooks.attach(OptimizerHooks(optimizer, *parts))
+    looks.forget_steps(session)
     switch_recording(session)
 
 
@@ -49,11 +52,16 @@ def switch_recording(session: Session) -> None:
 
 
 def before_forward(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Learn from a forward that is about to run, if it is the first that can tell."""
+    """Apply the masks, and learn from a forward about to run, if it is the first to tell."""
+    compiling = torch.compiler.is_compiling()  # then the next step makes up for it
+    if not compiling:
+        looks.before_forward(session)
     if learn_from(session.net, session.run, args, kwargs):
         switch_recording(session)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.is_grad_enabled() and not compiling:
         check_sensed(session.run)
+        hide_gradients(session)  # of what trains now
+        looks.watch_steps(session)
 
 
 def learn_now(session: Session, example_input: Any) -> None:  # noqa: ANN401
@@ -131,7 +139,7 @@ def _layers(session: Session, optimizer: Optimizer, of: str = "weight") -> list[
 def _prunable(session: Session, optimizer: Optimizer) -> list[str]:
     """Return the layers that it moves, whether their masks are known or not."""
     owned = {id(p) for p in owned_parameters(optimizer)}
-    weights = {n: session.net.get_submodule(n)._parameters["weight"] for n in session.run.layers}
+    weights = {name: Place(session.net, name).parameter for name in session.run.layers}
     return [name for name, weight in weights.items() if id(weight) in owned]
 
 
@@ -162,6 +170,11 @@ def _awaits_update(session: Session, optimizer: Optimizer) -> bool:
 
 
 # ---- around a step ------------------------------------------------------------------------------
+
+
+def _begin(session: Session, _: Optimizer) -> None:
+    looks.check_held(session)
+    looks.absorb_written(session)
 
 
 def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
@@ -244,7 +257,7 @@ def _after(session: Session, optimizer: Optimizer) -> None:
     if run.plan.emergent:
         masks.adopt_zeros(keys)
     else:
-        masks.enforce(keys, [optimizer])
+        masks.enforce(keys, with_inner([optimizer]))
     if _counts(session, optimizer):
         _count(session)
 

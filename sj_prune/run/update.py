@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.units import LayerScores
-from sj_prune.methods.parts import Score, reads_of
+from sj_prune.methods.parts import FromZeros, Score, reads_of
 from sj_prune.neurons.convert import sensors
 from sj_prune.run import processes
 from sj_prune.run.anatomy import check_sensed, ensure_masks, ensure_topology
@@ -39,8 +39,9 @@ def scheduled(session: Session, step: int) -> None:
     if run.plan.emergent:
         return  # the weights decide; recorded after the step
     target = run.plan.schedule.at(step)
-    if run.plan.grow is None:
-        # A manual update may be ahead of the schedule: what it dropped does not come back.
+    if run.plan.grow is None or isinstance(run.plan.start, FromZeros):
+        # A manual update may be ahead of the schedule: what it dropped does not come back;
+        # nor are zeros filled that were to be kept.
         target = max(target, run.masks.sparsity()["total"])
     _update(session, step, target)
     clear_statistics(session.net, run)
@@ -70,7 +71,7 @@ def update_now(session: Session, sparsity: float | None) -> None:
         record_emergent(run, run.step, session.agreement.log_level)
         return
     _update(session, run.step, target)
-    run.masks.enforce(None, session.hooks.optimizers)
+    run.masks.enforce(None, session.hooks.slot_owners)
     if not in_window(run, bool(session.hooks.optimizers)):  # the coming one needs its statistics
         clear_statistics(net, run)
 
@@ -93,7 +94,7 @@ def _update(session: Session, step: int, target: float) -> None:
 
     with agreement.joined():
         found = agreement.agreed(where, score, _facts)
-    install(net, run, found, session.hooks.optimizers, step, target, agreement.log_level)
+    install(net, run, found, session.hooks.slot_owners, step, target, agreement.log_level)
 
 
 def propose(

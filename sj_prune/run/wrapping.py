@@ -13,13 +13,14 @@ from sj_prune.methods.identity import describe
 from sj_prune.methods.plan import Plan, plan_of
 from sj_prune.neurons.activity import check_statistics
 from sj_prune.neurons.convert import sense, sensor_of, to_stock
+from sj_prune.run import looks
 from sj_prune.run.agreement import Agreement
 from sj_prune.run.arguments import check_seed, check_sparsity, select_layers
 from sj_prune.run.hooks import Hooks, owned_parameters
 from sj_prune.run.processes import check_whole
 from sj_prune.run.recording import Recorder
 from sj_prune.run.session import Session
-from sj_prune.run.start import start_masks
+from sj_prune.run.start import say_zeros, start_masks
 from sj_prune.run.state import Run
 from sj_prune.run.step import switch_recording
 
@@ -82,6 +83,7 @@ def _masks(net: nn.Module, plan: Plan, layers: tuple[str, ...]) -> MaskManager:
 
 def start(session: Session) -> None:
     """Install the masks that the plan starts from, where units are known already."""
+    say_zeros(session.net, session.run)
     if not session.run.plan.structure.needs_forward:
         start_masks(session.net, session.run)
     switch_recording(session)
@@ -118,8 +120,10 @@ def discard(session: Session, swapped: Iterable[nn.Module]) -> None:
 def finalize(session: Session) -> None:
     """Remove all hooks, bring stock classes back, and burn the zeros in."""
     net, masks = session.net, session.run.masks
+    looks.applied(session)
+    looks.say_unpruned(session)
     if not session.run.plan.emergent:
-        masks.enforce(None, session.hooks.optimizers)
+        masks.enforce(None, session.hooks.slot_owners)
         masks.burn()
     session.hooks.remove()
     to_stock(net)

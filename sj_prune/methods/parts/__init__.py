@@ -17,12 +17,13 @@ from sj_prune.methods.parts.scores import (
     reads,
     reads_of,
 )
-from sj_prune.methods.parts.starts import Dense, RandomMasks, Start
+from sj_prune.methods.parts.starts import Dense, FromZeros, RandomMasks, Start
 
 __all__ = [
     "FILL",
     "GRADIENTS",
     "Dense",
+    "FromZeros",
     "Growth",
     "Penalty",
     "RandomMasks",

@@ -7,12 +7,20 @@ from typing import TypeAlias
 
 from sj_prune._checks import check_fraction
 
-__all__ = ["Dense", "RandomMasks", "Start"]
+__all__ = ["Dense", "FromZeros", "RandomMasks", "Start"]
 
 
 @dataclass(frozen=True)
 class Dense:
     """Everything is kept until the first update."""
+
+
+@dataclass(frozen=True)
+class FromZeros:
+    """What is 0 in the network stays 0: one that is sparse already is trained on as it is.
+
+    No update falls below the sparsity that it has.
+    """
 
 
 @dataclass(frozen=True)
@@ -31,4 +39,4 @@ class RandomMasks:
 
 
 #: what a plan's `start` may be
-Start: TypeAlias = Dense | RandomMasks
+Start: TypeAlias = Dense | FromZeros | RandomMasks
