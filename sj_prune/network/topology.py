@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.network.coupling.groups import Coupling
 from sj_prune.network.graph import Walker
+from sj_prune.network.idle import noting_idle
 from sj_prune.network.layers import Layer
 from sj_prune.network.norms import norms_by_weight
 from sj_prune.network.unheard import unheard
@@ -65,6 +66,7 @@ class Topology:
         problems: layer name -> why a neuron that follows is not counted.
         spread: layer name -> names of the neuron layers that its output feeds whose channels are
             not its own one by one: behind a flatten or a concatenation.
+        idle: names of the layers that did not run as modules.
     """
 
     neurons: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Topology:
     facts: dict[str, NeuronFacts] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
 
     def leave_out(self, name: str, layers: Iterable[str] = ()) -> None:
         """Let a neuron layer score nothing, neither `layers` nor those of an earlier call."""
@@ -230,7 +233,7 @@ def trace(
         temporary_activity(net) as nodes,
     ):
         tracer = _Tracer(net, layers)
-        with _hooked(net, tracer):
+        with _hooked(net, tracer), noting_idle(net, layers) as idle:
             try:
                 _forward(net, args, kwargs or {})
             except ValueError as error:
@@ -240,6 +243,7 @@ def trace(
                 tracer.restart()
                 _forward(net.eval(), args, kwargs or {})
         topology = tracer.topology
+        topology.idle = tuple(name for name in layers if name in idle)
         for name, facts in topology.facts.items():
             if facts.problem is None:
                 _measure(net, name, facts, nodes[name])

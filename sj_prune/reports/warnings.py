@@ -27,6 +27,14 @@ def warnings_of(net: nn.Module, run: Run) -> Iterator[str]:
         )
     else:
         yield from _warn_of_activity(net, run.plan, topology.facts)
+        idle = [name for name in run.masks.layers if name in topology.idle]
+        if idle:
+            yield (
+                f"these layers did not run as modules in the traced forward: {', '.join(idle)}; "
+                "they are pruned and count for the sparsity all the same: name those that never "
+                "run (the head of another task), or that a neuron reads itself, in skip to keep "
+                "them and to meet the sparsity on what runs."
+            )
     yield from _warn_of_neurons(net)
     frozen = [n for n in run.layers if not net.get_submodule(n).weight.requires_grad]
     if frozen:
