@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from sj_prune.masks.allocation import ERK, Allocation
 from sj_prune.masks.bindings import AtUpdates, Binding, Hidden, Sleep
-from sj_prune.masks.held import Held, HeldElements, HeldRows, Rows
+from sj_prune.masks.held import Held, HeldElements, HeldRows
 from sj_prune.masks.keys import Place
 from sj_prune.masks.manager import MaskManager
+from sj_prune.masks.rows import Rows
 from sj_prune.masks.scopes import ChannelGroup, GroupScope, LayerScope
 
 __all__ = ["Channels", "Structure", "Unstructured"]

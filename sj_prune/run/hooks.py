@@ -220,6 +220,7 @@ class Hooks:
         wanted = {key: p for key, p in parameters.items() if p.requires_grad}
         for key in [k for k, (p, _) in self._leaves.items() if wanted.get(k) is not p]:
             self._leaves.pop(key)[1].remove()
+            self.gradient_is_dense.pop(key, None)  # what comes next is not masked by us
         for key, parameter in wanted.items():
             if key not in self._leaves:
                 handle = parameter.register_hook(partial(gate, key))

@@ -90,9 +90,9 @@ def _moving(run: Run, score: Score, views: Mapping[str, LayerView]) -> Mapping[s
     """
     if "gradient" not in reads_of(score).what:
         return views
-    if all(run.masks.weight(name).grad is None for name in run.masks.layers):
-        return views
-    return {name: layer for name, layer in views.items() if layer.grad is not None}
+    weights = {name: run.masks.weight(name) for name in run.masks.layers}
+    moving = {n for n, w in weights.items() if w.requires_grad and w.grad is not None}
+    return {name: layer for name, layer in views.items() if not moving or name in moving}
 
 
 def _joined(

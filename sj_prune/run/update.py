@@ -207,7 +207,9 @@ def _check_diverged(net: nn.Module, run: Run) -> None:
 def _check_gradients(run: Run, hooks: Hooks) -> None:
     if run.plan.gradient != "update":
         return
-    for key in run.masks.parameters():
+    for key, parameter in run.masks.parameters().items():
+        if parameter.grad is None or not parameter.requires_grad:
+            continue  # frozen, or absent from the batch: it does not grow
         if not hooks.gradient_is_dense.get(key, True) and run.masks.holds(key):
             raise RuntimeError(
                 f"Expected the dense gradient of layer {key!r}, for {run.plan.name}, but pruned "

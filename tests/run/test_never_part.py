@@ -484,27 +484,38 @@ class Story:
         return copy.deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
 
     def act(self, name, number):
-        net = self.model.net
-        if name in ("step", "skip"):
-            self.step(skipped=name == "skip")
-        elif name == "write":
-            WRITERS[number % len(WRITERS)](net)
-        elif name == "swap":
-            for p, mine in zip(self.model.parameters(), self.average, strict=True):
-                p.data, mine.data = mine.data.clone(), p.data.clone()
-        elif name == "freeze":
-            weight = net[(0, 3, 8, 10)[number % 4]].weight
-            weight.requires_grad_(not weight.requires_grad)
-        elif name == "save":
-            self.saved = self.save()
-        elif name == "load":
-            self.model.load_state_dict(self.saved[0])
-            self.optimizer.load_state_dict(self.saved[1])
-        else:
-            for state in self.optimizer.state.values():
-                for slot in state.values():
-                    if slot.ndim:
-                        slot.fill_(0.5)
+        acts = {
+            "step": lambda: self.step(),
+            "skip": lambda: self.step(skipped=True),
+            "write": lambda: WRITERS[number % len(WRITERS)](self.model.net),
+            "swap": self.swap,
+            "freeze": lambda: self.freeze((0, 3, 8, 10)[number % 4]),
+            "save": self.keep,
+            "load": self.load,
+            "slots": self.fill_slots,
+        }
+        acts[name]()
+
+    def swap(self):
+        for p, mine in zip(self.model.parameters(), self.average, strict=True):
+            p.data, mine.data = mine.data.clone(), p.data.clone()
+
+    def freeze(self, index):
+        weight = self.model.net[index].weight
+        weight.requires_grad_(not weight.requires_grad)
+
+    def keep(self):
+        self.saved = self.save()
+
+    def load(self):
+        self.model.load_state_dict(self.saved[0])
+        self.optimizer.load_state_dict(self.saved[1])
+
+    def fill_slots(self):
+        for state in self.optimizer.state.values():
+            for slot in state.values():
+                if isinstance(slot, torch.Tensor) and slot.ndim:
+                    slot.fill_(0.5)
 
     def look(self, number):
         names = [name for name in LOOKS if name != "finalize"]
