@@ -14,8 +14,8 @@ from sj_prune.reports.tables import before_after, optional, shape_text, table, w
 __all__ = ["Report", "ReportRow"]
 
 _SLOW = (
-    "Zeros alone make torch no faster: sj_prune.deploy(net, x_seq) turns these counts into time on a "
-    "CPU, as hardware that skips zeros does."
+    "Zeros alone make torch no faster: sj_prune.deploy(net, x_seq) turns these counts into time on "
+    "a CPU, as hardware that skips zeros does."
 )
 _COMPACT = (
     " Whole channels can be cut out: sj_prune.compact(model.finalize(), example_input) returns a "

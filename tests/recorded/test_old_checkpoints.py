@@ -1,8 +1,7 @@
 """Checkpoints of the tree before its inside was rewritten load, and train on as they did there.
 
-Two formulas have been corrected since; where a checkpoint needs them, the old ones stand in, so that
-everything else is compared: growth by the gate gradient without the bias, Grad R's prior as a
-gradient.
+Two formulas have been corrected since. Where a checkpoint needs them the old ones stand in, so that
+all else is compared: growth by the gate gradient without the bias, Grad R's prior as a gradient.
 """
 
 from dataclasses import dataclass
