@@ -107,7 +107,8 @@ def _record(
     grown: Sequence[int],
     level: int,
 ) -> None:
-    kept, sparsity = run.masks.kept_units(), run.masks.sparsity()["total"]
+    kept = run.masks.kept_units()
+    sparsity = 1.0 - sum(kept.values()) / sum(run.masks.units().values())
     lost, won = (dict(zip(names, numbers, strict=True)) for numbers in (dropped, grown))
     pruned = run.masks.pruned_units()
     _say_thin(run, kept)

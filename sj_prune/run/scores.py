@@ -160,6 +160,8 @@ def _revived(run: Run, found: LayerScores) -> LayerScores:
     A surrogate without a derivative at rest lets no gradient through to a silent channel.
     """
     scope = run.masks.scopes[found.name]
+    if not scope.sleeps:
+        return found
     asleep = ~run.masks.alive(found.name)
     awake = _awake(run, scope)
     if found.grow is None or awake is None or not asleep.any():
