@@ -59,7 +59,6 @@ class PruningWrapper(Shown):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self._finalized = False
         self.method = method
         self.session, self._swapped = wrapping.wrap(net, method, skip, seed)
         self.net = net
@@ -79,7 +78,6 @@ class PruningWrapper(Shown):
         The wrapper refuses further use.
         """
         wrapping.discard(self.session, self._swapped)
-        self._finalized = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         """Return what the network returns."""
@@ -88,10 +86,11 @@ class PruningWrapper(Shown):
         return self.net(*args, **kwargs)
 
     def _check_usable(self) -> None:
-        if self._finalized:
+        if self.session.closed:
             raise RuntimeError(
-                "Expected a wrapper in use but finalize() was called: go on with the network that "
-                "it returned, or wrap it anew with sj_prune.PruningWrapper(net, method)"
+                "Expected a wrapper in use but finalize() was called, or the network is wrapped "
+                "anew: go on with the network that finalize() returned or with the new wrapper, or "
+                "wrap it anew with sj_prune.PruningWrapper(net, method)"
             )
 
     # ---- training ------------------------------------------------------------------------------
@@ -229,7 +228,7 @@ class PruningWrapper(Shown):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if not self._finalized:
+        if not self.session.closed:
             step.switch_recording(self.session)
 
     def finalize(self) -> nn.Module:
@@ -239,7 +238,6 @@ class PruningWrapper(Shown):
         """
         self._check_usable()
         wrapping.finalize(self.session)
-        self._finalized = True
         return self.net
 
 

@@ -24,6 +24,7 @@ class Session:
         hooks: on optimizers and gradients.
         agreement: with the other ranks.
         recorder: what the neurons are told to record.
+        closed: the wrapper refuses further use: it was finalized, or the network is wrapped anew.
     """
 
     net: nn.Module
@@ -31,3 +32,4 @@ class Session:
     hooks: Hooks
     agreement: Agreement
     recorder: Recorder
+    closed: bool = False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import weakref
+from collections.abc import Callable, Iterable
 
 from torch import nn
 from torch.optim import Optimizer
@@ -25,6 +27,13 @@ from sj_prune.run.state import Run
 from sj_prune.run.step import switch_recording
 
 __all__ = ["check_optimizer", "discard", "finalize", "start", "wrap"]
+
+logger = logging.getLogger("sj_prune")
+
+# Network -> the session of the wrapper around it: effects do not outlive their owner.
+_owners: weakref.WeakKeyDictionary[nn.Module, Callable[[], Session | None]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def wrap(
@@ -86,7 +95,21 @@ def start(session: Session) -> None:
     say_zeros(session.net, session.run)
     if not session.run.plan.structure.needs_forward:
         start_masks(session.net, session.run)
+    _take_over(session)
     switch_recording(session)
+
+
+def _take_over(session: Session) -> None:
+    """Let go of a wrapper around the same network, as a notebook cell that runs again leaves it."""
+    before = _owners.get(session.net, lambda: None)()
+    if before is not None and not before.closed:
+        before.closed = True
+        before.hooks.remove()
+        logger.warning(
+            "the network was wrapped already: the wrapper before lets go of it, weights stay as "
+            "they are now, and its optimizers are to be attached to this one"
+        )
+    _owners[session.net] = weakref.ref(session)
 
 
 def check_optimizer(net: nn.Module, optimizer: object) -> None:
@@ -111,6 +134,7 @@ def check_optimizer(net: nn.Module, optimizer: object) -> None:
 
 def discard(session: Session, swapped: Iterable[nn.Module]) -> None:
     """Take hooks and the nodes that were swapped off the network; its weights stay as they are."""
+    session.closed = True
     session.hooks.remove()
     for node in swapped:
         to_stock(node)
@@ -126,5 +150,6 @@ def finalize(session: Session) -> None:
         masks.enforce(None, session.hooks.slot_owners)
         masks.burn()
     session.hooks.remove()
+    session.closed = True
     to_stock(net)
     _host.invalidate_reset_cache(net)

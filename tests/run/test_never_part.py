@@ -19,7 +19,9 @@ from tests.support.pruning_cases import (
     build,
     loss_of,
     magnitude,
+    same,
     slots_of,
+    snapshot,
     train,
     wrapped,
 )
@@ -576,3 +578,24 @@ def test_masks_and_weights_never_part(method, optimizer, acts):
 @settings(max_examples=2000)
 def test_masks_and_weights_never_part_at_length(method, optimizer, acts):
     tell(method, optimizer, acts)
+
+
+def test_a_network_that_is_wrapped_again_has_one_owner(caplog):
+    """A notebook cell that runs a second time."""
+    net = build()
+    before, first = wrapped(magnitude(), net=net)
+    train(before, first, 3)
+    with caplog.at_level("WARNING", logger="sj_prune"):
+        model, optimizer = wrapped(magnitude(), net=net)
+    assert "wrapped already" in caplog.text
+    with pytest.raises(RuntimeError, match="wrapped anew"):
+        before.update_masks()
+    train(model, optimizer, 9)
+    assert len(before.history) == 1
+    assert len(model.history) == 4
+    state = snapshot(net)
+    first.step()  # nothing of the wrapper before runs in it
+    assert len(before.history) == 1
+    assert not same(state, snapshot(net))
+    PruningWrapper(model.finalize(), magnitude())
+    assert caplog.text.count("wrapped already") == 1
