@@ -58,7 +58,7 @@ class Agreement:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.net.parameters()).device
+        return joining.device_of(self.net)
 
     # ---- agreeing ------------------------------------------------------------------------------
 

@@ -116,8 +116,7 @@ def _masks(
         plan, coupling, net, lambda layer: bool(scoring_neurons(topology, coupling, layer))
     )
     masks = plan.structure.masks(net, run.layers, groups, plan.binding)
-    scopes = masks.scopes.values()
-    check_sparsity(plan, [s.size for s in scopes], [s.floor for s in scopes], plan.sparsity)
+    check_sparsity(plan, masks.scopes.values(), plan.sparsity)
     run.anatomy.coupling, run.anatomy.dense = coupling, dense
     return masks
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
 from sj_prune._checks import check_fraction
+from sj_prune.masks.scopes import Scope
 from sj_prune.methods.plan import Plan
 from sj_prune.network.coupling import Coupling, Group
 from sj_prune.network.layers import Layer, prunable_layers
@@ -61,15 +62,12 @@ class SettingsError(ValueError):
     """Raised for settings that do not fit the network, whatever its forward does."""
 
 
-def check_sparsity(
-    plan: Plan, sizes: Sequence[int], floors: Sequence[int], sparsity: float
-) -> None:
+def check_sparsity(plan: Plan, scopes: Iterable[Scope], sparsity: float) -> None:
     """Refuse a sparsity that is no fraction or would empty a layer.
 
     Args:
         plan: whose allocation it is.
-        sizes: units of every layer, or group of channels.
-        floors: how many of them are kept at least.
+        scopes: layers, or groups of channels.
         sparsity: to reach.
 
     Raises:
@@ -79,6 +77,7 @@ def check_sparsity(
     check_fraction("sparsity", sparsity)
     start = getattr(plan.start, "sparsity", None)
     sparsity = sparsity if start is None else max(sparsity, start)
+    sizes, floors = zip(*((scope.size, scope.floor) for scope in scopes), strict=True)
     total, least = sum(sizes), plan.allocation.least(sizes, floors)
     if not plan.emergent and round((1.0 - sparsity) * total) < least:
         unit, layer = plan.structure.unit, plan.structure.scope

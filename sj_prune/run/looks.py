@@ -71,15 +71,16 @@ def before_forward(session: Session) -> None:
     own = _whole(session)
     if not own or isinstance(run.plan.binding, Hidden):
         return
-    if not session.net.training or any(p.device.type != "cpu" for p in own):
-        # On a device a question would wait for it, and the answer costs no more.
-        on_host = all(p.device.type == "cpu" for p in own)
-        if on_host and "written" not in run.said and run.masks.written(few=True):
+    on_host = all(p.device.type == "cpu" for p in own)
+    if session.net.training and on_host:
+        if run.masks.written(few=True):
             _say(run)
-        run.masks.look()
-    elif run.masks.written(few=True):
+            run.masks.look(session.hooks.slot_owners)
+        return
+    # On a device a question would wait for it, and the answer costs no more.
+    if on_host and "written" not in run.said and run.masks.written(few=True):
         _say(run)
-        run.masks.look(session.hooks.slot_owners)
+    run.masks.look()
 
 
 def _whole(session: Session) -> list[Tensor]:

@@ -63,8 +63,7 @@ def update_now(session: Session, sparsity: float | None) -> None:
         )
     target = run.plan.sparsity if sparsity is None else sparsity
     ensure_masks(net, run)
-    scopes = run.masks.scopes.values()
-    check_sparsity(run.plan, [s.size for s in scopes], [s.floor for s in scopes], target)
+    check_sparsity(run.plan, run.masks.scopes.values(), target)
     if run.plan.emergent:
         run.masks.adopt_zeros(run.masks)
         session.agreement.check_masks(run.step)

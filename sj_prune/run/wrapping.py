@@ -85,8 +85,7 @@ def _masks(net: nn.Module, plan: Plan, layers: tuple[str, ...]) -> MaskManager:
     if plan.structure.needs_forward:
         return MaskManager(net, known=False)
     masks = plan.structure.masks(net, layers, (), plan.binding)
-    scopes = masks.scopes.values()
-    check_sparsity(plan, [s.size for s in scopes], [s.floor for s in scopes], plan.sparsity)
+    check_sparsity(plan, masks.scopes.values(), plan.sparsity)
     return masks
 
 
