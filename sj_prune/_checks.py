@@ -6,15 +6,6 @@ import math
 from collections.abc import Collection
 from numbers import Integral, Real
 
-__all__ = [
-    "check_choice",
-    "check_factor",
-    "check_fraction",
-    "check_integer",
-    "check_number",
-    "check_steps",
-]
-
 
 def check_number(name: str, value: object) -> float:
     """Return a finite number.

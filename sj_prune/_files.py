@@ -17,8 +17,6 @@ try:
 except ImportError:  # not a POSIX system: what a killed process left is known by its age alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["current_umask", "replace_file", "save"]
-
 _OLD = 24 * 3600.0  # seconds after which a temporary file without a lock is nobody's
 
 

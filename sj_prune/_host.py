@@ -15,35 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from spikingjelly.activation_based import base, functional, neuron, surrogate
+from spikingjelly.activation_based import base, functional, neuron
+from spikingjelly.activation_based import surrogate as surrogate
 from torch import nn
-
-__all__ = [
-    "IFNode",
-    "LIFNode",
-    "ParametricLIFNode",
-    "SurrogateFunctionBase",
-    "check_module",
-    "eval_with_gradients",
-    "find_legacy_node",
-    "foreign_generators",
-    "has_explicit_precision",
-    "invalidate_reset_cache",
-    "is_host_neuron",
-    "is_neuron",
-    "is_plain_layer",
-    "is_stock_neuron",
-    "is_surrogate",
-    "needs_single_steps",
-    "neuron_classes",
-    "preserved_state",
-    "remembered",
-    "reset_net",
-    "release",
-    "runs_without_steps",
-    "step_mode",
-    "surrogate",
-]
 
 IFNode = neuron.IFNode
 LIFNode = neuron.LIFNode

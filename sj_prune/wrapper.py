@@ -16,8 +16,6 @@ from sj_prune.run import checkpoint, looks, step, wrapping
 from sj_prune.run.shown import Shown
 from sj_prune.run.update import update_now
 
-__all__ = ["PruningWrapper"]
-
 
 class PruningWrapper(Shown):
     """Prunes and regrows a network while the user's own loop trains it.

@@ -12,8 +12,6 @@ from sj_prune import _host
 from sj_prune.compaction.slices import Cut, staying
 from sj_prune.neurons.convert import to_stock
 
-__all__ = ["Index", "copied", "shrink", "sliced"]
-
 #: indices that stay along the first dimensions of a tensor, None for all
 Index = tuple[Tensor | None, ...]
 

@@ -1,7 +1,5 @@
 """What is raised where a smaller network cannot be made."""
 
-__all__ = ["CompactionError"]
-
 
 class CompactionError(RuntimeError):
     """Raised where a smaller network would not compute what the masked one does."""

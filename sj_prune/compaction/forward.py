@@ -15,17 +15,6 @@ from torch.utils._pytree import tree_flatten, tree_map
 from sj_prune import _host
 from sj_prune.network.unheard import unheard
 
-__all__ = [
-    "ForwardError",
-    "Result",
-    "differ",
-    "doubled",
-    "evaluate",
-    "finite",
-    "hooked",
-    "tensors_of",
-]
-
 _RTOL, _ATOL = 1e-9, 1e-12  # of a float64 result, and of its largest value
 
 

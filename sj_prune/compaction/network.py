@@ -19,8 +19,6 @@ from sj_prune.compaction.trial import couple_checked
 from sj_prune.network.coupling import Coupling, Group
 from sj_prune.network.inputs import as_args
 
-__all__ = ["Compacted", "build_compact", "compact"]
-
 logger = logging.getLogger("sj_prune")
 
 Units = list[tuple[Group, Tensor]]

@@ -13,8 +13,6 @@ from sj_prune.compaction.build import Index
 from sj_prune.compaction.network import build_compact
 from sj_prune.compaction.owned import cut_slot, owned_optimizers
 
-__all__ = ["compact_with_optimizer"]
-
 
 def compact_with_optimizer(
     net: nn.Module,

@@ -11,8 +11,6 @@ from torch.optim import Optimizer
 from sj_prune.compaction.build import Index, sliced
 from sj_prune.compaction.errors import CompactionError
 
-__all__ = ["cut_slot", "owned_optimizers", "rebind"]
-
 
 def owned_optimizers(net: nn.Module) -> dict[tuple[Any, ...], Optimizer]:
     """Return the optimizers that modules keep in attributes, or in lists and dicts there.

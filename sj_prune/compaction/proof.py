@@ -28,8 +28,6 @@ from sj_prune.compaction.slices import Cut, staying
 from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
 
-__all__ = ["listed", "prove"]
-
 logger = logging.getLogger("sj_prune")
 
 

@@ -17,8 +17,6 @@ from sj_prune.compaction.owned import rebind
 from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
 
-__all__ = ["architecture", "load_compact", "rebuild", "save_compact"]
-
 _FORMAT = 1
 Record = dict[str, dict[str, int]]
 

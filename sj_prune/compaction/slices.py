@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from sj_prune.network.coupling import Group
 
-__all__ = ["Cut", "silence", "silent_units", "staying"]
-
 
 def _silencers(net: nn.Module, group: Group) -> Iterable[tuple[Tensor, Tensor]]:
     """Return the parameters that silence a group, each with its channels ``[units, k]``."""

@@ -17,8 +17,6 @@ from sj_prune.network.coupling import Coupling, Group, couple
 from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
 
-__all__ = ["couple_checked"]
-
 logger = logging.getLogger("sj_prune")
 
 _CHANGES = "removing one of its channels changes the output"

@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sj_prune.data.files import replace_file
-
-__all__ = ["SENSOR_SIZE", "Events", "read_aedat", "write_aedat"]
+from sj_prune._files import replace_file
 
 IntArray = npt.NDArray[np.int64]
 

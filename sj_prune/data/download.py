@@ -18,9 +18,8 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from sj_prune.data.files import build_folder, replace_file
-
-__all__ = ["explain_offline", "fetch", "install", "torchvision_module", "unpack"]
+from sj_prune._files import replace_file
+from sj_prune.data.files import build_folder
 
 _CHUNK = 1 << 20
 _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)

@@ -20,8 +20,6 @@ from sj_prune.data.frames import open_checked
 from sj_prune.data.generate import GENERATED
 from sj_prune.data.recordings import convert_recordings
 
-__all__ = ["EventFrames", "cifar10_dvs", "split_per_class", "stack"]
-
 _LOGGER = logging.getLogger("sj_prune")
 
 FrameTransform = Callable[[torch.Tensor], torch.Tensor]

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-__all__ = ["Compose", "Cutout", "RandomFlip", "RandomRoll", "Resize", "event_augmentation"]
-
 Generator = torch.Generator | None
 
 

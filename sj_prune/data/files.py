@@ -14,8 +14,6 @@ import numpy as np
 
 from sj_prune._files import current_umask, replace_file
 
-__all__ = ["build_folder", "publish", "replace_file", "save_npz", "workspace"]
-
 _LOGGER = logging.getLogger("sj_prune")
 
 

@@ -16,8 +16,6 @@ from sj_prune.data import host
 from sj_prune.data.aedat import SENSOR_SIZE
 from sj_prune.data.files import publish, save_npz, workspace
 
-__all__ = ["CheckedFrames", "open_checked"]
-
 # What numpy raises on a file that is cut, overwritten, of another kind or without the array.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _LOGGER = logging.getLogger("sj_prune")

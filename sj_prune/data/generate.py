@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from sj_prune._files import replace_file
 from sj_prune.data.aedat import SENSOR_SIZE, Events, write_aedat
-from sj_prune.data.files import build_folder, replace_file
+from sj_prune.data.files import build_folder
 from sj_prune.data.motion import ClosedLoop, as_gray, log_canvas
 from sj_prune.data.recordings import convert_recordings
 from sj_prune.data.sensor import FloatArray, Sensor
-
-__all__ = ["CIFAR10_CLASSES", "GENERATED", "generate_dvs", "simulate"]
 
 CIFAR10_CLASSES = (
     "airplane",

@@ -13,8 +13,6 @@ import numpy.typing as npt
 
 from sj_prune._host import release
 
-__all__ = ["CIFAR10DVS", "archives", "frames_folder", "integrate", "open_frames"]
-
 _H = _W = 128
 
 

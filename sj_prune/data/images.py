@@ -11,8 +11,6 @@ import torch
 
 from sj_prune.data.download import fetch, install, torchvision_module
 
-__all__ = ["ImageSet", "cifar10", "cifar100", "image_folder"]
-
 Channels = tuple[float, float, float]
 
 _STATISTICS: dict[str, tuple[Channels, Channels]] = {

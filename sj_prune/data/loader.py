@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-__all__ = ["CropFlip", "Normalize", "ResidentLoader"]
-
 Augmentation = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 

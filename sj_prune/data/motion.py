@@ -12,8 +12,6 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-__all__ = ["ClosedLoop", "as_gray", "log_canvas"]
-
 FloatArray = npt.NDArray[np.float64]
 # Rec. 601 luma: what a monochrome sensor makes of red, green and blue.
 _LUMA = (0.299, 0.587, 0.114)

@@ -14,8 +14,6 @@ import numpy as np
 from sj_prune.data.aedat import SENSOR_SIZE, read_aedat
 from sj_prune.data.files import build_folder, save_npz
 
-__all__ = ["convert_recordings", "to_spikingjelly"]
-
 _LOGGER = logging.getLogger("sj_prune")
 
 

@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["SYNTHETIC_CLASSES", "synthetic_images"]
-
 Array = npt.NDArray[np.float64]
 
 

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sj_prune._files import replace_file
 from sj_prune.data.download import fetch, install, torchvision_module
-from sj_prune.data.files import replace_file
 from sj_prune.data.images import ImageSet
-
-__all__ = ["tiny_imagenet"]
 
 _URL = "https://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"

@@ -12,8 +12,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Graph", "Node", "UnsupportedError", "Value", "as_map"]
-
 
 class UnsupportedError(ValueError):
     """Raised for what cannot be deployed; the message names it and says why."""

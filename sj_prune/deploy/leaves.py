@@ -12,8 +12,6 @@ from sj_prune import _host
 from sj_prune.deploy.graph import UnsupportedError
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, forward
 
-__all__ = ["agrees", "equations", "kind_of", "pair", "pooled", "reference", "settings_of"]
-
 _POOLS = {
     "MaxPool1d": "maxpool",
     "MaxPool2d": "maxpool",

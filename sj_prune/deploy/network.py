@@ -22,8 +22,6 @@ from sj_prune.deploy.tuner import Timing, prepare, tune
 from sj_prune.deploy.weights import Weights
 from sj_prune.engines import deploy_engine as engine
 
-__all__ = ["SparseNetwork", "deploy", "load_deployed"]
-
 
 class SparseNetwork:
     """A network on packed spikes and weights that are not 0; of `deploy`. Inference only.

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sj_prune.deploy.graph import UnsupportedError, Value
 
-__all__ = ["SEQUENCE", "Label", "apply", "lead_of"]
-
 # How the dimensions of time and batch lie in front: [T, N, *], [T * N, *], [N, *], [1, N, *].
 SEQUENCE, MERGED, BATCH, ONE = "sequence", "merged", "batch", "one"
 

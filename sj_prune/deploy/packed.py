@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sj_prune.engines import deploy_engine as engine
 
-__all__ = ["Packed", "packed_call"]
-
 
 class Packed(NamedTuple):
     """A count in memory.

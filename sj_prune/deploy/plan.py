@@ -16,8 +16,6 @@ from sj_prune.deploy import leaves
 from sj_prune.deploy.graph import Graph, Node, UnsupportedError, Value
 from sj_prune.neurons.reference import Equations
 
-__all__ = ["Form", "Layer", "Plan", "Step", "plan"]
-
 _PLANES = 8  # binary digits of a count that the engine knows
 
 

@@ -16,8 +16,6 @@ from sj_prune.deploy.plan import Form, Layer, Plan, Step
 from sj_prune.deploy.weights import Weights
 from sj_prune.engines import deploy_engine as engine
 
-__all__ = ["KERNELS", "Program", "Shape"]
-
 # What a layer can be run by; "neurons" is for layers without weights.
 KERNELS = {
     "bits": engine.BITS,

@@ -22,8 +22,6 @@ from sj_prune.deploy.program import Program, Shape
 from sj_prune.deploy.weights import Weights
 from sj_prune.neurons.reference import IF, LIF
 
-__all__ = ["Finding", "ProofError", "prove"]
-
 _U = 2.0**-24
 _MOST = 1 << 26  # numbers of a layer that are looked at; more samples than that are left out
 

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sj_prune.deploy.leaves import pooled
 
-__all__ = ["compute"]
-
 
 def compute(op: str, settings: dict[str, Any], given: list[Tensor], steps: int) -> Tensor:
     """Return what an operation makes of real values.

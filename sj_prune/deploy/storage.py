@@ -15,8 +15,6 @@ from sj_prune.deploy.tuner import Timing
 from sj_prune.deploy.weights import Entries, Weights
 from sj_prune.neurons.reference import Equations
 
-__all__ = ["Parts", "from_plain", "to_plain"]
-
 _FORMAT = 1
 _GRAPH = ("output", "timed", "sequence", "steps")
 

@@ -17,8 +17,6 @@ from sj_prune.deploy import leaves, operations
 from sj_prune.deploy.graph import Graph, Node, UnsupportedError, Value, as_map
 from sj_prune.deploy.operations import BATCH, SEQUENCE, Label
 
-__all__ = ["trace"]
-
 _SAMPLES = 3  # of a watched forward: with one, batch and other dimensions look alike
 
 

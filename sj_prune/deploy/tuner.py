@@ -20,8 +20,6 @@ from sj_prune.deploy.plan import Form, Layer, Plan
 from sj_prune.deploy.program import Program, Shape
 from sj_prune.deploy.weights import Weights, entries, matrix
 
-__all__ = ["Timing", "prepare", "tune"]
-
 _ROUNDS = 5
 _EVENTS_BELOW = 0.04  # of a firing rate: above it the event kernel never was the fastest
 

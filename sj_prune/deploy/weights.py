@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sj_prune.deploy.plan import Form, Layer
 
-__all__ = ["Entries", "Weights", "entries"]
-
 _ENTRY = np.dtype([("row", np.uint32), ("weight", np.float32)])
 
 

@@ -23,8 +23,6 @@ from sj_prune.engines import cache
 from sj_prune.engines.cache import cache_folder
 from sj_prune.engines.command import CommandError, HangingError, run
 
-__all__ = ["BuildError", "cache_folder", "compiler", "load", "problem"]
-
 logger = logging.getLogger("sj_prune")
 
 _SOURCES = ("lif.cpp", "lif_forward.h", "lif_backward.h", "lif_block.h", "lanes.h", "step.h")

@@ -26,8 +26,6 @@ try:
 except ImportError:  # not a POSIX system: left folders are known by their age alone
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["cache_folder", "has", "keep", "open_library", "workspace"]
-
 logger = logging.getLogger("sj_prune")
 
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH

@@ -17,17 +17,6 @@ from sj_prune.engines.request import NAMES, requested
 from sj_prune.neurons.reference import Equations
 from sj_prune.neurons.surrogates import Known
 
-__all__ = [
-    "Engine",
-    "check_without_closed_form",
-    "choose",
-    "fits",
-    "forced",
-    "load",
-    "names",
-    "requested",
-]
-
 logger = logging.getLogger("sj_prune")
 
 _MODULES = {name: f"sj_prune.engines.{name}_engine" for name in NAMES}

@@ -8,8 +8,6 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-__all__ = ["CommandError", "HangingError", "bound", "run"]
-
 _SECONDS = 20.0  # a library takes about one
 
 

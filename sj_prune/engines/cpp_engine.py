@@ -18,8 +18,6 @@ from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import KNOWN, Known
 
-__all__ = ["available", "backward", "forward"]
-
 logger = logging.getLogger("sj_prune")
 
 # ForwardArguments and BackwardArguments of lif.cpp. Packed: ctypes takes 1 us an argument.

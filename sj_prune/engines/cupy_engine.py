@@ -26,8 +26,6 @@ from sj_prune.engines.launch import Launch, Variant
 from sj_prune.neurons.reference import PLIF, Equations
 from sj_prune.neurons.surrogates import Known
 
-__all__ = ["available", "backward", "forward"]
-
 logger = logging.getLogger("sj_prune")
 
 _EXTRAS = (12, 13)  # CUDA releases of the extras in setup.cfg

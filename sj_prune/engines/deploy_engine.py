@@ -18,21 +18,6 @@ from torch import Tensor
 from sj_prune.engines import build
 from sj_prune.neurons.reference import IF, LIF, Equations
 
-__all__ = [
-    "BITS",
-    "EVENTS",
-    "NEURONS",
-    "REALS",
-    "SLACK",
-    "Call",
-    "add_call",
-    "layer_call",
-    "library",
-    "pool_call",
-    "problem",
-    "unpack",
-]
-
 SLACK = 64  # bytes behind a buffer that may be read
 BITS, REALS, EVENTS, NEURONS = range(4)  # the kernels of deploy.cpp
 

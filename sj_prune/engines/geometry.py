@@ -13,21 +13,6 @@ from torch import Tensor
 
 from sj_prune.neurons.reference import PLIF
 
-__all__ = [
-    "BACKWARD_THREADS",
-    "FORWARD_THREADS",
-    "BackwardPlan",
-    "ForwardPlan",
-    "Grid",
-    "backward_plan",
-    "chunk_and_width",
-    "columns_grid",
-    "flat_grid",
-    "forward_plan",
-    "rows_grid",
-    "width",
-]
-
 FORWARD_THREADS = 256
 BACKWARD_THREADS = 128
 _WARP = 32

@@ -16,19 +16,6 @@ from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import IF, LIF, Equations
 from sj_prune.neurons.surrogates import Known
 
-__all__ = [
-    "BackwardArguments",
-    "FinishArguments",
-    "ForwardArguments",
-    "Launch",
-    "MergeArguments",
-    "Variant",
-    "backward_variant",
-    "forward_variant",
-    "has_exact_inverse",
-    "neuron",
-]
-
 _TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat16"}
 _CRITICALITY = 1 << STATISTICS.index("criticality_mean") | 1 << STATISTICS.index("criticality_max")
 

@@ -9,8 +9,6 @@ from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import Equations
 from sj_prune.neurons.surrogates import Known
 
-__all__ = ["available", "backward", "forward"]
-
 
 def available() -> str | None:
     """Return None: this engine always runs."""

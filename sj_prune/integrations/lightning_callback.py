@@ -13,8 +13,6 @@ from sj_prune.run.checkpoint import EXTRA_STATE
 from sj_prune.run.hooks import owned_parameters
 from sj_prune.wrapper import PruningWrapper
 
-__all__ = ["LightningPruning"]
-
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 

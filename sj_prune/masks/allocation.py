@@ -11,8 +11,6 @@ import torch
 from sj_prune.masks.select import count
 from sj_prune.masks.units import LayerScores, keep_top
 
-__all__ = ["ERK", "Allocation", "Global", "Pool", "Uniform", "apportion"]
-
 
 @dataclass(frozen=True)
 class Pool:

@@ -7,8 +7,6 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["AtUpdates", "Binding", "Hidden", "Sleep", "Strict", "Transform"]
-
 
 @dataclass(frozen=True)
 class Strict:

@@ -10,8 +10,6 @@ from torch import nn
 
 from sj_prune.masks.held import Held, Pruned
 
-__all__ = ["apply_to_copy"]
-
 
 @torch.no_grad()
 def apply_to_copy(other_net: nn.Module, held: Mapping[str, Held], pruned: Pruned) -> nn.Module:

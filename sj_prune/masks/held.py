@@ -14,8 +14,6 @@ from sj_prune.masks.keys import Place
 from sj_prune.masks.rows import Rows, fill_slots
 from sj_prune.masks.select import sampled
 
-__all__ = ["Held", "HeldElements", "HeldRows"]
-
 # Rows that are looked at where a sample has to do.
 _ROWS = 16
 

@@ -17,8 +17,6 @@ from sj_prune.masks.masks import Masks
 from sj_prune.masks.scopes import Scope
 from sj_prune.masks.select import count
 
-__all__ = ["MaskManager"]
-
 logger = logging.getLogger("sj_prune")
 
 

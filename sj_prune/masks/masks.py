@@ -9,8 +9,6 @@ from torch import Tensor
 from sj_prune.masks.scopes import Scope
 from sj_prune.masks.select import count
 
-__all__ = ["Masks"]
-
 
 class Masks(Mapping[str, Tensor]):
     """Masks by name: a read-only mapping of copies, True = kept.

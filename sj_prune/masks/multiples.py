@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["allowed_counts", "nearest_counts"]
-
 
 def allowed_counts(size: int, multiple: int, least: int = 1) -> list[int]:
     """Return how many of `size` units may be kept, in ascending order.

@@ -28,8 +28,6 @@ from sj_prune.masks.multiples import allowed_counts, nearest_counts
 from sj_prune.masks.select import count, top_k
 from sj_prune.masks.units import LayerScores, keep_top
 
-__all__ = ["LayerUpdate", "prune_and_regrow"]
-
 
 @dataclass(frozen=True)
 class LayerUpdate:

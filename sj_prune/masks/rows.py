@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Rows", "fill_slots"]
-
 
 def fill_slots(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tensor) -> None:
     """Set what optimizers remember of a parameter to 0.

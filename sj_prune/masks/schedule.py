@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from sj_prune._checks import check_integer, check_number
 
-__all__ = ["Constant", "Cosine", "Cubic", "Linear", "Manual", "OneShot", "Schedule"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:

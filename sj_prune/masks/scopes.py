@@ -13,8 +13,6 @@ from torch import Tensor
 from sj_prune.masks.keys import Place
 from sj_prune.masks.multiples import allowed_counts
 
-__all__ = ["ChannelGroup", "GroupScope", "LayerScope", "Scope"]
-
 
 class ChannelGroup(Protocol):
     """What is read of a group of coupled channels; index tensors are ``[units, k]``."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["count", "kth_largest", "sampled", "top_k"]
-
 # Below this many values one selection over all of them is cheapest.
 _SMALL = 1 << 20
 _SAMPLE = 1 << 18

@@ -23,8 +23,6 @@ from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.rows import Rows
 from sj_prune.masks.scopes import ChannelGroup, GroupScope, LayerScope
 
-__all__ = ["Channels", "Structure", "Unstructured"]
-
 
 @dataclass(frozen=True)
 class Unstructured:

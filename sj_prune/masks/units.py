@@ -10,8 +10,6 @@ from torch import Tensor
 
 from sj_prune.masks.select import count, top_k
 
-__all__ = ["LayerScores", "keep_top"]
-
 
 @dataclass(frozen=True)
 class LayerScores:

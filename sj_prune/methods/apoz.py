@@ -8,8 +8,6 @@ from sj_prune.methods.channels import ChannelMethod
 from sj_prune.methods.parts import Statistic
 from sj_prune.methods.plan import Plan
 
-__all__ = ["APoZ"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class APoZ(ChannelMethod):

@@ -11,8 +11,6 @@ from sj_prune.masks.structure import Structure, Unstructured
 from sj_prune.methods.parts import Start
 from sj_prune.methods.plan import Plan
 
-__all__ = ["Method", "ScheduledMethod"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Method:

@@ -14,8 +14,6 @@ from sj_prune.methods.base import ScheduledMethod
 from sj_prune.methods.parts import Growth, Score, Statistic, awake_score, gate_gradient, noise
 from sj_prune.methods.plan import Plan
 
-__all__ = ["GROWTHS", "ChannelMethod"]
-
 #: what channels grow by; criticality is read as its method aggregates it
 GROWTHS = ("gradient", "criticality", "random", "score")
 _GROWTHS: dict[str, Score] = {"gradient": gate_gradient, "random": noise, "score": awake_score}

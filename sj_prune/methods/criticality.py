@@ -12,8 +12,6 @@ from sj_prune.methods.parts import Growth, Reads, Statistic, gradient_magnitude,
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView
 
-__all__ = ["Criticality"]
-
 _GROWTHS = {"criticality": None, "gradient": gradient_magnitude, "random": noise}
 _DROPS = {"magnitude": magnitude, "random": noise}
 

@@ -8,8 +8,6 @@ from sj_prune._checks import check_choice
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.slimming import NetworkSlimming
 
-__all__ = ["CriticalityChannels"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalityChannels(NetworkSlimming):

@@ -10,8 +10,6 @@ from sj_prune.methods.channels import ChannelMethod
 from sj_prune.methods.parts import channel_norm
 from sj_prune.methods.plan import Plan
 
-__all__ = ["FilterNorm"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class FilterNorm(ChannelMethod):

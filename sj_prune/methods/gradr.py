@@ -15,8 +15,6 @@ from sj_prune.methods.parts import Penalty
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView
 
-__all__ = ["GradR"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GradR(ScheduledMethod):

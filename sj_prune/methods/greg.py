@@ -14,8 +14,6 @@ from sj_prune.methods.parts import Penalty
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView, NetView
 
-__all__ = ["GReg"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GReg(ChannelMethod):

@@ -24,8 +24,6 @@ from typing import Any
 
 from torch import Tensor, device, dtype, uint8
 
-__all__ = ["check_same", "describe", "flat"]
-
 #: plain values that ``str`` writes in full
 _WRITTEN = (complex, bytes, Decimal, range, slice, device, dtype)
 

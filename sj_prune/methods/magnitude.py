@@ -9,8 +9,6 @@ from sj_prune.methods.base import ScheduledMethod
 from sj_prune.methods.parts import magnitude, noise
 from sj_prune.methods.plan import Plan
 
-__all__ = ["Magnitude", "Random"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Magnitude(ScheduledMethod):

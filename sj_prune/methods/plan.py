@@ -26,8 +26,6 @@ from sj_prune.methods.parts.scores import (
 from sj_prune.methods.parts.starts import Dense, Start
 from sj_prune.methods.view import LayerView
 
-__all__ = ["Plan", "Planned", "Rewrite", "plan_of"]
-
 #: called as ``rewrite(layer)`` by `sj_prune.prune` once masks are installed; returns new values of
 #: the weight, of which the kept ones count
 Rewrite: TypeAlias = Callable[[LayerView], Tensor]

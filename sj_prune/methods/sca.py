@@ -18,8 +18,6 @@ from sj_prune.methods.parts import Penalty, Reads, Statistic
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView
 
-__all__ = ["SCA"]
-
 # Score -> the statistics that add up to it.
 _SCORES = {
     "code": ("abs_potential", "firing_rate"),

@@ -11,8 +11,6 @@ from sj_prune.methods.parts import Penalty, add_gamma_l1, gamma_magnitude
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView
 
-__all__ = ["GammaL1", "NetworkSlimming"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSlimming(ChannelMethod):

@@ -11,8 +11,6 @@ from sj_prune.methods.base import ScheduledMethod
 from sj_prune.methods.parts import Growth, RandomMasks, gradient_magnitude, magnitude, noise
 from sj_prune.methods.plan import Plan
 
-__all__ = ["SET", "GraNet", "RigL"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SET(ScheduledMethod):

@@ -12,8 +12,6 @@ from sj_prune.methods.parts import Reads
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView
 
-__all__ = ["TaylorChannels"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaylorChannels(ChannelMethod):

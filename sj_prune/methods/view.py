@@ -10,8 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LayerActivity", "LayerView", "NetView"]
-
 
 class _Recorder(Protocol):
     """What a view reads of a recording neuron layer."""

@@ -10,23 +10,6 @@ from typing import Any
 from spikingjelly.activation_based import functional, layer, surrogate
 from torch import Tensor, nn
 
-__all__ = [
-    "FeatureNorm",
-    "MakeNeuron",
-    "SpikingNetwork",
-    "average_pool",
-    "check_count",
-    "check_widths",
-    "conv_norm_neuron",
-    "convolutions",
-    "criticality_neuron",
-    "max_pool",
-    "neuron_maker",
-    "pooled",
-    "repeated",
-    "sca_neuron",
-]
-
 MakeNeuron = Callable[[], nn.Module]
 
 

@@ -22,8 +22,6 @@ from sj_prune.models.blocks import (
     sca_neuron,
 )
 
-__all__ = ["DVSNet", "VGGSNN"]
-
 Neuron = Callable[..., nn.Module] | None
 POOLS = {"average": average_pool, "max": max_pool}
 

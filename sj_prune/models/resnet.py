@@ -21,8 +21,6 @@ from sj_prune.models.blocks import (
     repeated,
 )
 
-__all__ = ["ResidualBlock", "ResNet19", "sew_resnet18"]
-
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut; their sum drives the second neuron layer.

@@ -24,8 +24,6 @@ from sj_prune.models.blocks import (
     sca_neuron,
 )
 
-__all__ = ["VGG16", "VGG16SCA", "SixConvTwoFC"]
-
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 VGG16_POOLS = (2, 4, 7, 10, 13)
 

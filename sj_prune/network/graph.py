@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Walker"]
-
 # Graph nodes through which a weight may pass before its layer uses it (casts, transposes, views).
 _NAMES = (
     "T Transpose ToCopy Permute View UnsafeView ReshapeAlias Alias Clone Unsqueeze Squeeze Expand"

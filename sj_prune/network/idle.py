@@ -11,8 +11,6 @@ from torch import nn
 
 from sj_prune.network.layers import Layer, is_weighted, weight_identity
 
-__all__ = ["noting_idle"]
-
 
 @contextmanager
 def noting_idle(net: nn.Module, layers: Mapping[str, Layer]) -> Iterator[set[str]]:

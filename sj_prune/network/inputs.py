@@ -14,16 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = [
-    "TensorShape",
-    "as_args",
-    "few_samples",
-    "from_plain",
-    "shapes_of",
-    "to_plain",
-    "zeros_of",
-]
-
 _MOST_VALUES = 4096  # elements of an integer tensor that is kept whole
 
 

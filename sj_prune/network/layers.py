@@ -6,15 +6,6 @@ from typing import TypeAlias
 
 from torch import nn
 
-__all__ = [
-    "WEIGHTED",
-    "Layer",
-    "is_weighted",
-    "prunable_layers",
-    "weight_identity",
-    "weighted_layers",
-]
-
 #: the layers whose weights are counted, and pruned where they are parameters of their own
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

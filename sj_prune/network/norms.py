@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["CHANNEL_NORMS", "NORMS", "is_channel_norm", "is_norm", "norms_by_weight"]
-
 #: norms with gamma, beta and, where tracked, a running mean for every channel: batch and instance
 #: norms. They can silence a channel, and they are cut with it.
 CHANNEL_NORMS = (nn.modules.batchnorm._NormBase,)

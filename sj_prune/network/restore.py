@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 
-__all__ = ["restored_on_error"]
-
 
 class _Table:
     """The parameters or buffers of a network: which tensors they are, and what is in them."""

@@ -27,8 +27,6 @@ from sj_prune.neurons.convert import Sensor, sensor_of, sensors
 from sj_prune.neurons.observer import Observer
 from sj_prune.neurons.recording import temporary_activity
 
-__all__ = ["NeuronFacts", "Topology", "scoring_neurons", "trace"]
-
 
 @dataclass
 class NeuronFacts:

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from sj_prune.neurons.nodes import RecordingNode
 
-__all__ = ["unheard"]
-
 _TABLES = ("_forward_pre_hooks", "_forward_hooks")
 # Ours are meant to hear it; torch's compute (weight_norm sets the weight, lazy modules their size).
 _NEEDED = ("sj_prune.", "torch.")

@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["STATISTICS", "Activity", "check_statistics"]
-
 STATISTICS: tuple[str, ...] = (
     "firing_rate",
     "abs_potential",

@@ -13,8 +13,6 @@ from sj_prune.neurons.observe import observe, observer_of, observers, unobserve
 from sj_prune.neurons.observe_class import recording_class, stock_class
 from sj_prune.neurons.observer import Observer
 
-__all__ = ["Sensor", "recording_nodes", "sense", "sensor_of", "sensors", "to_recording", "to_stock"]
-
 #: what keeps the statistics of one neuron layer
 Sensor: TypeAlias = RecordingNode | Observer
 

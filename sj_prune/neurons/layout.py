@@ -6,8 +6,6 @@ from torch import Tensor
 
 from sj_prune.neurons.op import Outputs
 
-__all__ = ["check_input", "move_back", "step_dim"]
-
 
 def check_input(x_seq: Tensor, name: str) -> None:
     """Refuse what is no sequence ``[T, N, *]`` of floating-point numbers.

@@ -18,9 +18,6 @@ from sj_prune.neurons.observe_single import watched_step
 from sj_prune.neurons.op import Outputs, multi_step
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
 
-__all__ = ["RecordingIFNode", "RecordingLIFNode", "RecordingNode", "RecordingParametricLIFNode"]
-
-
 _COMPILED = "in single-step mode it keeps nothing inside torch.compile"
 
 

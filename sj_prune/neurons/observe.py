@@ -21,8 +21,6 @@ from sj_prune.neurons.observe_node import is_surrogate, surrogate_names
 from sj_prune.neurons.observe_seam import FunctionSeam, Seam, seam
 from sj_prune.neurons.observer import Observer
 
-__all__ = ["observe", "observer_of", "observers", "unobserve"]
-
 _KEY = "_sj_prune_observed"
 # After each of these a step is over, so that `v` is the potential after reset.
 _WATCHED = ("reset", "neuronal_reset", "single_step_forward", "single_step_functional_forward")

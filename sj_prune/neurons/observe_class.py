@@ -19,8 +19,6 @@ from sj_prune.neurons.nodes import (
     RecordingParametricLIFNode,
 )
 
-__all__ = ["recording_class", "stock_class"]
-
 _RECORDING: dict[type, type] = {
     _host.IFNode: RecordingIFNode,
     _host.LIFNode: RecordingLIFNode,

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.neurons.surrogates import Tanh
 
-__all__ = ["absent", "charge", "is_surrogate", "obstacle", "potential", "surrogate_names"]
-
 # The threshold of these is none that `v_threshold` says.
 _GATED = _host.neuron_classes("GatedLIFNode")
 _NORMALIZED = _host.neuron_classes("MPBNBaseNode")

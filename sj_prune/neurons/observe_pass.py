@@ -17,8 +17,6 @@ from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.layout import step_dim
 from sj_prune.neurons.surrogates import autograd_derivative, derivative, lookup
 
-__all__ = ["Pass", "at_least_single", "random_state", "slope"]
-
 _CRITICALITY = ("criticality_mean", "criticality_max")
 
 

@@ -16,8 +16,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FunctionSeam", "Listener", "Seam", "seam"]
-
 
 class Listener(Protocol):
     """Who is told of a call."""

@@ -12,8 +12,6 @@ from sj_prune.neurons.observe_pass import Pass, random_state, slope
 from sj_prune.neurons.reference import Equations, charge, compute_dtype
 from sj_prune.neurons.surrogates import lookup
 
-__all__ = ["watched_step"]
-
 
 def watched_step(
     node: Any,  # noqa: ANN401

@@ -15,8 +15,6 @@ from sj_prune.neurons.activity import STATISTICS, Activity, check_statistics
 from sj_prune.neurons.observe_node import absent, charge, obstacle, potential
 from sj_prune.neurons.observe_pass import Pass, at_least_single, random_state, slope
 
-__all__ = ["Observer"]
-
 _COMPILED = "it runs inside torch.compile, where its surrogate function cannot be listened to"
 
 

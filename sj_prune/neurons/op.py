@@ -23,8 +23,6 @@ from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
 from sj_prune.neurons.surrogates import Known, spike
 
-__all__ = ["Outputs", "multi_step"]
-
 # `Equations` and `Known`, field by field, as the custom ops take them.
 _SETTINGS = (
     "int kind, float tau, bool decay_input, float v_threshold, float? v_reset, bool detach_reset, "

@@ -10,8 +10,6 @@ from torch import nn
 from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import Sensor, sensors
 
-__all__ = ["temporarily_silent", "temporary_activity"]
-
 
 @contextmanager
 def temporary_activity(net: nn.Module) -> Iterator[dict[str, Sensor]]:

@@ -33,19 +33,6 @@ import torch
 from sj_prune.neurons.sums import Sums
 from sj_prune.neurons.surrogates import Known, derivative, spike_and_derivative
 
-__all__ = [
-    "IF",
-    "LIF",
-    "PLIF",
-    "Equations",
-    "backward",
-    "charge",
-    "compute_dtype",
-    "differentiable",
-    "forward",
-    "reset",
-]
-
 IF, LIF, PLIF = range(3)
 
 

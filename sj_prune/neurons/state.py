@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["rest_channels"]
-
 
 def rest_channels(node: nn.Module, channels: Tensor, dim: int) -> None:
     """Let some channels of a neuron layer go to rest, whatever state they carry.

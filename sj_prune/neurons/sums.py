@@ -6,8 +6,6 @@ import torch
 
 from sj_prune.neurons.activity import STATISTICS
 
-__all__ = ["Sums"]
-
 _CRITICALITY = ("criticality_mean", "criticality_max")
 
 

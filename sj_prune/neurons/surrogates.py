@@ -16,18 +16,6 @@ from torch import nn
 
 from sj_prune import _host
 
-__all__ = [
-    "KNOWN",
-    "Known",
-    "Tanh",
-    "autograd_derivative",
-    "derivative",
-    "lookup",
-    "peak",
-    "spike",
-    "spike_and_derivative",
-]
-
 
 def _tanh_derivative(u: torch.Tensor, k: float) -> torch.Tensor:
     # 1/cosh(x)^2 = 4e/(1+e)^2 with e = exp(-2|x|): cosh overflows, and then its gradient is nan.

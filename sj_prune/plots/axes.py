@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "MARKERS", "axes", "grid", "legend_above", "legend_columns", "name_ticks"]
-
 MARKERS = "osD^vPX*"
 
 #: Okabe and Ito's palette, told apart with any color vision

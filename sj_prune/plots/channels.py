@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["channel_importance", "survivors_per_layer"]
-
 #: layer -> its width in the dense network, and how many channels of it are kept
 Widths: TypeAlias = Mapping[str, tuple[int, int]]
 

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["channel_exchange", "channel_raster"]
-
 #: what a channel is after an update, and the color that says so
 _KEPT, _PRUNED, _GONE, _BACK = range(4)
 _STATES = ("kept", "pruned", "newly pruned", "came back")

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["criticality_histogram", "density_per_layer"]
-
 #: masks by layer name, True = kept; a `MaskManager` is one
 Masks: TypeAlias = Mapping[str, Tensor]
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_over_sparsity", "sparsity_over_steps"]
-
 
 def sparsity_over_steps(
     histories: Mapping[str, Sequence[UpdateRecord]] | Sequence[UpdateRecord],

@@ -8,11 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune.network.layers import Layer
+from sj_prune.network.layers import Layer, weighted_layers
 from sj_prune.reports import cost
 from sj_prune.reports.tables import before_after, shape_text, table
-
-__all__ = ["Comparison", "ComparisonRow", "compare"]
 
 _HEADERS = ("layer", "shape", "weights", "MACs of dense hardware", "SynOps")
 _MEANING = (
@@ -99,7 +97,7 @@ def compare(
         ValueError: if they have no layer in common.
     """
     first, second = (cost.measure(net, example_input) for net in (before, after))
-    layers = [cost.weighted_layers(net) for net in (before, after)]
+    layers = [weighted_layers(net) for net in (before, after)]
     names = [name for name in first if name in second]
     if not names:
         raise ValueError(

@@ -21,16 +21,7 @@ from sj_prune.network.inputs import as_args
 from sj_prune.network.layers import Layer, weighted_layers
 from sj_prune.network.unheard import unheard
 from sj_prune.reports.counter import Counter, counting
-from sj_prune.reports.latency import latency
-
-__all__ = [
-    "PICOJOULES_PER_AC",
-    "PICOJOULES_PER_MAC",
-    "LayerCost",
-    "latency",
-    "measure",
-    "weighted_layers",
-]
+from sj_prune.reports.latency import latency as latency  # sj_prune.cost.latency is public
 
 #: energy of a 32-bit floating-point multiply-accumulate and accumulate in 45 nm CMOS
 #: (Horowitz, ISSCC 2014): the figures of most SNN papers. Memory traffic is not in them.

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.network.layers import WEIGHTED, Layer, is_weighted, weight_identity
 
-__all__ = ["Counter", "counting"]
-
 
 class Counter:
     """Adds up the operations of one layer, as integers, over all samples and time steps.

@@ -16,8 +16,6 @@ from sj_prune.reports.tables import shape_text, table
 from sj_prune.reports.warnings import warnings_of
 from sj_prune.run.state import Run
 
-__all__ = ["Explanation", "ExplanationRow", "NeuronRow", "explain", "why_dense"]
-
 
 @dataclass(frozen=True)
 class ExplanationRow:

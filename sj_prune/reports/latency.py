@@ -14,8 +14,6 @@ from sj_prune import _host
 from sj_prune.network.inputs import as_args
 from sj_prune.neurons.recording import temporarily_silent
 
-__all__ = ["latency"]
-
 
 def latency(
     net: nn.Module,

@@ -23,8 +23,6 @@ from sj_prune.run import history
 from sj_prune.run.anatomy import layers_of
 from sj_prune.run.state import Run
 
-__all__ = ["channel_criticality", "report"]
-
 _SHOWN = ("firing_rate", "criticality_max")
 
 

@@ -11,8 +11,6 @@ from os import PathLike
 from sj_prune.reports import cost
 from sj_prune.reports.tables import before_after, optional, shape_text, table, write
 
-__all__ = ["Report", "ReportRow"]
-
 _SLOW = (
     "Zeros alone make torch no faster: sj_prune.deploy(net, x_seq) turns these counts into time on "
     "a CPU, as hardware that skips zeros does."

@@ -11,8 +11,6 @@ from tabulate import tabulate
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["before_after", "optional", "readable", "shape_text", "table", "write"]
-
 
 def readable(value: float, unit: str = "", exponent: int = 0) -> str:
     """Return ``value * 10**exponent`` with three digits and a prefix: ``1.23 M``.

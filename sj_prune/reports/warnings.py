@@ -14,8 +14,6 @@ from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.surrogates import autograd_derivative
 from sj_prune.run.state import Run
 
-__all__ = ["warnings_of"]
-
 
 def warnings_of(net: nn.Module, run: Run) -> Iterator[str]:
     """Yield what will not work as one may expect, one sentence each."""

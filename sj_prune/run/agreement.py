@@ -23,8 +23,6 @@ from sj_prune.run import joining, processes
 from sj_prune.run.anatomy import ensure_topology, plain_inputs, restore_inputs
 from sj_prune.run.state import Run
 
-__all__ = ["Agreement"]
-
 T = TypeVar("T")
 
 

@@ -28,19 +28,6 @@ from sj_prune.run.arguments import SettingsError, check_sparsity, select_groups
 from sj_prune.run.start import start_masks
 from sj_prune.run.state import Run
 
-__all__ = [
-    "check_sensed",
-    "ensure_masks",
-    "ensure_topology",
-    "learn",
-    "learn_example",
-    "learn_from",
-    "layers_of",
-    "plain_inputs",
-    "remember_inputs",
-    "restore_inputs",
-]
-
 logger = logging.getLogger("sj_prune")
 
 

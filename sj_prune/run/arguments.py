@@ -13,8 +13,6 @@ from sj_prune.methods.plan import Plan
 from sj_prune.network.coupling import Coupling, Group
 from sj_prune.network.layers import Layer, prunable_layers
 
-__all__ = ["SettingsError", "check_seed", "check_sparsity", "select_groups", "select_layers"]
-
 
 def check_seed(seed: object) -> None:
     """Refuse what is no integer."""

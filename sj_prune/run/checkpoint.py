@@ -19,8 +19,6 @@ from sj_prune.run.install import rest
 from sj_prune.run.state import Run
 from sj_prune.run.views import clear_sums
 
-__all__ = ["EXTRA_STATE", "check", "extra_state", "load_extra_state", "load_statistics"]
-
 #: the one key that a wrapper's state_dict has beside ``net.*``
 EXTRA_STATE = "_extra_state"
 _FORMAT = 3

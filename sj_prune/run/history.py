@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["UpdateRecord", "totals"]
-
 
 @dataclass(frozen=True)
 class UpdateRecord:

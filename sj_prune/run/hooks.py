@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hooks", "OptimizerHooks", "Stepping", "owned_parameters", "unscale_", "with_inner"]
-
 
 def owned_parameters(optimizer: Optimizer) -> list[Tensor]:
     """Return all parameters of an optimizer's groups."""

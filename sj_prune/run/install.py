@@ -16,8 +16,6 @@ from sj_prune.run.history import UpdateRecord
 from sj_prune.run.scores import GROWN_AT
 from sj_prune.run.state import Run
 
-__all__ = ["install", "put", "record_emergent", "rest"]
-
 logger = logging.getLogger("sj_prune")
 
 # A layer that keeps less than this part of its units is spoken of.

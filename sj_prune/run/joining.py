@@ -18,8 +18,6 @@ from sj_prune.run import processes
 from sj_prune.run.state import Run
 from sj_prune.run.views import scored_parameters, view
 
-__all__ = ["device_of", "gather", "joined"]
-
 
 def device_of(net: nn.Module) -> torch.device:
     """Return where a network is."""

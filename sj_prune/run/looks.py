@@ -19,17 +19,6 @@ from sj_prune.run.session import Session
 from sj_prune.run.state import Run
 from sj_prune.run.views import view
 
-__all__ = [
-    "absorb_written",
-    "applied",
-    "before_forward",
-    "check_held",
-    "forget_steps",
-    "reported",
-    "say_unpruned",
-    "watch_steps",
-]
-
 logger = logging.getLogger("sj_prune")
 
 

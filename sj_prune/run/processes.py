@@ -17,8 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["average", "check_whole", "digest", "gather", "rank", "sum_over_ranks", "world_size"]
-
 
 def world_size() -> int:
     """Return the number of processes; 1 without a process group."""

@@ -12,8 +12,6 @@ from sj_prune.neurons.convert import sensor_of, sensors
 from sj_prune.run.anatomy import ensure_topology
 from sj_prune.run.state import Run
 
-__all__ = ["Recorder", "close_passes", "in_window", "switch"]
-
 
 @dataclass
 class Recorder:

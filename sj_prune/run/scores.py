@@ -17,8 +17,6 @@ from sj_prune.methods.view import LayerView
 from sj_prune.run.state import Run
 from sj_prune.run.views import view
 
-__all__ = ["GROWN_AT", "drop_scores", "last_scores", "scores"]
-
 #: in the memory of a scope's first layer: the update in which each unit was grown, or -1
 GROWN_AT = "grown at"
 

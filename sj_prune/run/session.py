@@ -11,8 +11,6 @@ from sj_prune.run.hooks import Hooks
 from sj_prune.run.recording import Recorder
 from sj_prune.run.state import Run
 
-__all__ = ["Session"]
-
 
 @dataclass
 class Session:

@@ -13,8 +13,6 @@ from sj_prune.run.anatomy import layers_of
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.session import Session
 
-__all__ = ["Shown"]
-
 
 class Shown(nn.Module):
     """Read-only facts of a session."""

@@ -16,8 +16,6 @@ from sj_prune.run.install import install
 from sj_prune.run.state import Run
 from sj_prune.run.views import generator_of, view
 
-__all__ = ["kept_units", "say_zeros", "start_masks"]
-
 logger = logging.getLogger("sj_prune")
 
 

@@ -17,8 +17,6 @@ from sj_prune.network.coupling import Coupling
 from sj_prune.network.topology import Topology
 from sj_prune.run.history import UpdateRecord
 
-__all__ = ["Anatomy", "Run"]
-
 
 @dataclass
 class Anatomy:

@@ -24,16 +24,6 @@ from sj_prune.run.session import Session
 from sj_prune.run.update import clear_statistics, scheduled, would_drop
 from sj_prune.run.views import gamma_of, view
 
-__all__ = [
-    "attach",
-    "before_forward",
-    "dense_gradients",
-    "hide_gradients",
-    "learn_now",
-    "recording",
-    "switch_recording",
-]
-
 
 def attach(session: Session, optimizer: Optimizer) -> None:
     """Hook into `optimizer`, and make its slots true to the masks."""

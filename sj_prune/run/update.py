@@ -23,15 +23,6 @@ from sj_prune.run.start import kept_units
 from sj_prune.run.state import Run
 from sj_prune.run.views import clear_sums, generator_of
 
-__all__ = [
-    "check_ready",
-    "clear_statistics",
-    "propose",
-    "scheduled",
-    "update_now",
-    "would_drop",
-]
-
 
 def scheduled(session: Session, step: int) -> None:
     """Update inside step call `step`."""

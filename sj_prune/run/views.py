@@ -14,8 +14,6 @@ from sj_prune.methods.view import LayerActivity, LayerView
 from sj_prune.neurons.convert import sensor_of
 from sj_prune.run.state import Run
 
-__all__ = ["clear_sums", "gamma_of", "generator_of", "scored_parameters", "view"]
-
 
 def _seed(run: Run, name: str) -> int:
     """Return a seed for one layer and update; a function of the counter, not of an order."""

@@ -26,8 +26,6 @@ from sj_prune.run.start import say_zeros, start_masks
 from sj_prune.run.state import Run
 from sj_prune.run.step import switch_recording
 
-__all__ = ["check_optimizer", "discard", "finalize", "start", "wrap"]
-
 logger = logging.getLogger("sj_prune")
 
 # Network -> the session of the wrapper around it: effects do not outlive their owner.

@@ -16,8 +16,6 @@ from sj_prune.run.scores import scores
 from sj_prune.run.update import propose
 from sj_prune.wrapper import PruningWrapper
 
-__all__ = ["BUDGETS", "check_budget", "sparsity_for", "spent"]
-
 logger = logging.getLogger("sj_prune")
 
 #: what a budget may be a fraction of

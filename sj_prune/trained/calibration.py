@@ -17,8 +17,6 @@ from sj_prune.network.inputs import as_args
 from sj_prune.run.views import view
 from sj_prune.wrapper import PruningWrapper
 
-__all__ = ["Loss", "calibrate", "few_batches", "inputs_of", "mean_cross_entropy", "renormalize"]
-
 #: called as ``loss(output, target)``, returns a scalar
 Loss = Callable[[Any, Any], Tensor]
 # An instance norm takes no cumulative mean, and sees one sample at a time.

@@ -33,8 +33,6 @@ from sj_prune.trained.calibration import (
 from sj_prune.trained.calibration import renormalize as estimate_norms
 from sj_prune.wrapper import PruningWrapper
 
-__all__ = ["Pruned", "prune"]
-
 logger = logging.getLogger("sj_prune")
 
 Batches = list[tuple[tuple[Any, ...], Any]]

@@ -8,8 +8,6 @@ from sj_prune._checks import check_choice, check_fraction, check_integer, check_
 from sj_prune.masks.schedule import Schedule
 from sj_prune.methods.parts.scores import Score
 
-__all__ = ["FILL", "Growth"]
-
 #: nothing is exchanged; what is missing to the target is grown
 FILL = 0.0
 

@@ -10,8 +10,6 @@ import torch
 from sj_prune._checks import check_choice
 from sj_prune.methods.view import LayerView, NetView
 
-__all__ = ["Penalty", "add_gamma_l1"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Penalty:

@@ -20,23 +20,6 @@ from torch import Tensor
 
 from sj_prune.methods.view import LayerView
 
-__all__ = [
-    "GRADIENTS",
-    "Accumulating",
-    "Reads",
-    "Score",
-    "Statistic",
-    "awake_score",
-    "channel_norm",
-    "gamma_magnitude",
-    "gate_gradient",
-    "gradient_magnitude",
-    "magnitude",
-    "noise",
-    "reads",
-    "reads_of",
-]
-
 #: called as ``score(layer)``
 Score: TypeAlias = Callable[[LayerView], Tensor | None]
 S = TypeVar("S", bound=Callable[..., Any])

@@ -7,8 +7,6 @@ from typing import TypeAlias
 
 from sj_prune._checks import check_fraction
 
-__all__ = ["Dense", "FromZeros", "RandomMasks", "Start"]
-
 
 @dataclass(frozen=True)
 class Dense:

@@ -11,8 +11,6 @@ from torch import Tensor
 from sj_prune.network.coupling.groups import Coupling, Group
 from sj_prune.network.coupling.traced import Traced
 
-__all__ = ["assemble"]
-
 _KINDS = ("producers", "norms", "consumers", "neurons")
 #: one unit: (kind, module name) -> its channels there
 _Unit = dict[tuple[str, str], list[int]]

@@ -13,8 +13,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-__all__ = ["Labels", "Partition", "reshaped"]
-
 
 @dataclass(frozen=True)
 class Labels:

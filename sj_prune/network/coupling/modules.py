@@ -17,8 +17,6 @@ from sj_prune.network.coupling.traced import Traced
 from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
 
-__all__ = ["has_rule", "relabel_module"]
-
 
 def has_rule(module: nn.Module) -> bool:
     """Tell whether a rule of ours stands for what happens inside of a module."""

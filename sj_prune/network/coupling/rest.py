@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 
-__all__ = ["why_not_silent"]
-
 _STEPS = 8
 
 

@@ -12,8 +12,6 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from sj_prune.network.coupling.labels import Labels, Partition, reshaped
 
-__all__ = ["NotSeparateError", "relabel"]
-
 Result = Labels | None | list[Labels | None]
 
 

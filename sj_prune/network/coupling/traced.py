@@ -11,8 +11,6 @@ from sj_prune.network.coupling.labels import Labels, Partition
 from sj_prune.network.layers import WEIGHTED, is_weighted
 from sj_prune.network.norms import CHANNEL_NORMS
 
-__all__ = ["Traced"]
-
 
 @dataclass
 class Traced:

@@ -31,8 +31,6 @@ from sj_prune.network.coupling.rules import NotSeparateError, relabel
 from sj_prune.network.coupling.traced import Traced
 from sj_prune.network.unheard import unheard
 
-__all__ = ["couple"]
-
 
 def couple(
     net: nn.Module,
