@@ -73,6 +73,16 @@ def check_choice(name: str, value: object, known: Collection[object]) -> None:
         raise ValueError(f"Expected {name} to be one of {known} but got {value!r}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        TypeError: naming the setting.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected {name} to be True or False but got {value!r}")
+
+
 def check_factor(name: str, value: object, *, positive: bool = False) -> None:
     """Refuse what is no finite number of at least 0, or above 0 if `positive`.
 

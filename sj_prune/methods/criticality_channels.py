@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sj_prune._checks import check_choice
 from sj_prune.methods.plan import Plan
@@ -41,17 +41,25 @@ class CriticalityChannels(NetworkSlimming):
             all since the update before (or since the start).
         l1: strength of the penalty.
         aggregate: criticality's "max" over the map, as published, or "mean".
+        normalize: ours: "layer" compares criticality within each layer only, so that each keeps as
+            many channels as the ranking by `|gamma|` leaves it; None: as channels are pruned, over
+            all layers where `allocation` is global.
     """
 
     sparsity: float = 0.512
     regrow: float = 0.3
     growth: str = "criticality"
     aggregate: str = "max"
+    normalize: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("aggregate", self.aggregate, ("max", "mean"))
+        check_choice("normalize", self.normalize, (None, "layer"))
         super().__post_init__()
 
     def plan(self) -> Plan:
         """Drop by `|gamma|`, eq. (16); reactivate by criticality, eqs. (12) and (13)."""
-        return self._slimming_plan(f"criticality_{self.aggregate}")
+        plan = self._slimming_plan(f"criticality_{self.aggregate}")
+        if self.normalize is None or plan.grow is None:
+            return plan
+        return replace(plan, grow=replace(plan.grow, across_layers=False))

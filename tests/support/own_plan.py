@@ -6,7 +6,7 @@ import torch
 
 from sj_prune.masks import Cubic, Unstructured
 from sj_prune.methods import Growth, Plan, reads
-from tests.support.pruning_cases import build
+from tests.support.pruning_cases import build, criticality
 from tests.support.rank_cases import own_hash, ready, train
 
 
@@ -29,7 +29,17 @@ def own_plan(*, interval=2, end=6, **parts):
 
 def trained_in_ranks(folder):
     """Return a hash of masks and weights after every step, and what the updates did."""
-    called, model, optimizer = ready(own_plan(), build())
+    return _trained(own_plan())
+
+
+def trained_by_criticality(folder):
+    """Return the same of Criticality with its options."""
+    options = {"keeps_value": True, "normalize": "layer", "grace": 1}
+    return _trained(criticality(interval=2, end=6, **options))
+
+
+def _trained(method):
+    called, model, optimizer = ready(method, build())
     hashes = []
     train(called, optimizer, range(1, 8), after=lambda _: hashes.append(own_hash(model)))
     return {"hashes": hashes, "history": [record.to_dict() for record in model.history]}

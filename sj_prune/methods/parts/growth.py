@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sj_prune._checks import check_choice, check_fraction, check_integer, check_number
+from sj_prune._checks import (
+    check_choice,
+    check_flag,
+    check_fraction,
+    check_integer,
+    check_number,
+)
 from sj_prune.masks.schedule import Schedule
 from sj_prune.methods.parts.scores import Score
 
@@ -27,7 +33,8 @@ class Growth:
         across_layers: rank growth over all layers together, instead of within each.
         keeps_value: what is dropped and regrown in one update keeps its weight and slots.
         skips_step: the optimizer step of an update is skipped.
-        grace: number of later updates in which what has been grown is not dropped.
+        grace: number of later updates in which what has been grown is not dropped, as far as the
+            sparsity leaves room for it.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -56,6 +63,8 @@ class Growth:
         check_choice("of", self.of, ("kept", "all", "before"))
         check_number("initial", self.initial)
         check_integer("grace", self.grace, 0)
+        for name in ("across_layers", "keeps_value", "skips_step"):
+            check_flag(name, getattr(self, name))
         if self.ties is not None and not callable(self.ties):
             check_choice("ties", self.ties, ("all",))
 
