@@ -1,13 +1,14 @@
-"""Plots of whole runs: sparsity over training, accuracy over sparsity."""
+"""Plots of whole runs: sparsity and regrowth over training, accuracy over sparsity."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
 
-from sj_prune.plots.axes import MARKERS, axes, grid
-from sj_prune.run.history import UpdateRecord
+from sj_prune.plots.axes import MARKERS, axes, grid, legend_above
+from sj_prune.run.history import UpdateRecord, survival
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,8 +34,6 @@ def sparsity_over_steps(
     if empty or not named:
         raise ValueError(f"Expected at least one mask update in {', '.join(empty) or 'histories'}")
     fig, ax = axes(ax)
-    from matplotlib.ticker import MaxNLocator
-
     for i, (name, records) in enumerate(named.items()):
         steps = [record.step for record in records]
         reached = [record.sparsity for record in records]
@@ -52,14 +51,96 @@ def sparsity_over_steps(
             label = f"{name}, asked for" if name else "asked for"
             color = line.get_color()
             ax.step(steps, asked, where="post", linestyle="--", color=color, label=label)
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    ax.set_xlabel("optimizer step")
+    _step_axis(ax)
     ax.set_ylabel("sparsity (fraction of weights pruned)")
     ax.set_ylim(0.0, 1.02)
     grid(ax)
     if len(ax.get_lines()) > 1:
         ax.legend(loc="lower right")
     return fig, ax
+
+
+def regrowth_survival(
+    histories: Mapping[str, Sequence[UpdateRecord]] | Sequence[UpdateRecord],
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw at each mask update which fraction of what the one before regrew survives its prune.
+
+    Args:
+        histories: `PruningWrapper.history`, or several by name.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: for a history in which no prune follows a regrowth.
+    """
+    named = histories if isinstance(histories, Mapping) else {"": histories}
+    curves = {name: _survival(name, records) for name, records in named.items()}
+    if not curves:
+        raise ValueError("Expected at least one history but got none")
+    fig, ax = axes(ax)
+    for marker, (name, curve) in zip(cycle(MARKERS), curves.items(), strict=False):
+        ax.plot(list(curve), list(curve.values()), marker=marker, markersize=4, label=name)
+    _step_axis(ax)
+    ax.set_ylabel("fraction of the regrown units that survive")
+    ax.set_ylim(0.0, 1.02)
+    grid(ax)
+    if len(curves) > 1:
+        ax.legend()
+    return fig, ax
+
+
+def _survival(name: str, records: Sequence[UpdateRecord]) -> dict[int, float]:
+    """Return optimizer step -> survival."""
+    found = {pair[1].step: survival(pair).get("total") for pair in pairwise(records)}
+    curve = {step: rate for step, rate in found.items() if rate is not None}
+    if not curve:
+        raise ValueError(
+            f"Expected an update that regrows, and another after it, in {name or 'the history'}"
+        )
+    return curve
+
+
+def regrowth_per_layer(
+    history: Sequence[UpdateRecord], ax: Axes | None = None
+) -> tuple[Figure, Axes]:
+    """Draw how many units each mask update regrew, stacked by layer from the first to the last.
+
+    Args:
+        history: `PruningWrapper.history`.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: for a history without regrowth.
+    """
+    growing = [record for record in history if any(record.grown.values())]
+    if not growing:
+        raise ValueError("Expected a history in which something is regrown but nothing is")
+    fig, ax = axes(ax)
+    from matplotlib import colormaps
+
+    steps = [record.step for record in growing]
+    width = 0.8 * min((b - a for a, b in pairwise(steps) if b > a), default=1)
+    names = [name for name in growing[0].grown if any(r.grown.get(name) for r in growing)]
+    below = [0] * len(growing)
+    for i, name in enumerate(names):
+        heights = [record.grown.get(name, 0) for record in growing]
+        color = colormaps["viridis"](i / max(1, len(names) - 1))
+        ax.bar(steps, heights, width, bottom=below, color=color, label=name)
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+    _step_axis(ax)
+    ax.set_ylabel("units regrown at this update")
+    grid(ax, "y")
+    legend_above(fig, ax)
+    return fig, ax
+
+
+def _step_axis(ax: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlabel("optimizer step")
 
 
 def accuracy_over_sparsity(

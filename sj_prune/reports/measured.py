@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from sj_prune.run import history
 from sj_prune.run.anatomy import layers_of
 from sj_prune.run.state import Run
 
+_Number = TypeVar("_Number", int, float)
 _SHOWN = ("firing_rate", "criticality_max")
 
 
@@ -140,7 +141,9 @@ def report(
         costs = {name: _instead(found, before.get(name, found)) for name, found in costs.items()}
     kept = {name: found.parameters for name, found in costs.items()}
     kept |= dict(zip(masks, count(list(masks.values())), strict=True))
-    dropped, regrown = (_by_layer(run, kind) for kind in ("dropped", "grown"))
+    dropped = _by_layer(run, history.totals(run.history, "dropped"))
+    regrown = _by_layer(run, history.totals(run.history, "grown"))
+    survival = _by_layer(run, history.survival(run.history))
     widths = run.masks.widths()
     layers = weighted_layers(net)
     rows = [
@@ -162,6 +165,7 @@ def report(
             note=_note(name, net, run, found),
             channels=widths[name][0] if name in widths else None,
             channels_kept=widths[name][1] if name in widths else None,
+            survival=survival.get(name),
         )
         for name, found in costs.items()
     ]
@@ -179,11 +183,10 @@ def _instead(found: cost.LayerCost, before: cost.LayerCost) -> cost.LayerCost:
     )
 
 
-def _by_layer(run: Run, kind: str) -> dict[str, int]:
-    """Return how much was dropped or grown over the run, by layer; coupled ones alike."""
-    totals = history.totals(run.history, kind)
-    scopes = run.masks.scopes
-    return {layer: n for scope, n in totals.items() for layer in scopes[scope].layers}
+def _by_layer(run: Run, by_scope: Mapping[str, _Number]) -> dict[str, _Number]:
+    """Return what history says of scopes by layer; coupled ones alike."""
+    scopes = run.masks.scopes.items()
+    return {layer: by_scope[n] for n, scope in scopes if n in by_scope for layer in scope.layers}
 
 
 def _totals(
@@ -197,8 +200,10 @@ def _totals(
     weights, kept = sum(row.total for row in pruned), sum(row.kept for row in pruned)
     units, kept_units = masks.units(), masks.kept_units()
     channels = {"channels": sum(units.values()), "channels_kept": sum(kept_units.values())}
+    survival = history.survival(run.history)
     return {
         **(channels if masks.widths() else {}),
+        **({"survival": survival["total"]} if survival else {}),
         "parameters": parameters,
         "parameters_kept": parameters - masks.removed_parameters(),
         "weights": weights,

@@ -52,6 +52,8 @@ class ReportRow:
         note: why it is not pruned, or not measured; else empty.
         channels: number of output channels, where whole channels are pruned; else None.
         channels_kept: number of them that are kept.
+        survival: fraction of what updates regrew here that survived the prune of the next one; None
+            if nothing was regrown that a prune followed.
     """
 
     name: str
@@ -71,6 +73,7 @@ class ReportRow:
     note: str = ""
     channels: int | None = None
     channels_kept: int | None = None
+    survival: float | None = None
 
     def cells(self) -> list[str]:
         """Return the texts of the table."""
@@ -84,6 +87,7 @@ class ReportRow:
             f"{self.kept:,} / {self.total:,}",
             f"{self.dropped:,}",
             f"{self.regrown:,}",
+            "" if self.survival is None else f"{100 * self.survival:.1f} %",
             optional(self.firing_rate),
             optional(self.criticality),
             " + ".join(operations) or ("0 SynOps" if self.binary_input else "-"),
@@ -99,6 +103,7 @@ _REPORT_HEADERS = (
     "weights kept",
     "dropped",
     "regrown",
+    "survived",
     "firing rate",
     "criticality",
     "operations per sample, before => after",
@@ -115,7 +120,8 @@ class Report:
         totals: sums over layers. ``parameters`` and ``parameters_kept`` are those of the whole
             network, biases and norms included; ``weights`` and ``weights_kept`` those of the
             layers that are pruned; ``synops``, ``macs`` and ``energy`` (pJ) are per sample, each
-            with its ``..._dense`` before.
+            with its ``..._dense`` before; ``survival`` is that of all regrown units, if there is
+            any.
         measured_before: "before" is what the dense network did, measured before it was pruned, as
             `sj_prune.prune` has it; else every weight counts on the present spikes.
     """
@@ -143,12 +149,20 @@ class Report:
         """Return the table, the totals and what they mean, as plain text."""
         text = table(_REPORT_HEADERS, (row.cells() for row in self.rows), markdown=False)
         sparsity = f"sparsity of the pruned layers: {self.totals['sparsity']:.4f}"
-        return "\n".join([text, "", f"{self._closing()}; {sparsity}", self._before(), self._slow()])
+        closing = f"{self._closing()}; {sparsity}"
+        return "\n".join([text, "", closing, *self._regrowth(), self._before(), self._slow()])
 
     def to_markdown(self) -> str:
         """Return the same in GitHub's Markdown."""
         text = table(_REPORT_HEADERS, (row.cells() for row in self.rows), markdown=True)
-        return "\n\n".join([text, f"**{self._closing()}**", self._before(), self._slow()])
+        parts = [text, f"**{self._closing()}**", *self._regrowth(), self._before(), self._slow()]
+        return "\n\n".join(parts)
+
+    def _regrowth(self) -> list[str]:
+        if "survival" not in self.totals:
+            return []
+        rate = f"{100 * self.totals['survival']:.1f} %"
+        return [f"Regrowth: {rate} of what an update regrew survived the prune of the next one."]
 
     def _before(self) -> str:
         return f"Before => after: {_OWN_SPIKES if self.measured_before else _SAME_SPIKES}{_BEFORE}"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sj_prune.methods.identity import check_same
@@ -21,9 +22,11 @@ from sj_prune.run.views import clear_sums
 
 #: the one key that a wrapper's state_dict has beside ``net.*``
 EXTRA_STATE = "_extra_state"
-_FORMAT = 3
-# What format 2 called things; it had no memory of the whole network.
+_FORMAT = 4
+# What format 2 called things.
 _RENAMED = {"asleep": "aside", "method_state": "memory"}
+# What is there from which format on, and what it is in those before.
+_SINCE: dict[str, tuple[int, Any]] = {"network_memory": (3, {}), "regrown": (4, None)}
 
 
 def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
@@ -41,6 +44,7 @@ def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
         "memory": {name: _cloned(state) for name, state in run.memory.items()},
         "network_memory": _cloned(run.network_memory),
         "previous": _cloned(run.previous),
+        "regrown": None if run.regrown is None else _cloned(run.regrown),
         "history": [record.to_dict() for record in run.history],
     }
 
@@ -94,15 +98,16 @@ def check(
 
 def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return an extra state in the present format, once it is known to fit."""
-    if not isinstance(state, Mapping) or state.get("format") not in (2, _FORMAT):
+    if not isinstance(state, Mapping) or state.get("format") not in (2, 3, _FORMAT):
         got = state.get("format") if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
             f"Expected {EXTRA_STATE!r} of format {_FORMAT} but got {got}: the checkpoint was "
             "written by another release of sj_prune"
         )
     found: dict[str, Any] = {_RENAMED.get(str(k), str(k)): v for k, v in state.items()}
-    if state["format"] != _FORMAT:
-        found["network_memory"] = {}
+    for key, (first, default) in _SINCE.items():
+        if state["format"] < first:
+            found[key] = default
     absent = [key for key in extra_state(net, run) if key not in found]
     if absent:
         raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
@@ -132,6 +137,7 @@ def _unlearned_on_error(run: Run) -> Iterator[None]:
 def _check_fits(net: nn.Module, run: Run, found: Mapping[str, Any]) -> None:
     run.masks.check_state(found["masks"])
     run.masks.check_aside(found["masks"], found["aside"])
+    _check_regrown(run, found["regrown"] or {})
     for kind in ("memory", "previous"):
         if unknown := [name for name in found[kind] if name not in run.layers]:
             raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
@@ -140,6 +146,18 @@ def _check_fits(net: nn.Module, run: Run, found: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"Expected no statistics of neuron layer {name!r}, which this network does not "
                 "have: the checkpoint comes from another architecture"
+            )
+
+
+def _check_regrown(run: Run, regrown: Mapping[str, Tensor]) -> None:
+    scopes = run.masks.scopes
+    for name, places in regrown.items():
+        size = scopes[name].size if name in scopes else 0
+        fits = places.ndim == 1 and places.dtype == torch.int64
+        if not fits or (len(places) and not 0 <= int(places.min()) <= int(places.max()) < size):
+            raise ValueError(
+                f"Expected places of regrown units below {size} at {name!r} but the checkpoint has "
+                "others: it is damaged"
             )
 
 
@@ -153,6 +171,7 @@ def _check_parts(state: Mapping[str, Any]) -> None:
         for activity in state["statistics"].values():
             Activity(activity["names"]).load_state_dict(activity)
         tensors = [*state["masks"].values(), *state["previous"].values()]
+        tensors += (state["regrown"] or {}).values()
         tensors += state["network_memory"].values()
         tensors += [t for kept in state["memory"].values() for t in kept.values()]
         tensors += [t for kept in state["aside"].values() for t in kept]
@@ -173,6 +192,7 @@ def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> di
     run.seed = int(found["generator"]["seed"])
     run.draws = int(found["generator"]["draws"])
     run.previous = _cloned(found["previous"])
+    run.regrown = None if found["regrown"] is None else _cloned(found["regrown"])
     device = run.masks.weight(run.layers[0]).device
     memory = _cloned(found["network_memory"])
     run.network_memory = {name: value.to(device) for name, value in memory.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ logger = logging.getLogger("sj_prune")
 _THIN = 0.001
 
 Updates = Mapping[str, LayerUpdate]
+Named = Mapping[str, Tensor]
 
 
 @torch.no_grad()
@@ -76,41 +77,65 @@ def install(
         target: sparsity that was asked for.
         level: of the log line.
     """
-    alive = run.masks.alive
-    dropped = count([alive(n) & ~u.survivors for n, u in found.items()])
-    grown = count([update.grown for update in found.values()])
+    survivors = {name: update.survivors for name, update in found.items()}
+    grown = {name: update.grown for name, update in found.items()}
+    exchanged = _exchange(run, run.masks.alive, survivors, grown)
     put(net, run, found, optimizers)
     if run.plan.grow is not None and run.plan.grow.grace:
         _remember_growth(run, found)
     run.draws += 1
-    _record(run, list(found), step, target, dropped, grown, level)
+    _record(run, step, target, exchanged, level)
 
 
 def record_emergent(run: Run, step: int, level: int = logging.INFO) -> None:
     """Record what the weights have become since the last record, where sparsity emerges."""
     masks = run.masks.masks
     before = {name: run.previous[name].to(mask.device) for name, mask in masks.items()}
-    dropped = count([before[n] & ~m for n, m in masks.items()])
-    grown = count([m & ~before[n] for n, m in masks.items()])
+    grown = {n: m & ~before[n] for n, m in masks.items()}
     run.previous = masks
-    _record(run, list(masks), step, run.plan.sparsity, dropped, grown, level)
+    exchanged = _exchange(run, before.__getitem__, masks, grown)
+    _record(run, step, run.plan.sparsity, exchanged, level)
+
+
+def _exchange(
+    run: Run, alive: Callable[[str], Tensor], survivors: Named, grown: Named
+) -> dict[str, dict[str, int]]:
+    """Count what an update drops and grows, and what it keeps of the growth before.
+
+    What it grows is remembered for the next one.
+    """
+    young = run.regrown or {}
+    kept = {name: survivors[name].take(young[name].to(survivors[name].device)) for name in young}
+    lost = {name: alive(name) & ~mask for name, mask in survivors.items()}
+    found = {"dropped": lost, "grown": grown, "survived": kept}
+    numbers = {
+        kind: dict(zip(masks, count(list(masks.values())), strict=True))
+        for kind, masks in found.items()
+    }
+    run.regrown = {name: _places(grown[name], n) for name, n in numbers["grown"].items()}
+    return numbers
+
+
+def _places(grown: Tensor, number: int) -> Tensor:
+    """Return flat indices of so many True entries: fewer bytes than a mask, and most often none."""
+    if not number:
+        return torch.empty(0, dtype=torch.int64, device=grown.device)
+    return grown.flatten().nonzero().flatten()
 
 
 def _record(
     run: Run,
-    names: Sequence[str],
     step: int,
     target: float,
-    dropped: Sequence[int],
-    grown: Sequence[int],
+    exchanged: Mapping[str, dict[str, int]],
     level: int,
 ) -> None:
     kept = run.masks.kept_units()
     sparsity = 1.0 - sum(kept.values()) / sum(run.masks.units().values())
-    lost, won = (dict(zip(names, numbers, strict=True)) for numbers in (dropped, grown))
     pruned = run.masks.pruned_units()
     _say_thin(run, kept)
-    run.history.append(UpdateRecord(step, target, sparsity, kept, lost, won, pruned))
+    record = UpdateRecord(step, target, sparsity, kept, pruned=pruned, **exchanged)
+    run.history.append(record)
     logger.log(
         level,
         "step %d: %s, sparsity %.4f (target %.4f), kept %d, dropped %d, grown %d",
@@ -119,8 +144,8 @@ def _record(
         sparsity,
         target,
         sum(kept.values()),
-        sum(dropped),
-        sum(grown),
+        sum(record.dropped.values()),
+        sum(record.grown.values()),
     )
 
 

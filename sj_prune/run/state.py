@@ -57,6 +57,8 @@ class Run:
             them to the plan; scores of sleeping channels and ages of grown units are there too.
         network_memory: its tensors of the whole network; its penalties.
         previous: masks at the last record where sparsity emerges; `run/install.py`.
+        regrown: flat indices of the units that the last update grew, by scope; None before any;
+            `run/install.py`.
         history: one record a mask update; `run/install.py`.
         said: what has been said once and is not said again; whoever says it.
     """
@@ -72,5 +74,6 @@ class Run:
     memory: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     network_memory: dict[str, Tensor] = field(default_factory=dict)
     previous: dict[str, Tensor] = field(default_factory=dict)
+    regrown: dict[str, Tensor] | None = None
     history: list[UpdateRecord] = field(default_factory=list)
     said: set[str] = field(default_factory=set)

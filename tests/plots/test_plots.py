@@ -105,6 +105,49 @@ def test_sparsity_without_updates(given, named):
         plots.sparsity_over_steps(given)
 
 
+def regrown(step, grown, survived):
+    return UpdateRecord(step, 0.5, 0.5, {}, {}, grown, survived=survived)
+
+
+RUN = [
+    regrown(10, {"a": 4, "b": 0}, {}),
+    regrown(20, {"a": 2, "b": 2}, {"a": 1, "b": 0}),
+    regrown(30, {"a": 0, "b": 0}, {"a": 2, "b": 0}),
+    regrown(40, {"a": 0, "b": 0}, {"a": 0, "b": 0}),
+]
+
+
+def test_survival_of_regrowth():
+    fig, ax = plots.regrowth_survival(RUN)
+    (line,) = ax.get_lines()
+    assert list(line.get_xdata()) == [20, 30]
+    assert list(line.get_ydata()) == [0.25, 0.5]
+    assert labels(ax) == []
+    assert_labeled(fig, ax)
+    _, ax = plots.regrowth_survival({"one": RUN, "two": RUN[:2]})
+    assert labels(ax) == ["one", "two"]
+
+
+def test_regrowth_by_layer():
+    fig, ax = plots.regrowth_per_layer(RUN)
+    assert bars(ax) == [4, 2, 0, 2]
+    assert [bar.get_y() for bar in ax.containers[1]] == [4, 2]
+    assert labels(ax) == ["a", "b"]
+    assert_labeled(fig, ax)
+
+
+@pytest.mark.parametrize("given", [[], RUN[:1], RUN[2:], {}, {"x": RUN[:1]}])
+def test_no_regrowth_to_follow(given):
+    with pytest.raises(ValueError, match="Expected "):
+        plots.regrowth_survival(given)
+
+
+@pytest.mark.parametrize("given", [[], RUN[2:]])
+def test_no_regrowth_at_all(given):
+    with pytest.raises(ValueError, match="Expected a history in which something is regrown"):
+        plots.regrowth_per_layer(given)
+
+
 def test_density_of_a_wrapper_and_of_its_masks():
     wrapper = trained()
     fig, ax = plots.density_per_layer(wrapper)

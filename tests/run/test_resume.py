@@ -240,8 +240,8 @@ def damaged(change):
 
 
 DAMAGED = {
-    "format": (damaged(lambda s: s["_extra_state"].update(format=99)), "format 3 but got 99"),
-    "no dict": (damaged(lambda s: s.update(_extra_state=[1])), "format 3 but got list"),
+    "format": (damaged(lambda s: s["_extra_state"].update(format=99)), "format 4 but got 99"),
+    "no dict": (damaged(lambda s: s.update(_extra_state=[1])), "format 4 but got list"),
     "lost": (damaged(lambda s: s["_extra_state"].pop("generator")), r"\['generator'\].*damaged"),
     "lost key": (damaged(lambda s: s.pop("net.3.weight")), r"lacks \['net\.3\.weight'\]"),
     "lost state": (damaged(lambda s: s.pop("_extra_state")), r"lacks \['_extra_state'\]"),
