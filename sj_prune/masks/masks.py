@@ -15,12 +15,16 @@ class Masks(Mapping[str, Tensor]):
 
     Args:
         scopes: what is ranked: units and the layers that they span.
+
+    Attributes:
+        uncounted: scopes that are whole and that nothing scores: as if they had been skipped.
     """
 
     def __init__(self, scopes: Iterable[Scope] = ()) -> None:
         self._scopes = {scope.name: scope for scope in scopes}
         # Stored inverted: what is applied at every step is "fill where pruned".
         self._pruned = {scope.name: scope.none() for scope in self._scopes.values()}
+        self.uncounted: frozenset[str] = frozenset()
         self._masked: dict[str, list[Scope]] = {}
         self._layers: dict[str, list[Scope]] = {}
         for scope in self._scopes.values():
@@ -91,26 +95,36 @@ class Masks(Mapping[str, Tensor]):
         return dict(self._scopes)
 
     @property
+    def counted(self) -> dict[str, Scope]:
+        """Those that the sparsity is over, by name."""
+        return {name: s for name, s in self._scopes.items() if name not in self.uncounted}
+
+    @property
     def layers(self) -> list[str]:
         """Names of the layers whose scores are ranked, each once."""
-        return list(self._layers)
+        counted = self.counted
+        return [n for n, scopes in self._layers.items() if any(s.name in counted for s in scopes)]
+
+    def whole(self, scope: str) -> bool:
+        """Tell whether all units of a scope are kept."""
+        return not bool(self._units(scope).any())
 
     def alive(self, scope: str) -> Tensor:
         """Return which units of a scope are kept."""
         return ~self._units(scope)
 
     def units(self) -> dict[str, int]:
-        """Return the number of units of each scope."""
-        return {name: scope.size for name, scope in self._scopes.items()}
+        """Return the number of units of each scope that counts."""
+        return {name: scope.size for name, scope in self.counted.items()}
 
     def kept_units(self) -> dict[str, int]:
-        """Return the number of kept units of each scope."""
-        numbers = count([self._units(name) for name in self._scopes])
+        """Return the number of kept units of each scope that counts."""
+        numbers = count([self._units(name) for name in self.counted])
         return {n: size - p for (n, size), p in zip(self.units().items(), numbers, strict=True)}
 
     def pruned_units(self) -> dict[str, list[int]]:
         """Return which units of channels are pruned; single weights are too many to be listed."""
-        listed = [name for name, scope in self._scopes.items() if scope.sleeps]
+        listed = [name for name, scope in self.counted.items() if scope.sleeps]
         return {name: self._units(name).nonzero().flatten().tolist() for name in listed}
 
     def layer_mask(self, layer: str) -> Tensor:
@@ -128,7 +142,7 @@ class Masks(Mapping[str, Tensor]):
     def element_masks(self) -> dict[str, Tensor]:
         """Return which weights of each layer remain, by layer name, in the weight's shape."""
         masks: dict[str, Tensor] = {}
-        for name, scope in self._scopes.items():
+        for name, scope in self.counted.items():
             scope.add_elements(self._units(name), masks)
         return masks
 

@@ -37,8 +37,9 @@ class Plan:
 
     Args:
         schedule: when updates happen, and to what sparsity.
-        drop: score by which units are kept, low goes first; None: the binding decides what is 0,
-            and the sparsity emerges.
+        drop: score by which units are kept, low goes first; a layer (or group of channels) where it
+            returns None stays dense and the sparsity does not count it. None in its place: the
+            binding decides what is 0, and the sparsity emerges.
         grow: what is grown anew, and how much; None: nothing.
         structure: what is pruned as one piece.
         allocation: how the kept units are divided over layers.

@@ -14,6 +14,7 @@ from sj_prune.network.topology import Topology, scoring_neurons
 from sj_prune.neurons.convert import sensors
 from sj_prune.reports.tables import shape_text, table
 from sj_prune.reports.warnings import warnings_of
+from sj_prune.run.scores import unscored
 from sj_prune.run.state import Run
 
 
@@ -62,6 +63,7 @@ _OBSERVING = (
     "Fused neurons record while they compute; observed ones take a second look at every step, and "
     "the time for it: docs/observing.md."
 )
+_UNSCORED = "no: its drop score is None, so it stays dense and the sparsity does not count it"
 _EXPLANATION_HEADERS = ("layer", "shape", "norm", "neurons", "coupled group", "prunable")
 
 
@@ -119,6 +121,8 @@ def explain(net: nn.Module, run: Run) -> Explanation:
     """Tell what a run is going to prune and why, from what it has seen of the network so far."""
     topology = run.anatomy.topology
     known = Topology() if topology is None else topology
+    scopes = run.masks.scopes
+    unsaid = {layer for scope in unscored(net, run) for layer in scopes[scope].layers}
     rows = tuple(
         ExplanationRow(
             name,
@@ -126,8 +130,8 @@ def explain(net: nn.Module, run: Run) -> Explanation:
             known.norms.get(name),
             tuple(_neurons(name, run)),
             _group(name, run),
-            name in _pruned_layers(run),
-            _status(name, net, run),
+            name in _pruned_layers(run) and name not in unsaid,
+            _UNSCORED if name in unsaid else _status(name, net, run),
         )
         for name, layer in weighted_layers(net).items()
     )
@@ -159,6 +163,8 @@ def why_dense(name: str, net: nn.Module, run: Run) -> str:
         return "its weight is parametrized, so there is no parameter to mask"
     if name not in run.layers:
         return "skipped by name"
+    if run.masks.known and name not in run.masks.layers and name not in run.anatomy.dense:
+        return _UNSCORED
     return run.anatomy.dense.get(name, "its channels are not traced yet")
 
 

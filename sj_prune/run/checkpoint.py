@@ -26,7 +26,11 @@ _FORMAT = 4
 # What format 2 called things.
 _RENAMED = {"asleep": "aside", "method_state": "memory"}
 # What is there from which format on, and what it is in those before.
-_SINCE: dict[str, tuple[int, Any]] = {"network_memory": (3, {}), "regrown": (4, None)}
+_SINCE: dict[str, tuple[int, Any]] = {
+    "network_memory": (3, {}),
+    "regrown": (4, None),
+    "uncounted": (4, []),
+}
 
 
 def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
@@ -38,6 +42,7 @@ def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
         "step": run.step,
         "inputs": plain_inputs(run),
         "masks": run.masks.state_dict(),
+        "uncounted": sorted(run.masks.uncounted),
         "aside": run.masks.aside(),
         "statistics": {name: node.activity.state_dict() for name, node in nodes.items()},
         "generator": {"seed": run.seed, "draws": run.draws},
@@ -138,6 +143,12 @@ def _check_fits(net: nn.Module, run: Run, found: Mapping[str, Any]) -> None:
     run.masks.check_state(found["masks"])
     run.masks.check_aside(found["masks"], found["aside"])
     _check_regrown(run, found["regrown"] or {})
+    for name in found["uncounted"]:
+        if name not in found["masks"] or not found["masks"][name].all():
+            raise ValueError(
+                f"Expected a whole mask at {name!r}, which is not counted, but it is not: the "
+                "checkpoint is damaged"
+            )
     for kind in ("memory", "previous"):
         if unknown := [name for name in found[kind] if name not in run.layers]:
             raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
@@ -187,6 +198,7 @@ def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> di
     found = _checked(net, run, method, state)
     run.masks.load_state_dict(found["masks"])
     run.masks.load_aside(found["aside"])
+    run.masks.uncounted = frozenset(found["uncounted"])
     rest(net, run)
     run.step = int(found["step"])
     run.seed = int(found["generator"]["seed"])

@@ -81,6 +81,8 @@ def install(
     grown = {name: update.grown for name, update in found.items()}
     exchanged = _exchange(run, run.masks.alive, survivors, grown)
     put(net, run, found, optimizers)
+    left = run.masks.scopes.keys() - found.keys()
+    run.masks.uncounted = frozenset(filter(run.masks.whole, left))
     if run.plan.grow is not None and run.plan.grow.grace:
         _remember_growth(run, found)
     run.draws += 1
@@ -105,7 +107,10 @@ def _exchange(
     What it grows is remembered for the next one.
     """
     young = run.regrown or {}
-    kept = {name: survivors[name].take(young[name].to(survivors[name].device)) for name in young}
+    kept = {}
+    for name, places in young.items():
+        mask = survivors[name] if name in survivors else alive(name)
+        kept[name] = mask.take(places.to(mask.device))
     lost = {name: alive(name) & ~mask for name, mask in survivors.items()}
     found = {"dropped": lost, "grown": grown, "survived": kept}
     numbers = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from sj_prune.masks.scopes import Scope
 from sj_prune.masks.units import LayerScores
 from sj_prune.methods.parts import GRADIENTS, Growth, Score, reads_of
+from sj_prune.methods.parts.scores import Accumulating
 from sj_prune.methods.view import LayerView
 from sj_prune.run.state import Run
 from sj_prune.run.views import view
@@ -24,18 +26,50 @@ logger = logging.getLogger("sj_prune")
 
 
 def scores(net: nn.Module, run: Run) -> list[LayerScores]:
-    """Return the scores of all scopes of the masks, in their order."""
-    found = [_of(net, run, scope, run.plan.drop, run.plan.grow) for scope in _scopes(run)]
-    return [_revived(run, each) for each in found]
+    """Return the scores of the scopes that have any, in their order.
+
+    Raises:
+        RuntimeError: if none has.
+    """
+    return [_revived(run, each) for each in _all(net, run, run.plan.drop, run.plan.grow)]
 
 
 def drop_scores(net: nn.Module, run: Run, drop: Score | None) -> list[LayerScores]:
-    """Return the scores of all scopes without growth, by another drop score than the plan's."""
-    return [_of(net, run, scope, drop or run.plan.drop, None) for scope in _scopes(run)]
+    """Return the same without growth, by another drop score than the plan's."""
+    return _all(net, run, drop or run.plan.drop, None)
 
 
-def _scopes(run: Run) -> list[Scope]:
-    return list(run.masks.scopes.values())
+def _all(net: nn.Module, run: Run, drop: Score | None, grow: Growth | None) -> list[LayerScores]:
+    found = [_of(net, run, scope, drop, grow) for scope in run.masks.scopes.values()]
+    scored = [each for each in found if each is not None]
+    if not scored:
+        raise RuntimeError(
+            f"Expected {run.plan.name} to score some of {list(run.masks.scopes)} but none has what "
+            "it is scored by: print(model.explain())"
+        )
+    return scored
+
+
+def unscored(net: nn.Module, run: Run) -> frozenset[str]:
+    """Return the scopes that are whole and that the plan says nothing of, as far as known by now.
+
+    Only a layer without neurons can be asked before a window has been recorded, and none before it
+    has gradients.
+    """
+    drop = run.plan.drop
+    if drop is None or isinstance(drop, Accumulating) or reads_of(drop).what & GRADIENTS:
+        return run.masks.uncounted
+    unknown = bool(reads_of(drop).statistics)
+    memory, found = dict(run.memory), set(run.masks.uncounted)
+    for scope in run.masks.counted.values():
+        views = [view(net, run, name) for name in scope.layers]
+        if unknown and (run.anatomy.topology is None or any(v.activity for v in views)):
+            continue
+        with suppress(Exception):  # what a score needs may not be there before training
+            if run.masks.whole(scope.name) and all(drop(layer) is None for layer in views):
+                found.add(scope.name)
+    run.memory = memory  # nothing begins before training does
+    return frozenset(found)
 
 
 def last_scores(run: Run) -> dict[str, Tensor]:
@@ -49,17 +83,13 @@ def last_scores(run: Run) -> dict[str, Tensor]:
 
 def _of(
     net: nn.Module, run: Run, scope: Scope, score: Score | None, grow: Growth | None
-) -> LayerScores:
+) -> LayerScores | None:
     masks = run.masks
     assert score is not None  # noqa: S101 (where sparsity emerges nothing is scored)
     views = {name: _declared(run, score, view(net, run, name)) for name in scope.layers}
     drop = _joined(run, scope, views, score, "relative")
     if drop is None:
-        raise RuntimeError(
-            f"Expected {run.plan.name} to score {scope.name!r} but none of its layers "
-            f"{list(views)} has what it is scored by: print(model.explain()), and name them in "
-            "skip="
-        )
+        return None
     alive = masks.alive(scope.name)
     if scope.sleeps and score is run.plan.drop:
         for name, found in drop[1].items():

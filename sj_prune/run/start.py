@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -11,8 +12,9 @@ from sj_prune.masks.keys import Place
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.select import count
 from sj_prune.masks.units import LayerScores
-from sj_prune.methods.parts import FromZeros, RandomMasks, noise
+from sj_prune.methods.parts import Dense, FromZeros, noise
 from sj_prune.run.install import install
+from sj_prune.run.scores import unscored
 from sj_prune.run.state import Run
 from sj_prune.run.views import generator_of, view
 
@@ -48,6 +50,8 @@ def _keep_zeros(net: nn.Module, run: Run) -> None:
     """
     found = {}
     for name, zero in run.masks.zeros().items():
+        if name in run.masks.uncounted:
+            continue
         scope, kept = run.masks.scopes[name], ~zero
         if int(kept.sum()) < scope.floor:
             raise ValueError(
@@ -60,21 +64,31 @@ def _keep_zeros(net: nn.Module, run: Run) -> None:
     install(net, run, found, (), 0, sparsity)
 
 
-def kept_units(run: Run, sparsity: float) -> int:
-    """Return how many units are kept at a sparsity."""
-    return round((1.0 - sparsity) * sum(run.masks.units().values()))
+def kept_units(run: Run, sparsity: float, scored: Sequence[LayerScores]) -> int:
+    """Return how many units are kept at a sparsity, of scopes that are scored.
+
+    The others do not count where they are whole; pruned ones do, and keep what they have.
+    """
+    rest = run.masks.scopes.keys() - {each.name for each in scored}
+    masks = [mask for mask in map(run.masks.alive, rest) if not mask.all()]
+    total = sum(each.size for each in scored) + sum(mask.numel() for mask in masks)
+    return round((1.0 - sparsity) * total) - sum(count(masks))
 
 
 def start_masks(net: nn.Module, run: Run) -> None:
     """Install what the plan starts from, once units are known: random masks, or nothing."""
     start = run.plan.start
-    if isinstance(start, FromZeros) and run.masks.scopes:
+    if isinstance(start, Dense):
+        return
+    run.masks.uncounted = unscored(net, run)
+    if not run.masks.counted:
+        return
+    if isinstance(start, FromZeros):
         _keep_zeros(net, run)
-    if not isinstance(start, RandomMasks) or not run.masks.scopes:
         return
     sparsity = run.plan.sparsity if start.sparsity is None else start.sparsity
     layers = []
-    for scope in run.masks.scopes.values():
+    for scope in run.masks.counted.values():
         views = {name: view(net, run, name) for name in scope.layers}
         units = run.plan.structure.units
         found = {name: units(noise(layer), layer.weight) for name, layer in views.items()}
@@ -84,6 +98,6 @@ def start_masks(net: nn.Module, run: Run) -> None:
             LayerScores(scope.name, alive, score, floor=scope.floor, multiple=scope.multiple)
         )
     updates = prune_and_regrow(
-        layers, kept_units(run, sparsity), run.plan.allocation, generator=generator_of(run)
+        layers, kept_units(run, sparsity, layers), run.plan.allocation, generator=generator_of(run)
     )
-    install(net, run, dict(zip(run.masks.scopes, updates, strict=True)), (), 0, sparsity)
+    install(net, run, dict(zip(run.masks.counted, updates, strict=True)), (), 0, sparsity)

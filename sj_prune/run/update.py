@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
+from sj_prune.masks.select import count
 from sj_prune.masks.units import LayerScores
 from sj_prune.methods.parts import FromZeros, Score, reads_of
 from sj_prune.neurons.convert import sensors
@@ -54,7 +55,7 @@ def update_now(session: Session, sparsity: float | None) -> None:
         )
     target = run.plan.sparsity if sparsity is None else sparsity
     ensure_masks(net, run)
-    check_sparsity(run.plan, run.masks.scopes.values(), target)
+    check_sparsity(run.plan, run.masks.counted.values(), target)
     if run.plan.emergent:
         run.masks.adopt_zeros(run.masks)
         session.agreement.check_masks(run.step)
@@ -80,7 +81,8 @@ def _update(session: Session, step: int, target: float) -> None:
 
     def score() -> dict[str, LayerUpdate]:
         check_ready(net, run, session.hooks)
-        return propose(run, scores(net, run), kept_units(run, target), step)
+        found = scores(net, run)
+        return propose(run, found, kept_units(run, target, found), step)
 
     with agreement.joined():
         found = agreement.agreed(where, score, _facts)
@@ -94,7 +96,7 @@ def propose(
 
     Args:
         run: whose plan it is.
-        found: scores of all scopes of the masks, in their order.
+        found: scores of the scopes that have any, in their order.
         keep: number of units.
         step: that the plan's regrowth depends on; the present one by default.
     """
@@ -109,7 +111,7 @@ def propose(
         exact_ties=grow is None or grow.exact_ties,
         generator=generator_of(run),
     )
-    return dict(zip(run.masks.scopes, updates, strict=True))
+    return {each.name: update for each, update in zip(found, updates, strict=True)}
 
 
 def would_drop(
@@ -131,15 +133,16 @@ def would_drop(
         if by is not None and reads_of(by).statistics:
             _check_statistics(net, run)
         found = drop_scores(net, run, score)
-        number = kept_units(run, run.plan.sparsity) if keep is None else keep
+        number = kept_units(run, run.plan.sparsity, found) if keep is None else keep
         # A manual update may be ahead of the schedule; nothing comes back here.
-        number = min(number, sum(run.masks.kept_units().values()))
+        number = min(number, sum(count([each.mask for each in found])))
         updates = prune_and_regrow(found, number, run.plan.allocation, generator=generator_of(run))
-        return dict(zip(run.masks.scopes, updates, strict=True))
+        return {each.name: update for each, update in zip(found, updates, strict=True)}
 
     with agreement.joined():
         chosen = agreement.agreed(where, choose, _facts)
-    dropped = {scope: ~update.survivors for scope, update in chosen.items()}
+    dropped = {scope: ~run.masks.alive(scope) for scope in run.masks.scopes}
+    dropped |= {scope: ~update.survivors for scope, update in chosen.items()}
     return {name: run.masks.layer_units(name, dropped) for name in run.masks.layers}
 
 

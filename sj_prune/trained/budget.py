@@ -110,7 +110,7 @@ def sparsity_for(
                 measured[key] = spent(model, kind, args)
             return measured[key]
 
-    total = sum(model.masks.units().values())
+    total = sum(score.size for score in found)
     allocation = model.session.run.plan.allocation
     least = allocation.least([s.size for s in found], [s.floor for s in found])
     low, high = least, total
