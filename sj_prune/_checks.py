@@ -65,11 +65,9 @@ def check_choice(name: str, value: object, known: Collection[object]) -> None:
     Raises:
         ValueError: naming the setting and its values.
     """
-    try:
-        found = value in known and not isinstance(value, bool)
-    except (TypeError, ValueError, RuntimeError):  # an array answers with one
-        found = False
-    if not found:
+    # An array equals one number and is none.
+    single = value is None or (isinstance(value, (str, Real)) and not isinstance(value, bool))
+    if not single or value not in known:
         raise ValueError(f"Expected {name} to be one of {known} but got {value!r}")
 
 

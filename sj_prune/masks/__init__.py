@@ -4,7 +4,16 @@ from sj_prune.masks.allocation import ERK, Allocation, Global, Pool, Uniform, ap
 from sj_prune.masks.bindings import AtUpdates, Binding, Hidden, Sleep, Strict, Transform
 from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
-from sj_prune.masks.schedule import Constant, Cosine, Cubic, Linear, Manual, OneShot, Schedule
+from sj_prune.masks.schedule import (
+    Constant,
+    Cosine,
+    Cubic,
+    CubicHold,
+    Linear,
+    Manual,
+    OneShot,
+    Schedule,
+)
 from sj_prune.masks.scopes import GroupScope, LayerScope, Scope
 from sj_prune.masks.select import count, kth_largest, top_k
 from sj_prune.masks.structure import Channels, Structure, Unstructured
@@ -19,6 +28,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Cubic",
+    "CubicHold",
     "Global",
     "GroupScope",
     "Hidden",

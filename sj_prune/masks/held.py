@@ -44,6 +44,11 @@ class HeldElements:
         if self.scope in cleared:
             self._fill(cleared[self.scope].to(self.place.parameter.device), optimizers)
 
+    def keep_still(self, new: Mapping[str, Tensor], grad: Tensor) -> None:
+        """Set the gradient of new elements, by scope, to 0."""
+        if self.scope in new:
+            grad.masked_fill_(new[self.scope].to(grad.device), 0)
+
     def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
         """Set pruned elements and their slots to 0."""
         self._fill(pruned(self.scope), optimizers)
@@ -136,6 +141,12 @@ class HeldRows:
                 parameter.copy_(awake)
         # With "zero" woken rows stay as the network has them; new ones are silenced by `hold`.
         part.index, part.aside = index, awake[index]
+
+    def keep_still(self, new: Mapping[str, Tensor], grad: Tensor) -> None:
+        """Set the gradient of new rows, by scope, to 0, but where pruned ones move as well."""
+        for part in self.parts:
+            if part.scope in new and not self.at_updates:
+                grad.index_fill_(0, part.of(new[part.scope], grad.device), 0)
 
     def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
         """Make rows silent, or as they were when they fell asleep; their slots 0."""

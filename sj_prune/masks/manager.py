@@ -104,6 +104,13 @@ class MaskManager(Masks):
         self.enforce([key for key, h in self._held.items() if not h.at_updates], optimizers)
 
     @torch.no_grad()
+    def keep_still(self, new: Mapping[str, Tensor]) -> None:
+        """Let new units, by scope, move from the next step on: their gradient in this one is 0."""
+        for held in self._held.values():
+            if held.place.parameter.grad is not None:
+                held.keep_still(new, held.place.parameter.grad)
+
+    @torch.no_grad()
     def enforce(
         self, keys: Iterable[str] | None = None, optimizers: Iterable[Optimizer] = ()
     ) -> None:

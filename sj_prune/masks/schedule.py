@@ -91,6 +91,45 @@ class Cubic(Schedule):
         return (1.0 - progress) ** 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class CubicHold(Cubic):
+    """`Cubic` up to the step `until`; the final value holds at the updates after it.
+
+    Args:
+        final: value from `until` on.
+        initial: value before any update.
+        interval: optimizer steps between updates.
+        begin: the first update happens at step ``begin + interval``.
+        end: step of the last update at the latest.
+        until: step of the last update at the latest at which the value changes.
+
+    Raises:
+        ValueError: if no update falls into ``(begin, until]``, or `until` lies behind `end`.
+    """
+
+    until: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("until", self.until, 1)
+        if self.until > self.end:
+            raise ValueError(f"Expected until <= end = {self.end} but got {self.until}")
+        self._rise()
+
+    def _rise(self) -> Cubic:
+        return Cubic(
+            final=self.final,
+            initial=self.initial,
+            interval=self.interval,
+            begin=self.begin,
+            end=self.until,
+        )
+
+    def at(self, step: int) -> float:
+        """Return the value that is in force once step `step` is done."""
+        return self._rise().at(step)
+
+
 class Cosine(Schedule):
     """``final + (initial - final) (1 + cos(pi t/n)) / 2``."""
 

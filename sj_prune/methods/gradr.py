@@ -15,6 +15,9 @@ from sj_prune.methods.parts import Penalty
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView
 
+# Far above any use, and below what makes weights infinite.
+_STRONGEST = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradR(ScheduledMethod):
@@ -28,7 +31,7 @@ class GradR(ScheduledMethod):
 
     Args:
         sparsity: target `p` of the prior, in (0.5, 1).
-        alpha: strength of the prior, positive.
+        alpha: strength of the prior, in (0, 1000]; 1e-3 in the paper.
         interval: optimizer steps between records of the sparsity reached (one log line each).
         begin: recording starts after this step; rewiring runs from the start.
         end: step of the last record.
@@ -42,6 +45,11 @@ class GradR(ScheduledMethod):
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity, least=0.5, open_below=True)
         check_factor("alpha", self.alpha, positive=True)
+        if self.alpha > _STRONGEST:
+            raise ValueError(
+                f"Expected alpha of at most {_STRONGEST} but got {self.alpha}: in every step the "
+                "prior moves every hidden variable by lr * alpha; the paper has 1e-3"
+            )
         super().__post_init__()
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sj_prune._checks import check_choice, check_factor, check_steps
+from sj_prune._checks import check_choice, check_factor, check_number, check_steps
 from sj_prune.methods.channels import ChannelMethod
 from sj_prune.methods.parts import Penalty
 from sj_prune.methods.plan import Plan
@@ -24,7 +24,8 @@ class GReg(ChannelMethod):
     at `end`: the gradient of a filter gets ``factor * W_c``. GReg-2 first raises the factor of
     **all** filters by `pick_delta` up to `pick_ceiling`, so that their magnitudes move apart as the
     curvature of the loss lets them, and ranks then; the chosen go on as in GReg-1 from where they
-    are, and the others are set free.
+    are, and the others are set free. (The released code differs in two constants: `kept_factor`,
+    `stop_ratio`.)
 
     With the published values the ceiling is reached after 50,000 steps. `regrow` and `interval` are
     for experiments; the method has one update and no regrowth.
@@ -47,6 +48,11 @@ class GReg(ChannelMethod):
         ceiling: the highest factor.
         pick_delta: raise of all factors before the choice (variant 2).
         pick_ceiling: factor at which the choice is made (variant 2).
+        kept_factor: factor of the filters that are not chosen, from the choice on: 0 in the paper,
+            -1e-4 in the released code.
+        stop_ratio: a layer's factor is not raised any more once the mean `|w|` of the filters that
+            stay is more than this many times that of the chosen: 1000 in the released code. None:
+            up to `ceiling`, as in the paper.
     """
 
     variant: int = 1
@@ -55,12 +61,17 @@ class GReg(ChannelMethod):
     ceiling: float = 1.0
     pick_delta: float = 1e-5
     pick_ceiling: float = 1e-2
+    kept_factor: float = 0.0
+    stop_ratio: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("variant", self.variant, (1, 2))
         check_steps("every", self.every)
         for name in ("delta", "ceiling", "pick_delta", "pick_ceiling"):
             check_factor(name, getattr(self, name), positive=True)
+        check_number("kept_factor", self.kept_factor)
+        if self.stop_ratio is not None:
+            check_factor("stop_ratio", self.stop_ratio, positive=True)
         if self.variant == 2 and self.pick_ceiling > self.ceiling:
             raise ValueError(
                 f"Expected pick_ceiling <= ceiling = {self.ceiling} but got {self.pick_ceiling}"
@@ -114,8 +125,10 @@ class GReg(ChannelMethod):
             return none + min(self.pick_ceiling, raised)
         if "chosen" not in layer.state:
             return none
-        raised = self._start + self.delta * self._raised(layer.step, self._choice)
-        return none.masked_fill(layer.state["chosen"], min(self.ceiling, raised))
+        last = min(layer.step, int(layer.state.get("stopped", layer.step)))
+        raised = self._start + self.delta * self._raised(last, self._choice)
+        factor = none + self.kept_factor
+        return factor.masked_fill(layer.state["chosen"], min(self.ceiling, raised))
 
     # ---- the phases ----------------------------------------------------------------------------
 
@@ -124,6 +137,9 @@ class GReg(ChannelMethod):
         if net.step == self._choice:
             for name, dropped in net.would_drop().items():
                 net.layer(name).state["chosen"] = dropped.clone()
+        elif self.stop_ratio is not None and (net.step - self._choice) % self.every == 0:
+            for layer in net.layers.values():
+                _stop(layer, self.stop_ratio)
 
     def add_decay(self, layer: LayerView) -> None:
         """Add ``factor * W_c``."""
@@ -140,6 +156,16 @@ def chosen_first(layer: LayerView) -> Tensor:
     # Into [0, 1/2] and up from 1: coupled layers agree on who is chosen, whatever their scale.
     order = 0.5 * score / score.max().clamp_min(torch.finfo(score.dtype).tiny)
     return order + (~layer.state["chosen"]).to(order)
+
+
+def _stop(layer: LayerView, ratio: float) -> None:
+    """Let no raise of a layer's factor follow the step before, if the chosen are small enough."""
+    chosen = layer.state.get("chosen")
+    if chosen is None or "stopped" in layer.state or chosen.all() or not chosen.any():
+        return
+    size = layer.weight.abs().flatten(1).mean(1)
+    if size[~chosen].mean() > ratio * size[chosen].mean():
+        layer.state["stopped"] = torch.tensor(layer.step - 1, device=size.device)
 
 
 def _steps_to(height: float, delta: float) -> int:

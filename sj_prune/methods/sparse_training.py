@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sj_prune._checks import check_fraction
+from sj_prune._checks import check_fraction, check_integer
 from sj_prune.masks.allocation import ERK, Allocation
-from sj_prune.masks.schedule import Cosine
+from sj_prune.masks.schedule import Cosine, CubicHold
 from sj_prune.methods.base import ScheduledMethod
 from sj_prune.methods.parts import Growth, RandomMasks, gradient_magnitude, magnitude, noise
 from sj_prune.methods.plan import Plan
@@ -89,21 +89,38 @@ class GraNet(ScheduledMethod):
         regrow_final: last `r_t`, in [0, 1).
         interval: optimizer steps between updates.
         begin: updates start after this step.
-        end: step of the last update.
+        end: step of the last update that prunes.
+        regrow_until: step of the last update at all: from `end` to it layers drop and grow at the
+            final sparsity, and the cosine of `r_t` ends there. The released code goes on to the end
+            of training; None: until `end`.
     """
 
     sparsity: float = 0.95
     regrow: float = 0.5
     regrow_final: float = 0.005
     interval: int = 1000
+    regrow_until: int | None = None
 
     def __post_init__(self) -> None:
         check_fraction("regrow", self.regrow)
         check_fraction("regrow_final", self.regrow_final)
+        if self.regrow_until is not None:
+            check_integer("regrow_until", self.regrow_until)
+            if self.end is None or self.regrow_until < self.end:
+                raise ValueError(
+                    f"Expected regrow_until of at least end = {self.end} but got "
+                    f"{self.regrow_until}: give both, or leave it out"
+                )
         super().__post_init__()
 
     def plan(self) -> Plan:
         """Drop by global `|w|` and grow by the dense gradient, a fraction on a cosine."""
-        fraction = self.schedule_of(Cosine, self.regrow_final, self.regrow)
+        if self.end is None or self.regrow_until is None:
+            schedule = self.cubic()
+            fraction = self.schedule_of(Cosine, self.regrow_final, self.regrow)
+        else:
+            when = {"interval": self.interval, "begin": self.begin, "end": self.regrow_until}
+            schedule = CubicHold(final=self.sparsity, until=self.end, **when)
+            fraction = Cosine(final=self.regrow_final, initial=self.regrow, **when)
         grow = Growth(gradient_magnitude, fraction, keeps_value=True)
-        return self._plan(schedule=self.cubic(), drop=magnitude, grow=grow)
+        return self._plan(schedule=schedule, drop=magnitude, grow=grow)

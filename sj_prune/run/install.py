@@ -26,19 +26,30 @@ Named = Mapping[str, Tensor]
 
 
 @torch.no_grad()
-def put(net: nn.Module, run: Run, found: Updates, optimizers: Sequence[Optimizer]) -> None:
-    """Make masks, weights, slots and neurons those of an update; no record is kept."""
-    grow, alive = run.plan.grow, run.masks.alive
+def put(
+    net: nn.Module, run: Run, found: Updates, optimizers: Sequence[Optimizer]
+) -> dict[str, Tensor]:
+    """Make masks, weights, slots and neurons those of an update; no record is kept.
+
+    Returns:
+        Which units start anew, by scope.
+    """
+    grow, masks = run.plan.grow, run.masks
     keeps = grow is not None and grow.keeps_value
-    # What is new starts anew with fresh slots, whatever was loaded or written there meanwhile.
-    cleared = {n: u.grown & ~alive(n) if keeps else u.grown for n, u in found.items()}
-    run.masks.install({n: u.mask for n, u in found.items()}, optimizers, cleared=cleared)
+    # What is new starts anew with fresh slots, whatever was loaded or written there meanwhile. A
+    # channel that is regrown in the update that drops it never slept.
+    cleared = {
+        name: u.grown & ~masks.alive(name) if keeps or masks.scopes[name].sleeps else u.grown
+        for name, u in found.items()
+    }
+    masks.install({n: u.mask for n, u in found.items()}, optimizers, cleared=cleared)
     if grow is not None and grow.initial:
         for key, where in cleared.items():
-            weight = run.masks.weight(run.masks.scopes[key].layers[0])
+            weight = masks.weight(masks.scopes[key].layers[0])
             if where.shape == weight.shape:
                 weight.masked_fill_(where.to(weight.device), grow.initial)
     rest(net, run)
+    return cleared
 
 
 def _remember_growth(run: Run, found: Updates) -> None:
@@ -80,7 +91,7 @@ def install(
     survivors = {name: update.survivors for name, update in found.items()}
     grown = {name: update.grown for name, update in found.items()}
     exchanged = _exchange(run, run.masks.alive, survivors, grown)
-    put(net, run, found, optimizers)
+    run.masks.keep_still(put(net, run, found, optimizers))
     left = run.masks.scopes.keys() - found.keys()
     run.masks.uncounted = frozenset(filter(run.masks.whole, left))
     if run.plan.grow is not None and run.plan.grow.grace:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_prune.masks import Constant, Cosine, Cubic, Linear, OneShot
+from sj_prune.masks import Constant, Cosine, Cubic, CubicHold, Linear, OneShot
 
 # METHODS, written again: value after the t-th of n updates, from a to b.
 FORMULAS = {
@@ -42,6 +42,25 @@ def test_value_after_every_update(kind, timing, a, b):
     assert schedule.at(end + 1000) == b
     if kind is not Constant:
         assert schedule.at(begin) == pytest.approx(a, abs=1e-12)
+
+
+@given(timing=timings(), more=st.integers(0, 30), a=fractions, b=fractions)
+def test_a_cubic_that_holds(timing, more, a, b):
+    """The values of the cubic, and then its last at further updates."""
+    end = timing["end"] + more
+    schedule = CubicHold(final=b, initial=a, until=timing["end"], **{**timing, "end": end})
+    rise = Cubic(final=b, initial=a, **timing)
+    for step in range(end + 5):
+        assert schedule.at(step) == rise.at(step)
+        inside = timing["begin"] < step <= end
+        assert schedule.due(step) == (inside and (step - timing["begin"]) % timing["interval"] == 0)
+    assert schedule.updates == sum(map(schedule.due, range(end + 1)))
+
+
+@pytest.mark.parametrize("until", [11, 1, "5"])
+def test_a_hold_outside_of_the_run(until):
+    with pytest.raises((TypeError, ValueError), match="Expected "):
+        CubicHold(final=0.5, interval=2, begin=0, end=10, until=until)
 
 
 @given(timing=timings())

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,13 +27,14 @@ def factors_by_hand(method, chosen, last):
         if method.begin < step and (step - method.begin - 1) % method.every == 0:
             if not picked and factor[0] >= method.pick_ceiling - 1e-12:
                 picked = True
-                factor = [f if c else 0.0 for f, c in zip(factor, chosen, strict=True)]
             rounds += 1
             for c, mine in enumerate(chosen):
                 if not picked:
                     factor[c] = min(method.pick_ceiling, factor[c] + method.pick_delta)
                 elif mine:
                     factor[c] = min(method.ceiling, factor[c] + method.delta)
+                else:
+                    factor[c] = method.kept_factor
         found.append(list(factor) if step < method.end else [0.0] * len(chosen))
     return found
 
@@ -45,6 +47,8 @@ CASES = {
     "variant 2": greg(variant=2),
     "variant 2, every third": greg(variant=2, every=3, begin=2, end=40),
     "variant 2, uneven": greg(variant=2, pick_delta=0.03, pick_ceiling=0.1, end=30),
+    "kept": greg(every=2, end=20, kept_factor=-1e-4),
+    "variant 2, kept": greg(variant=2, kept_factor=0.3),
     "variant 2, at once": greg(variant=2, pick_delta=0.4, pick_ceiling=0.4, end=9),
 }
 
@@ -68,6 +72,41 @@ def test_factor_follows_the_steps(case):
                 seen.grad[c], before[c] + factor * seen.weight[c], rtol=1e-12, atol=1e-12
             )
     assert expected[method.end - 2][0] == pytest.approx(method.ceiling)
+
+
+@pytest.mark.parametrize("variant", [1, 2])
+def test_raises_stop_once_the_kept_are_so_many_times_larger(variant):
+    """Before every raise the means of both parts are compared; what is reached stays."""
+    method = greg(variant=variant, every=2, delta=0.05, end=40, stop_ratio=50.0)
+    chosen = torch.tensor([True, False, False, True, False, True])
+    state, seen = {}, view()
+    begin = next(step for step in range(1, 40) if chooses(method, step))
+    factors = []
+    for step in range(begin, begin + 10):
+        now = dataclasses.replace(seen, step=step, state=state)
+        if step == begin + 5:  # no step of a raise: the next one sees it
+            large, small = (seen.weight[c].abs().mean() for c in (~chosen, chosen))
+            seen.weight[chosen] *= large / small / 49.0
+        if step == begin + 7:
+            seen.weight[chosen] *= 49.0 / 51.0
+        choose(method, now, chosen, step)
+        factors.append(float(method.factor(now)[0]))
+    first = 0.0 if variant == 1 else method.pick_ceiling
+    raised = [1, 1, 2, 2, 3, 3, 4, 4, 4, 4]  # and the last two would be 5
+    assert factors == pytest.approx([first + 0.05 * number for number in raised])
+    assert int(state["stopped"]) == begin + 7
+    assert set(state) == {"chosen", "stopped"}
+
+
+def test_released_constants():
+    method = methods.GReg(end=50_001, kept_factor=-1e-4, stop_ratio=1000.0)
+    assert (methods.GReg(end=50_001).kept_factor, methods.GReg(end=50_001).stop_ratio) == (
+        0.0,
+        None,
+    )
+    seen = view(step=1)
+    choose(method, seen, torch.tensor([True] + [False] * 5), 1)
+    assert method.factor(seen).tolist() == pytest.approx([1e-4] + [-1e-4] * 5)
 
 
 def test_published_schedule():
@@ -160,6 +199,10 @@ def test_nothing_is_penalized_before_the_choice():
     [
         ({"variant": 3}, ValueError, r"Expected variant to be one of \(1, 2\) but got 3"),
         ({"variant": True}, ValueError, r"Expected variant to be one of \(1, 2\) but got True"),
+        ({"variant": np.array([1])}, ValueError, r"Expected variant to be one of \(1, 2\) but got"),
+        ({"variant": torch.tensor(2)}, ValueError, r"Expected variant to be one of .* got tensor"),
+        ({"kept_factor": math.nan}, ValueError, "Expected kept_factor to be finite but got nan"),
+        ({"stop_ratio": 0}, ValueError, "Expected stop_ratio to be finite and above 0 but got 0"),
         ({"every": 0}, ValueError, "Expected every of at least 1 but got 0"),
         ({"every": 1.5}, TypeError, r"Expected every to be an integer but got 1\.5"),
         ({"delta": 0}, ValueError, "Expected delta to be finite and above 0 but got 0"),

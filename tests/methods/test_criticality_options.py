@@ -125,7 +125,7 @@ class ByHand:
             self.fill(w, new)
             self.masks[n] = chosen[n].survivors | chosen[n].grown
             self.age[n][chosen[n].grown] = t
-            w.grad[~self.masks[n]] = 0.0
+            w.grad[~self.masks[n] | new] = 0.0
         self.hold()
 
     def hold(self):

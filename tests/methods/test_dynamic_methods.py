@@ -252,17 +252,24 @@ def test_new_weights_have_fresh_slots_after_a_dense_optimizer_state_was_loaded(k
 # ---- GraNet --------------------------------------------------------------------------------------
 
 
-def test_granet_update_by_hand():
-    """Global magnitude to (15), then per layer r_t of the kept by |w|, as many by |gradient|."""
-    method = methods.GraNet(sparsity=0.8, regrow=0.5, regrow_final=0.1, interval=2, end=8)
+@pytest.mark.parametrize("until", [None, 13])
+def test_granet_update_by_hand(until):
+    """Global magnitude to (15), then per layer r_t of the kept by |w|, as many by |gradient|.
+
+    As in the released code drop and growth may go on at the final sparsity.
+    """
+    method = methods.GraNet(
+        sparsity=0.8, regrow=0.5, regrow_final=0.1, interval=2, end=8, regrow_until=until
+    )
     model, optimizer = wrapped(method)
-    for t, k in enumerate((2, 4, 6, 8), start=1):
+    steps = (2, 4, 6, 8) if until is None else (2, 4, 6, 8, 10, 12)
+    for t, k in enumerate(steps, start=1):
         train(model, optimizer, 1, start=k - 1)
         masks, weights = model.masks.masks, snapshot(model.net)
         grads = dense_gradients(model, k)
         train(model, optimizer, 1, start=k)
-        keep = round((1 - 0.8 * (1 - (1 - t / 4) ** 3)) * TOTAL)
-        r = 0.1 + (0.5 - 0.1) / 2 * (1 + math.cos(math.pi * t / 4))
+        keep = round((1 - 0.8 * (1 - (1 - min(t, 4) / 4) ** 3)) * TOTAL)
+        r = 0.1 + (0.5 - 0.1) / 2 * (1 + math.cos(math.pi * t / len(steps)))
         alive = torch.cat([masks[n].flatten() for n in SHAPES])
         flat = torch.cat([weights[f"{n}.weight"].abs().flatten() for n in SHAPES])
         chosen = top(flat, keep, alive).split([math.prod(s) for s in SHAPES.values()])
@@ -273,20 +280,35 @@ def test_granet_update_by_hand():
             survivors = top(w, kept - drops, pruned_to.view(shape))
             grown = top(grads[n].abs(), drops, ~survivors)
             assert model.masks[n].equal(survivors | grown), (t, n)
+    masks = model.masks.masks
+    train(model, optimizer, 4, start=steps[-1] + 1)
+    assert same(masks, model.masks.masks)
+    assert [record.step for record in model.history] == list(steps)
 
 
-def test_granet_trains_grown_weights_from_the_first_step():
-    """Its step is not skipped: with the dense gradient at hand, what is grown moves at once."""
+@pytest.mark.parametrize(
+    "wrong", [{"regrow_until": 7}, {"regrow_until": 10, "end": None}, {"regrow_until": "9"}]
+)
+def test_granet_wrong_until(wrong):
+    with pytest.raises((TypeError, ValueError), match="Expected regrow_until"):
+        methods.GraNet(**{"interval": 2, "end": 8, **wrong})
+
+
+def test_granet_moves_grown_weights_from_the_next_step_on():
+    """Its step is not skipped: what survives moves, and what has been dropped and regrown."""
     method = methods.GraNet(sparsity=0.8, regrow=0.5, interval=2, end=8)
     model, optimizer = wrapped(method, "sgd")
     train(model, optimizer, 3)
     masks = model.masks.masks
     grads = dense_gradients(model, 4)
+    weights = {n: model.masks.weight(n).detach().clone() for n in masks}
     train(model, optimizer, 1, start=4)
     new = {n: model.masks[n] & ~m for n, m in masks.items()}
     assert any(m.any() for m in new.values())
     for n, mask in new.items():
-        torch.testing.assert_close(model.masks.weight(n)[mask], -0.1 * grads[n][mask])
+        weight, old = model.masks.weight(n), model.masks[n] & ~mask
+        assert not weight[mask].any()
+        torch.testing.assert_close(weight[old], (weights[n] - 0.1 * grads[n])[old])
 
 
 def test_wrong_final_ratio():

@@ -60,6 +60,12 @@ class AdamW(Adam):
     torch = torch.optim.AdamW
 
 
+@pytest.mark.parametrize("alpha", [10**30, 1e30, 1001])
+def test_a_prior_that_drowns_the_gradient_is_refused(alpha):
+    with pytest.raises(ValueError, match="Expected alpha of at most 1000 but got"):
+        gradr(alpha=alpha)
+
+
 def linear(seed=0):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(6, 5))

@@ -22,6 +22,9 @@ FILL = 0.0
 class Growth:
     """Regrowth of pruned units, the highest score first.
 
+    What starts anew moves from the next step on: in the step of the update its gradient is 0,
+    whatever the score, of which only some have such gradients at all.
+
     Args:
         score: what units are grown by; a layer where it is None never grows.
         fraction: of the units that are exchanged at an update, in [0, 1), or a schedule of it;
@@ -32,7 +35,7 @@ class Growth:
             unit that ties with the last one is grown, more than asked.
         across_layers: rank growth over all layers together, instead of within each.
         keeps_value: what is dropped and regrown in one update keeps its weight and slots.
-        skips_step: the optimizer step of an update is skipped.
+        skips_step: the optimizer step of an update is skipped, of all weights.
         grace: number of later updates in which what has been grown is not dropped, as far as the
             sparsity leaves room for it.
 
