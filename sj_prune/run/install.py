@@ -30,7 +30,7 @@ def put(net: nn.Module, run: Run, found: Updates, optimizers: Sequence[Optimizer
     grow, alive = run.plan.grow, run.masks.alive
     keeps = grow is not None and grow.keeps_value
     # What is new starts anew with fresh slots, whatever was loaded or written there meanwhile.
-    cleared = {n: u.grown & ~alive(n) if keeps else u.grown for n, u in found.items()}
+    cleared = {n: torch.gt(u.grown, alive(n)) if keeps else u.grown for n, u in found.items()}
     run.masks.install({n: u.mask for n, u in found.items()}, optimizers, cleared=cleared)
     if grow is not None and grow.initial:
         for key, where in cleared.items():
@@ -77,8 +77,8 @@ def install(
         level: of the log line.
     """
     alive = run.masks.alive
-    dropped = count([alive(n) & ~u.survivors for n, u in found.items()])
-    grown = count([update.grown for update in found.values()])
+    dropped = count(torch.gt(alive(n), u.survivors) for n, u in found.items())
+    grown = count(update.grown for update in found.values())
     put(net, run, found, optimizers)
     if run.plan.grow is not None and run.plan.grow.grace:
         _remember_growth(run, found)
@@ -90,8 +90,8 @@ def record_emergent(run: Run, step: int, level: int = logging.INFO) -> None:
     """Record what the weights have become since the last record, where sparsity emerges."""
     masks = run.masks.masks
     before = {name: run.previous[name].to(mask.device) for name, mask in masks.items()}
-    dropped = count([before[n] & ~m for n, m in masks.items()])
-    grown = count([m & ~before[n] for n, m in masks.items()])
+    dropped = count(torch.gt(before[n], m) for n, m in masks.items())
+    grown = count(torch.gt(m, before[n]) for n, m in masks.items())
     run.previous = masks
     _record(run, list(masks), step, run.plan.sparsity, dropped, grown, level)
 
