@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,17 +20,37 @@ def keep_where(values: Tensor, kept: Tensor) -> Tensor:
     Their bits are joined with all ones or none: `masked_fill_` branches at every value, which takes
     three times as long on a CPU, and a product would keep what is not finite.
     """
-    rows = max(1, _PART * len(values) // max(1, values.numel()))
-    bits = values.view(_BITS[values.element_size()])
-    for part, mine in zip(bits.split(rows), kept.split(rows), strict=True):
+    for part, mine in _parts(values.view(_BITS[values.element_size()]), kept):
         part.bitwise_and_(mine.view(torch.int8).neg())
     return values
 
 
-def slots(optimizers: Iterable[Optimizer], parameter: Tensor) -> Iterator[Tensor]:
-    """Yield what optimizers remember of every element of a parameter, of theirs or not."""
+def lift_where_not(values: Tensor, kept: Tensor) -> None:
+    """Make 0 to 1 where a bool tensor of their shape is False, in place; no other bit changes."""
+    for part, mine in _parts(values, kept):
+        part.sub_(mine.view(torch.int8) - 1)
+
+
+def _parts(values: Tensor, kept: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    if values.numel() <= _PART:
+        return iter([(values, kept)])
+    rows = max(1, _PART * len(values) // values.numel())
+    return zip(values.split(rows), kept.split(rows), strict=True)
+
+
+def slots(
+    optimizers: Iterable[Optimizer], parameter: Tensor, names: Container[str] | None = None
+) -> Iterator[Tensor]:
+    """Yield what optimizers remember of every element of a parameter, of theirs or not.
+
+    Args:
+        optimizers: any.
+        parameter: any.
+        names: of the slots that are asked for; all by default.
+    """
     for optimizer in optimizers:
         # `state` is a defaultdict: reading a missing key would create it.
-        for slot in optimizer.state.get(parameter, {}).values():
-            if isinstance(slot, Tensor) and slot.shape == parameter.shape:
+        for name, slot in optimizer.state.get(parameter, {}).items():
+            wanted = names is None or name in names
+            if wanted and isinstance(slot, Tensor) and slot.shape == parameter.shape:
                 yield slot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -58,12 +58,27 @@ class HeldElements:
 
     def written(self, alive: Alive, *, few: bool) -> Tensor:
         """Return whether a pruned element is not 0, on the device; of a sample, if `few`."""
-        kept, weight = alive(self.scope), self.place.parameter.detach()
-        if not few:
-            return torch.gt(weight != 0, kept).any()
+        weight = self.place.parameter.detach()
+        if few:
+            return weight.take(self._places(alive)).any()
+        return torch.gt(weight != 0, alive(self.scope)).any()
+
+    def touched(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+        """Return what steps write: the weight and its slots."""
+        weight = self.place.parameter
+        return [weight, *slots(optimizers, weight)]
+
+    def sample(self, alive: Alive, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+        """Return some pruned elements of the weight and its slots; of those on the CPU."""
+        found = (t.detach() for t in self.touched(optimizers) if t.device.type == "cpu")
+        return [tensor.take(self._places(alive)[::4]) for tensor in found]
+
+    def _places(self, alive: Alive) -> Tensor:
+        """Return where to look for what was written, for as long as the mask stays."""
+        kept = alive(self.scope)
         if self._sample is None or self._sample[0] is not kept:
             self._sample = (kept, sampled(kept))
-        return weight.take(self._sample[1]).any()
+        return self._sample[1]
 
     def zeros(self) -> dict[str, Tensor]:
         """Return which units are 0, by scope."""

@@ -129,6 +129,11 @@ class MaskManager(Masks):
         found = [h.written(self.alive, few=few) for h in held]
         return any(count(found))
 
+    def elements(self, keys: Iterable[str]) -> list[HeldElements]:
+        """Return what holds those of these parameters whose single elements are pruned."""
+        held = [self._held[key] for key in keys]
+        return [each for each in held if isinstance(each, HeldElements)]
+
     def zeros(self) -> dict[str, Tensor]:
         """Return which units of each scope are 0 or silent in the network now."""
         found: dict[str, Tensor] = {}
@@ -148,10 +153,8 @@ class MaskManager(Masks):
 
     def adopt_zeros(self, keys: Iterable[str]) -> None:
         """Let the masks of single weights follow them: pruned is what equals 0 now."""
-        for key in keys:
-            held = self._held[key]
-            if isinstance(held, HeldElements):
-                self._replace(held.scope, held.place.parameter.detach() != 0)
+        for held in self.elements(keys):
+            self._replace(held.scope, held.place.parameter.detach() != 0)
 
     @torch.no_grad()
     def burn(self) -> None:
