@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sj_prune.masks.held import Held, Pruned
+from sj_prune.masks.held import Alive, Held
 
 
 @torch.no_grad()
-def apply_to_copy(other_net: nn.Module, held: Mapping[str, Held], pruned: Pruned) -> nn.Module:
+def apply_to_copy(other_net: nn.Module, held: Mapping[str, Held], alive: Alive) -> nn.Module:
     """Zero what is pruned in another copy of the network; as `MaskManager.apply_`."""
     if not isinstance(other_net, nn.Module):
         raise TypeError(f"Expected another copy of the network but got {type(other_net).__name__}")
@@ -30,7 +30,7 @@ def apply_to_copy(other_net: nn.Module, held: Mapping[str, Held], pruned: Pruned
             )
         found[key] = parameter
     for key, parameter in found.items():
-        parameter.copy_(held[key].zero_in_copy(pruned, parameter))
+        parameter.copy_(held[key].zero_in_copy(alive, parameter))
     return other_net
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sj_prune.masks.fill import keep_where, slots
 from sj_prune.masks.keys import Place
-from sj_prune.masks.rows import Rows, fill_slots
+from sj_prune.masks.rows import Rows
 from sj_prune.masks.select import sampled
 
 # Rows that are looked at where a sample has to do.
 _ROWS = 16
 
-#: returns which units of a scope are pruned, by its name
-Pruned: TypeAlias = Callable[[str], Tensor]
+#: returns which units of a scope are kept, by its name
+Alive: TypeAlias = Callable[[str], Tensor]
 
 
 @dataclass
@@ -38,54 +39,71 @@ class HeldElements:
     hides_gradient = True
 
     def turn(
-        self, pruned: Pruned, cleared: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+        self, alive: Alive, cleared: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
     ) -> None:
         """Start elements that are cleared, by scope, at 0 with fresh slots."""
+        self._sample = None
         if self.scope in cleared:
-            self._fill(cleared[self.scope].to(self.place.parameter.device), optimizers)
+            self._fill(~cleared[self.scope].to(self.place.parameter.device), optimizers)
 
     def keep_still(self, new: Mapping[str, Tensor], grad: Tensor) -> None:
         """Set the gradient of new elements, by scope, to 0."""
         if self.scope in new:
             grad.masked_fill_(new[self.scope].to(grad.device), 0)
 
-    def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
+    def hold(self, alive: Alive, optimizers: Sequence[Optimizer]) -> None:
         """Set pruned elements and their slots to 0."""
-        self._fill(pruned(self.scope), optimizers)
+        self._fill(alive(self.scope), optimizers)
 
-    def _fill(self, where: Tensor, optimizers: Sequence[Optimizer]) -> None:
+    def _fill(self, kept: Tensor, optimizers: Sequence[Optimizer]) -> None:
         weight = self.place.parameter
-        weight.data.masked_fill_(where, 0)  # a pending backward does not mind zeros held at 0
-        fill_slots(optimizers, weight, where)
+        keep_where(weight.data, kept)  # a pending backward does not mind zeros held at 0
+        for slot in slots(optimizers, weight):
+            keep_where(slot, kept.to(slot.device))
 
-    def written(self, pruned: Pruned, *, few: bool) -> Tensor:
+    def written(self, alive: Alive, *, few: bool) -> Tensor:
         """Return whether a pruned element is not 0, on the device; of a sample, if `few`."""
-        where, weight = pruned(self.scope), self.place.parameter.detach()
-        if not few:
-            return (weight != 0).logical_and_(where).any()
-        if self._sample is None or self._sample[0] is not where:
-            self._sample = (where, sampled(where))
-        return weight.take(self._sample[1]).any()
+        weight = self.place.parameter.detach()
+        if few:
+            return weight.take(self._places(alive)).any()
+        return torch.gt(weight != 0, alive(self.scope)).any()
+
+    def touched(self, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+        """Return what steps write: the weight and its slots."""
+        weight = self.place.parameter
+        return [weight, *slots(optimizers, weight)]
+
+    def sample(self, alive: Alive, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+        """Return some pruned elements of the weight and its slots; of those on the CPU."""
+        found = (t.detach() for t in self.touched(optimizers) if t.device.type == "cpu")
+        return [tensor.take(self._places(alive)[::4]) for tensor in found]
+
+    def _places(self, alive: Alive) -> Tensor:
+        """Return where to look for what was written, for as long as the mask stays."""
+        kept = alive(self.scope)
+        if self._sample is None or self._sample[0] is not kept:
+            self._sample = (kept, sampled(kept))
+        return self._sample[1]
 
     def zeros(self) -> dict[str, Tensor]:
         """Return which units are 0, by scope."""
         return {self.scope: self.place.parameter.detach() == 0}
 
-    def holds(self, pruned: Pruned) -> bool:
+    def holds(self, alive: Alive) -> bool:
         """Tell whether any element is pruned."""
-        return bool(pruned(self.scope).any())
+        return not bool(alive(self.scope).all())
 
-    def zero_(self, pruned: Pruned, values: Tensor) -> Tensor:
+    def zero_(self, alive: Alive, values: Tensor) -> Tensor:
         """Set pruned elements to 0, in place."""
-        return values.masked_fill_(pruned(self.scope), 0)
+        return keep_where(values, alive(self.scope))
 
-    def zeroed(self, pruned: Pruned, values: Tensor) -> Tensor:
+    def zeroed(self, alive: Alive, values: Tensor) -> Tensor:
         """Return values with 0 at pruned elements."""
-        return values.masked_fill(pruned(self.scope), 0)
+        return values.where(alive(self.scope), 0)
 
-    def zero_in_copy(self, pruned: Pruned, values: Tensor) -> Tensor:
+    def zero_in_copy(self, alive: Alive, values: Tensor) -> Tensor:
         """Return a copy's weight with 0 at pruned elements."""
-        return values.masked_fill(pruned(self.scope).to(values.device), 0)
+        return values.where(alive(self.scope).to(values.device), 0)
 
 
 @dataclass
@@ -118,18 +136,18 @@ class HeldRows:
         return value
 
     def turn(
-        self, pruned: Pruned, cleared: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
+        self, alive: Alive, cleared: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
     ) -> None:
         """Keep newly pruned rows aside, give the others back.
 
         What is regrown in the update that it is dropped in never slept: nothing is cleared.
         """
         for part in self.parts:
-            device, units = self.place.parameter.device, pruned(part.scope)
+            index = part.pruned(alive, self.place.parameter.device)
             if self.at_updates:
-                part.zeroed = part.of(units, device)
+                part.zeroed = index
             else:
-                self._turn(part, part.of(units, device))
+                self._turn(part, index)
 
     def _turn(self, part: Rows, index: Tensor) -> None:
         parameter = self.place.parameter
@@ -148,7 +166,7 @@ class HeldRows:
             if part.scope in new and not self.at_updates:
                 grad.index_fill_(0, part.of(new[part.scope], grad.device), 0)
 
-    def hold(self, pruned: Pruned, optimizers: Sequence[Optimizer]) -> None:
+    def hold(self, alive: Alive, optimizers: Sequence[Optimizer]) -> None:
         """Make rows silent, or as they were when they fell asleep; their slots 0."""
         place = self.place.parameter
         parameter = place.data  # a pending backward does not mind
@@ -163,9 +181,10 @@ class HeldRows:
                 parameter.index_fill_(0, part.index, 0)
             elif part.aside is not None:
                 parameter.index_copy_(0, part.index, part.aside.to(parameter.dtype))
-            fill_slots(optimizers, place, part.index)
+            for slot in slots(optimizers, place):
+                slot.index_fill_(0, part.index.to(slot.device), 0)
 
-    def written(self, pruned: Pruned, *, few: bool) -> Tensor:
+    def written(self, alive: Alive, *, few: bool) -> Tensor:
         """Return whether a row is neither silent nor asleep; of a sample, if `few`."""
         parameter = self.place.parameter.detach()
         found = torch.zeros((), dtype=torch.bool, device=parameter.device)
@@ -188,32 +207,32 @@ class HeldRows:
             if part.silent
         }
 
-    def holds(self, pruned: Pruned) -> bool:
+    def holds(self, alive: Alive) -> bool:
         """Tell whether a row sleeps."""
         return any(len(part.index) for part in self.parts)
 
-    def zero_(self, pruned: Pruned, values: Tensor) -> Tensor:
+    def zero_(self, alive: Alive, values: Tensor) -> Tensor:
         """Set the rows of sleeping channels to 0, in place."""
         for part in self.parts:
             part.follow(self.place.parameter.device)
             values.index_fill_(0, part.index, 0)
         return values
 
-    def zeroed(self, pruned: Pruned, values: Tensor) -> Tensor:
+    def zeroed(self, alive: Alive, values: Tensor) -> Tensor:
         """Return values with 0 in the rows of sleeping channels; themselves where none sleeps."""
-        return self.zero_(pruned, values.clone()) if self.holds(pruned) else values
+        return self.zero_(alive, values.clone()) if self.holds(alive) else values
 
-    def zero_in_copy(self, pruned: Pruned, values: Tensor) -> Tensor:
+    def zero_in_copy(self, alive: Alive, values: Tensor) -> Tensor:
         """Return a copy's parameter with 0 in the rows of pruned channels, however masks bind."""
         for part in self.parts:
-            values = values.index_fill(0, part.of(pruned(part.scope), values.device), 0)
+            values = values.index_fill(0, part.pruned(alive, values.device), 0)
         return values
 
-    def removed(self, pruned: Pruned) -> int:
+    def removed(self, alive: Alive) -> int:
         """Return how many entries of a norm's or bias' vector are pruned."""
         if self.place.parameter.ndim != 1:
             return 0
-        return sum(part.rows[pruned(part.scope)].numel() for part in self.parts)
+        return sum(part.pruned(alive).numel() for part in self.parts)
 
     def aside(self) -> list[Tensor] | None:
         """Return the values kept aside of a silenced parameter, by group."""
@@ -240,13 +259,13 @@ class HeldRows:
                 return False
         return True
 
-    def reload(self, pruned: Pruned) -> None:
+    def reload(self, alive: Alive) -> None:
         """Follow masks that have been loaded; what an update before was still to write is void."""
         parameter = self.place.parameter
         for part in self.parts:
             part.zeroed = None
             if not self.at_updates:
-                part.index = part.of(pruned(part.scope), parameter.device)
+                part.index = part.pruned(alive, parameter.device)
                 part.aside = parameter.detach()[part.index].clone()
 
     def settle(self) -> None:
@@ -257,11 +276,11 @@ class HeldRows:
             if not part.silent and len(part.index):
                 part.aside = parameter.detach()[part.index].clone()
 
-    def burn(self, pruned: Pruned) -> None:
+    def burn(self, alive: Alive) -> None:
         """Write zeros into the rows of pruned units, and keep nothing aside."""
         parameter = self.place.parameter
         for part in self.parts:
-            parameter.index_fill_(0, part.of(pruned(part.scope), parameter.device), 0)
+            parameter.index_fill_(0, part.pruned(alive, parameter.device), 0)
             part.index, part.aside = part.index[:0], None
 
 

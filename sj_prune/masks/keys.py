@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,13 +29,16 @@ class Place:
         Raises:
             RuntimeError: if the network has none of this name any more.
         """
-        try:
-            return self.net.get_submodule(self.module)
-        except AttributeError as error:
+        owner: Any = self.net
+        try:  # `get_submodule` takes five times as long, and every step asks for every layer
+            for name in self.module.split(".") if self.module else ():
+                owner = owner._modules[name]
+        except (KeyError, AttributeError) as error:
             raise RuntimeError(
                 f"Expected a module {self.module!r}, whose {self.attribute} is masked, but it was "
                 "removed or renamed after wrapping: change the network first, then wrap it"
             ) from error
+        return owner
 
     @property
     def parameter(self) -> Tensor:

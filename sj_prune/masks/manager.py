@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sj_prune.masks.copies import apply_to_copy
+from sj_prune.masks.fill import keep_where
 from sj_prune.masks.held import Held, HeldElements, HeldRows
 from sj_prune.masks.keys import Place
 from sj_prune.masks.masks import Masks
@@ -50,8 +51,8 @@ class MaskManager(Masks):
 
     def removed_parameters(self) -> int:
         """Return how many parameters of the network are pruned: weights, biases, norms."""
-        weights = sum(count([~mask for mask in self.element_masks().values()]))
-        return weights + sum(held.removed(self._units) for held in self._rows.values())
+        weights = sum(count(~mask for mask in self.element_masks().values()))
+        return weights + sum(held.removed(self.alive) for held in self._rows.values())
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the held parameters by key."""
@@ -73,11 +74,11 @@ class MaskManager(Masks):
 
     def holds(self, key: str) -> bool:
         """Tell whether anything of a parameter is pruned."""
-        return self._held[key].holds(self._units)
+        return self._held[key].holds(self.alive)
 
     def zero_pruned(self, key: str, values: Tensor) -> Tensor:
         """Return a tensor of a parameter's shape with 0 where it is pruned."""
-        return self._held[key].zeroed(self._units, values)
+        return self._held[key].zeroed(self.alive, values)
 
     @torch.no_grad()
     def install(
@@ -98,9 +99,9 @@ class MaskManager(Masks):
         """
         optimizers = list(optimizers)
         for name, mask in masks.items():
-            self._pruned[name] = ~self._scopes[name].placed(mask)
+            self._replace(name, mask)
         for held in self._held.values():
-            held.turn(self._units, cleared or {}, optimizers)
+            held.turn(self.alive, cleared or {}, optimizers)
         self.enforce([key for key, h in self._held.items() if not h.at_updates], optimizers)
 
     @torch.no_grad()
@@ -117,7 +118,7 @@ class MaskManager(Masks):
         """Make parameters (all by default) and optimizer slots true to the masks."""
         optimizers = list(optimizers)
         for key in self._held if keys is None else keys:
-            self._held[key].hold(self._units, optimizers)
+            self._held[key].hold(self.alive, optimizers)
 
     @torch.no_grad()
     def look(self, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -132,8 +133,13 @@ class MaskManager(Masks):
             few: look at a sample of every parameter.
         """
         held = [h for h in self._held.values() if not h.at_updates]
-        found = [h.written(self._units, few=few) for h in held]
+        found = [h.written(self.alive, few=few) for h in held]
         return any(count(found))
+
+    def elements(self, keys: Iterable[str]) -> list[HeldElements]:
+        """Return what holds those of these parameters whose single elements are pruned."""
+        held = [self._held[key] for key in keys]
+        return [each for each in held if isinstance(each, HeldElements)]
 
     def zeros(self) -> dict[str, Tensor]:
         """Return which units of each scope are 0 or silent in the network now."""
@@ -150,23 +156,21 @@ class MaskManager(Masks):
         for key in keys:
             grad = self._held[key].place.parameter.grad
             if grad is not None:
-                self._held[key].zero_(self._units, grad)
+                self._held[key].zero_(self.alive, grad)
 
     def adopt_zeros(self, keys: Iterable[str]) -> None:
         """Let the masks of single weights follow them: pruned is what equals 0 now."""
-        for key in keys:
-            held = self._held[key]
-            if isinstance(held, HeldElements):
-                self._pruned[held.scope] = held.place.parameter.detach() == 0
+        for held in self.elements(keys):
+            self._replace(held.scope, held.place.parameter.detach() != 0)
 
     @torch.no_grad()
     def burn(self) -> None:
         """Write zeros where units are pruned, for good: weights, norms, sleeping filters."""
         self._warn_of_revived()
         for held in self._rows.values():
-            held.burn(self._units)
+            held.burn(self.alive)
         for layer, mask in self.element_masks().items():
-            self.weight(layer).masked_fill_(~mask, 0)
+            keep_where(self.weight(layer).data, mask)
 
     def _warn_of_revived(self) -> None:
         """Say which channels training has brought back since the update that pruned them."""
@@ -201,13 +205,13 @@ class MaskManager(Masks):
             ValueError: if a layer is missing there or has another shape; nothing is changed then.
         """
         silent = {key: held for key, held in self._held.items() if held.hides_gradient}
-        return apply_to_copy(other_net, silent, self._units)
+        return apply_to_copy(other_net, silent, self.alive)
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of the masks by scope, True = kept."""
-        return {name: self.alive(name) for name in self._scopes}
+        return {name: self.alive(name).clone() for name in self._scopes}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Refuse masks of another network; none at all are those from before scopes were known.
@@ -218,7 +222,7 @@ class MaskManager(Masks):
         if not state and self._rows:
             return
         for name in [*self._scopes, *state]:
-            wanted = tuple(self._pruned[name].shape) if name in self._scopes else None
+            wanted = tuple(self._alive[name].shape) if name in self._scopes else None
             got = tuple(state[name].shape) if name in state else None
             if wanted != got:
                 raise ValueError(
@@ -233,11 +237,10 @@ class MaskManager(Masks):
             ValueError: as `check_state`; nothing is changed then.
         """
         self.check_state(state)
-        for name, pruned in self._pruned.items():
-            mask = state.get(name, torch.ones_like(pruned)).to(torch.bool)
-            self._pruned[name] = ~self._scopes[name].placed(mask)
+        for name, scope in self._scopes.items():
+            self._replace(name, state[name].to(torch.bool) if name in state else scope.whole())
         for held in self._rows.values():
-            held.reload(self._units)
+            held.reload(self.alive)
 
     def aside(self) -> dict[str, list[Tensor]]:
         """Return the values kept aside of silenced parameters, by key; none of single weights."""

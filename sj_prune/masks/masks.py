@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -22,8 +22,9 @@ class Masks(Mapping[str, Tensor]):
 
     def __init__(self, scopes: Iterable[Scope] = ()) -> None:
         self._scopes = {scope.name: scope for scope in scopes}
-        # Stored inverted: what is applied at every step is "fill where pruned".
-        self._pruned = {scope.name: scope.none() for scope in self._scopes.values()}
+        self._alive = {scope.name: scope.whole() for scope in self._scopes.values()}
+        #: how often masks have been replaced
+        self.changes = 0
         self.uncounted: frozenset[str] = frozenset()
         self._masked: dict[str, list[Scope]] = {}
         self._layers: dict[str, list[Scope]] = {}
@@ -35,25 +36,28 @@ class Masks(Mapping[str, Tensor]):
 
     # ---- masks by name -------------------------------------------------------------------------
 
-    def _units(self, scope: str) -> Tensor:
-        """Return which units of a scope are pruned, itself, where the scope keeps them."""
-        found = self._scopes[scope].placed(self._pruned[scope])
-        self._pruned[scope] = found
-        return found
-
-    def pruned(self, name: str) -> Tensor:
-        """Return the inverted mask of a name, on its parameter's device; not to be written."""
+    def _mask(self, name: str, scopes: Iterable[Scope], alive: Callable[[str], Tensor]) -> Tensor:
+        """Return what scopes keep of a layer or norm, where its parameter is."""
         found = None
-        for scope in self._masked[name]:
-            found = scope.spread(name, self._units(scope.name), found)
+        for scope in scopes:
+            found = scope.spread(name, alive(scope.name), found)
         assert found is not None  # noqa: S101 (every name has a scope)
         return found
+
+    def _replace(self, scope: str, mask: Tensor) -> None:
+        """Take over a copy of a scope's new mask."""
+        self._alive[scope] = self._scopes[scope].placed(mask).clone()
+        self.changes += 1
+
+    def pruned(self, name: str) -> Tensor:
+        """Return the inverted mask of a name, on its parameter's device."""
+        return ~self._mask(name, self._masked[name], self.alive)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a copy of one mask."""
         if name not in self._masked:
             raise KeyError(f"Expected a name with a mask among {list(self)} but got {name!r}")
-        return ~self.pruned(name)
+        return self._mask(name, self._masked[name], self.alive).clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._masked)
@@ -72,10 +76,9 @@ class Masks(Mapping[str, Tensor]):
 
     def _kept(self) -> tuple[dict[str, int], dict[str, int]]:
         """Return what each name keeps, and its size."""
-        pruned = {name: self.pruned(name) for name in self}
-        sizes = {name: mask.numel() for name, mask in pruned.items()}
-        numbers = zip(sizes.items(), count(list(pruned.values())), strict=True)
-        return {name: size - number for (name, size), number in numbers}, sizes
+        masks = {n: self._mask(n, scopes, self.alive) for n, scopes in self._masked.items()}
+        sizes = {name: mask.numel() for name, mask in masks.items()}
+        return dict(zip(masks, count(masks.values()), strict=True)), sizes
 
     def sparsity(self) -> dict[str, float]:
         """Return the pruned fraction of each name; ``"total"`` counts coupled channels once."""
@@ -107,11 +110,13 @@ class Masks(Mapping[str, Tensor]):
 
     def whole(self, scope: str) -> bool:
         """Tell whether all units of a scope are kept."""
-        return not bool(self._units(scope).any())
+        return bool(self.alive(scope).all())
 
     def alive(self, scope: str) -> Tensor:
-        """Return which units of a scope are kept."""
-        return ~self._units(scope)
+        """Return which units of a scope are kept, where it keeps them; not to be written."""
+        found = self._scopes[scope].placed(self._alive[scope])
+        self._alive[scope] = found
+        return found
 
     def units(self) -> dict[str, int]:
         """Return the number of units of each scope that counts."""
@@ -119,41 +124,38 @@ class Masks(Mapping[str, Tensor]):
 
     def kept_units(self) -> dict[str, int]:
         """Return the number of kept units of each scope that counts."""
-        numbers = count([self._units(name) for name in self.counted])
-        return {n: size - p for (n, size), p in zip(self.units().items(), numbers, strict=True)}
+        return dict(zip(self.counted, count(map(self.alive, self.counted)), strict=True))
 
     def pruned_units(self) -> dict[str, list[int]]:
         """Return which units of channels are pruned; single weights are too many to be listed."""
         listed = [name for name, scope in self.counted.items() if scope.sleeps]
-        return {name: self._units(name).nonzero().flatten().tolist() for name in listed}
+        return {name: (~self.alive(name)).nonzero().flatten().tolist() for name in listed}
 
-    def layer_mask(self, layer: str) -> Tensor:
-        """Return the mask of a layer: the weight's shape, or ``[C_out]`` for channels."""
-        return ~self.layer_units(layer, {name: self._units(name) for name in self._scopes})
+    def layer_mask(self, layer: str, alive: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return a layer's mask: the weight's shape, or ``[C_out]`` for channels.
 
-    def layer_units(self, layer: str, units: Mapping[str, Tensor]) -> Tensor:
-        """Return what is true of scopes' units for a layer, in the shape of its mask."""
-        found = None
-        for scope in self._layers[layer]:
-            found = scope.spread(layer, units[scope.name], found)
-        assert found is not None  # noqa: S101 (every layer has a scope)
-        return found
+        Args:
+            layer: its name.
+            alive: units that are kept, by scope; by default those that are now, and the mask is
+                not to be written.
+        """
+        return self._mask(layer, self._layers[layer], alive.__getitem__ if alive else self.alive)
 
     def element_masks(self) -> dict[str, Tensor]:
         """Return which weights of each layer remain, by layer name, in the weight's shape."""
         masks: dict[str, Tensor] = {}
         for name, scope in self.counted.items():
-            scope.add_elements(self._units(name), masks)
+            scope.add_elements(self.alive(name), masks)
         return masks
 
     def widths(self) -> dict[str, tuple[int, int]]:
         """Return output channels and how many of them are kept, by layer; none for weights."""
         sleeping = {n: s for n, s in self._layers.items() if s[0].sleeps}
         masks = {layer: self.layer_mask(layer) for layer in sleeping}
-        kept = count(list(masks.values()))
+        kept = count(masks.values())
         return {name: (len(m), n) for (name, m), n in zip(masks.items(), kept, strict=True)}
 
     def resting(self) -> list[tuple[str, Tensor]]:
         """Return neuron layers, and the channels of them that are pruned and so at rest."""
-        found = (scope.resting(self._units(name)) for name, scope in self._scopes.items())
+        found = (scope.resting(~self.alive(name)) for name, scope in self._scopes.items())
         return [item for table in found for item in table.items()]

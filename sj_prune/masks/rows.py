@@ -1,32 +1,12 @@
-"""Rows of a parameter that belong to channels, and what optimizers remember of pruned places."""
+"""Rows of a parameter that belong to channels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-
-
-def fill_slots(optimizers: Iterable[Optimizer], parameter: Tensor, where: Tensor) -> None:
-    """Set what optimizers remember of a parameter to 0.
-
-    Args:
-        optimizers: any.
-        parameter: of theirs or not.
-        where: a bool tensor of its shape, or row indices ``[k]``.
-    """
-    for optimizer in optimizers:
-        # `state` is a defaultdict: reading a missing key would create it.
-        for slot in optimizer.state.get(parameter, {}).values():
-            if isinstance(slot, Tensor) and slot.shape == parameter.shape:
-                mine = where.to(slot.device)
-                if where.dtype == torch.bool:
-                    slot.masked_fill_(mine, 0)
-                elif len(mine):
-                    slot.index_fill_(0, mine, 0)
 
 
 @dataclass
@@ -56,6 +36,10 @@ class Rows:
         if self.aside is not None and self.aside.device != device:
             self.aside = self.aside.to(device)
 
-    def of(self, units: Tensor, device: torch.device) -> Tensor:
+    def pruned(self, alive: Callable[[str], Tensor], device: torch.device | str = "cpu") -> Tensor:
+        """Return the rows of pruned units."""
+        return self.of(~alive(self.scope), device)
+
+    def of(self, units: Tensor, device: torch.device | str) -> Tensor:
         """Return the rows of some units."""
         return self.rows[units].flatten().to(device)

@@ -93,9 +93,9 @@ class LayerScope:
         """The layer itself."""
         return (self.name,)
 
-    def none(self) -> Tensor:
-        """Return which weights are pruned at first: none."""
-        return torch.zeros_like(self.place.parameter, dtype=torch.bool)
+    def whole(self) -> Tensor:
+        """Return which weights are kept at first: all."""
+        return torch.ones_like(self.place.parameter, dtype=torch.bool)
 
     def placed(self, units: Tensor) -> Tensor:
         """Return a mask where the weight is."""
@@ -106,12 +106,12 @@ class LayerScope:
         return scores[self.name]
 
     def spread(self, name: str, units: Tensor, found: Tensor | None) -> Tensor:
-        """Return the units: they have the shape of the weight."""
+        """Return which are kept: the units have the shape of the weight."""
         return units
 
-    def add_elements(self, pruned: Tensor, masks: dict[str, Tensor]) -> None:
+    def add_elements(self, alive: Tensor, masks: dict[str, Tensor]) -> None:
         """Write which weights are kept."""
-        masks[self.name] = ~pruned
+        masks[self.name] = alive.clone()
 
     def resting(self, pruned: Tensor) -> dict[str, Tensor]:
         """Return no neurons: single weights silence none."""
@@ -169,9 +169,9 @@ class GroupScope:
         bare = [name for name in self.group.producers if name in self.group.bare]
         return (*self.group.norms, *bare)
 
-    def none(self) -> Tensor:
-        """Return which units are pruned at first: none."""
-        return torch.zeros(self.group.units, dtype=torch.bool, device="cpu")
+    def whole(self) -> Tensor:
+        """Return which units are kept at first: all."""
+        return torch.ones(self.group.units, dtype=torch.bool, device="cpu")
 
     def placed(self, units: Tensor) -> Tensor:
         """Return units on the CPU, where indices are."""
@@ -196,17 +196,18 @@ class GroupScope:
         return stacked.mean(0)
 
     def spread(self, name: str, units: Tensor, found: Tensor | None) -> Tensor:
-        """Return which channels of a layer or norm the units are, ``[C]``."""
+        """Return which channels of a layer or norm are kept, ``[C]``."""
         weight = self.place(name).parameter
         if found is None:
-            found = torch.zeros(weight.shape[0], dtype=torch.bool, device=weight.device)
+            found = torch.ones(weight.shape[0], dtype=torch.bool, device=weight.device)
         rows = self.group.norms.get(name, self.group.producers.get(name))
         assert rows is not None  # noqa: S101 (asked for by a name that the scope has)
-        found[rows[units.cpu()].flatten().to(found.device)] = True
+        found[rows[~units.cpu()].flatten().to(found.device)] = False
         return found
 
-    def add_elements(self, pruned: Tensor, masks: dict[str, Tensor]) -> None:
+    def add_elements(self, alive: Tensor, masks: dict[str, Tensor]) -> None:
         """Write that filters of pruned channels are gone, and the inputs that read them."""
+        pruned = ~alive
         for layer, rows in self.group.producers.items():
             self._whole(masks, layer)[rows[pruned].flatten()] = False
         for layer, columns in self.group.consumers.items():

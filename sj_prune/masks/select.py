@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,23 +10,21 @@ from torch import Tensor
 # Below this many values one selection over all of them is cheapest.
 _SMALL = 1 << 20
 _SAMPLE = 1 << 18
-# A few True entries of a mask: so many at most, out of so many places.
+# A few False entries of a mask: so many at most, out of so many places.
 _FEW, _PLACES = 256, 4096
 
 
-def count(masks: Sequence[Tensor]) -> list[int]:
+def count(masks: Iterable[Tensor]) -> list[int]:
     """Return the number of True entries of each mask with one transfer to the host."""
-    if not masks:
-        return []
-    device = masks[0].device
-    return torch.stack([mask.count_nonzero().to(device) for mask in masks]).tolist()
+    found = [mask.count_nonzero() for mask in masks]
+    return torch.stack([n.to(found[0].device) for n in found]).tolist() if found else []
 
 
-def sampled(where: Tensor) -> Tensor:
-    """Return flat indices of some True entries, evenly spaced; of all, where there are few."""
-    stride = max(1, where.numel() // _PLACES)
-    places = torch.arange(0, where.numel(), stride, device=where.device)
-    found = places[where.take(places)]
+def sampled(mask: Tensor) -> Tensor:
+    """Return flat indices of some False entries, evenly spaced; of all, where there are few."""
+    stride = max(1, mask.numel() // _PLACES)
+    places = torch.arange(0, mask.numel(), stride, device=mask.device)
+    found = places[~mask.take(places)]
     return found[:: max(1, -(-len(found) // _FEW))]
 
 

@@ -54,6 +54,8 @@ class OptimizerHooks:
 
     Attributes:
         stepped: whether ``step`` has run since the hooks are there, skipped or not.
+        marks: what `run/holding.py` knows of weights and slots after the last step.
+        still: whether the step in hand leaves pruned weights and slots at 0; it too.
     """
 
     def __init__(
@@ -70,12 +72,23 @@ class OptimizerHooks:
         self._evaluate = evaluate
         self._begin = begin
         self.stepped = False
+        self.marks: Any = None
+        self.still = False
+        self._closure = False
         self._entered = False
         self._skipped = False
         self._handles = [
             optimizer.register_step_pre_hook(self._pre),
             optimizer.register_step_post_hook(self._post),
         ]
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else acts inside the step in hand: no closure, no hook within these."""
+        before = next(reversed(self.optimizer._optimizer_step_pre_hooks))
+        after = next(iter(self.optimizer._optimizer_step_post_hooks))
+        mine = [handle.id for handle in self._handles]
+        return not self._closure and [before, after] == mine
 
     def remove(self) -> None:
         """Take the hooks off the optimizer."""
@@ -90,7 +103,7 @@ class OptimizerHooks:
     def _pre(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._entered, self.stepped = False, True
+        self._entered, self.stepped, self.still = False, True, False
         self._skipped = _skips(optimizer)
         if self._skipped:
             return None
@@ -99,6 +112,7 @@ class OptimizerHooks:
         # The hook sees what `step` was called with: (optimizer, closure) or closure=.
         owner, *rest = args
         closure = rest[0] if rest else kwargs.get("closure")
+        self._closure = closure is not None
         if closure is None:
             self._enter()
             return None
@@ -191,6 +205,10 @@ class Hooks:
     def idle(self) -> list[Optimizer]:
         """Those whose ``step`` has not run."""
         return [hooks.optimizer for hooks in self._attached if not hooks.stepped]
+
+    def of(self, optimizer: Optimizer) -> OptimizerHooks:
+        """Return the hooks on an attached optimizer."""
+        return next(hooks for hooks in self._attached if hooks.optimizer is optimizer)
 
     def attach(self, hooks: OptimizerHooks) -> None:
         """Keep the hooks on one more optimizer."""

@@ -39,7 +39,9 @@ def put(
     # What is new starts anew with fresh slots, whatever was loaded or written there meanwhile. A
     # channel that is regrown in the update that drops it never slept.
     cleared = {
-        name: u.grown & ~masks.alive(name) if keeps or masks.scopes[name].sleeps else u.grown
+        name: torch.gt(u.grown, masks.alive(name))
+        if keeps or masks.scopes[name].sleeps
+        else u.grown
         for name, u in found.items()
     }
     masks.install({n: u.mask for n, u in found.items()}, optimizers, cleared=cleared)
@@ -104,7 +106,7 @@ def record_emergent(run: Run, step: int, level: int = logging.INFO) -> None:
     """Record what the weights have become since the last record, where sparsity emerges."""
     masks = run.masks.masks
     before = {name: run.previous[name].to(mask.device) for name, mask in masks.items()}
-    grown = {n: m & ~before[n] for n, m in masks.items()}
+    grown = {n: torch.gt(m, before[n]) for n, m in masks.items()}
     run.previous = masks
     exchanged = _exchange(run, before.__getitem__, masks, grown)
     _record(run, step, run.plan.sparsity, exchanged, level)
@@ -122,11 +124,10 @@ def _exchange(
     for name, places in young.items():
         mask = survivors[name] if name in survivors else alive(name)
         kept[name] = mask.take(places.to(mask.device))
-    lost = {name: alive(name) & ~mask for name, mask in survivors.items()}
+    lost = {name: torch.gt(alive(name), mask) for name, mask in survivors.items()}
     found = {"dropped": lost, "grown": grown, "survived": kept}
     numbers = {
-        kind: dict(zip(masks, count(list(masks.values())), strict=True))
-        for kind, masks in found.items()
+        kind: dict(zip(masks, count(masks.values()), strict=True)) for kind, masks in found.items()
     }
     run.regrown = {name: _places(grown[name], n) for name, n in numbers["grown"].items()}
     return numbers

@@ -17,6 +17,7 @@ from sj_prune.masks.keys import Place
 from sj_prune.methods.view import NetView
 from sj_prune.run import looks
 from sj_prune.run.anatomy import check_sensed, ensure_masks, learn_example, learn_from
+from sj_prune.run.holding import after_step, before_step
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_, with_inner
 from sj_prune.run.install import record_emergent
 from sj_prune.run.recording import close_passes, in_window, switch
@@ -190,7 +191,8 @@ def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
     if penalizes:
         _penalize(session, optimizer)
     if not (plan.emergent or _awaits_update(session, optimizer)):
-        run.masks.mask_gradients(_owned(session, optimizer))
+        hooks = session.hooks.of(optimizer)
+        before_step(run.masks, _owned(session, optimizer), hooks)
 
 
 def _decide(session: Session, due: bool) -> None:
@@ -243,21 +245,25 @@ def _evaluate(session: Session, optimizer: Optimizer) -> None:
 def _after(session: Session, optimizer: Optimizer) -> None:
     run, masks = session.run, session.run.masks
     keys = _owned(session, optimizer)
-    _absorb(session, optimizer)
+    written = _absorb(session, optimizer)
     if run.plan.emergent:
         masks.adopt_zeros(keys)
     else:
-        masks.enforce(keys, with_inner([optimizer]))
+        after_step(masks, keys, session.hooks.of(optimizer), written=written)
     if _counts(session, optimizer):
         _count(session)
 
 
-def _absorb(session: Session, optimizer: Optimizer) -> None:
-    """Let hidden variables take over what the step did to the weights; then the proximal terms."""
+def _absorb(session: Session, optimizer: Optimizer) -> bool:
+    """Let hidden variables take over what the step did to the weights; then the proximal terms.
+
+    Returns:
+        Whether the plan has either, and weights may have been written.
+    """
     run, binding = session.run, session.run.plan.binding
     proximal = [p.proximal for p in run.plan.penalties if p.proximal is not None]
     if not (proximal or isinstance(binding, Hidden)):
-        return
+        return False
     for name in _layers(session, optimizer):
         layer = view(session.net, run, name)
         if isinstance(binding, Hidden):
@@ -269,6 +275,7 @@ def _absorb(session: Session, optimizer: Optimizer) -> None:
             weight.copy_(layer.weight)
         if isinstance(binding, Hidden):
             layer.weight.copy_(binding.transform.weight(layer.state))
+    return True
 
 
 def _count(session: Session) -> None:

@@ -141,9 +141,9 @@ def would_drop(
 
     with agreement.joined():
         chosen = agreement.agreed(where, choose, _facts)
-    dropped = {scope: ~run.masks.alive(scope) for scope in run.masks.scopes}
-    dropped |= {scope: ~update.survivors for scope, update in chosen.items()}
-    return {name: run.masks.layer_units(name, dropped) for name in run.masks.layers}
+    kept = {scope: run.masks.alive(scope) for scope in run.masks.scopes}
+    kept |= {scope: update.survivors for scope, update in chosen.items()}
+    return {name: ~run.masks.layer_mask(name, kept) for name in run.masks.layers}
 
 
 def _facts(found: dict[str, LayerUpdate]) -> dict[str, str]:
