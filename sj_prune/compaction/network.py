@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune.compaction.attributes import follow, inside
 from sj_prune.compaction.build import Index, copied, shrink
 from sj_prune.compaction.errors import CompactionError
 from sj_prune.compaction.forward import doubled
@@ -72,6 +73,7 @@ def build_compact(net: nn.Module, example_input: Any, *, skip: Collection[str] =
     small = _copy(net)
     names = {id(p): name for name, p in small.named_parameters()}
     kept = shrink(small, cut)
+    follow(small, coupling.widths)
     rebind(small, names, kept)
     masked, smaller = (copied(each).double().eval() for each in (net, small))
     prove(masked, smaller, cut, doubled(args), lambda name: _about(units, name))
@@ -130,8 +132,7 @@ def _about(units: Units, name: str) -> str:
     """Return the groups that a module has to do with, or all of them."""
 
     def near(group: Group) -> bool:
-        tables = (group.producers, group.norms, group.consumers, group.neurons)
-        return any(other == name or other.startswith(f"{name}.") for t in tables for other in t)
+        return any(inside(other, name) for other in group.modules())
 
     found = [group.name for group, _ in units if name and near(group)]
     return listed(found or [group.name for group, _ in units])
