@@ -83,34 +83,33 @@ def widths_of(net: nn.Module, cut: Cut) -> dict[str, dict[str, int]]:
 
 
 def candidates(
-    net: nn.Module,
-    before: Mapping[str, Mapping[str, int]],
-    after: Mapping[str, Mapping[str, int]],
-    known: Widths,
-    near: str,
+    net: nn.Module, before: Mapping[str, Mapping[str, int]], known: Widths, near: str
 ) -> list[Widths]:
     """Return ints that may have to follow, the nearest to a module first.
 
     Args:
-        net: at full width.
-        before: what `widths_of` gives there.
-        after: the same of the cut network.
+        net: a network that has been cut.
+        before: what `widths_of` gave before that.
         known: ints that follow already.
         near: name of the module whose forward raised.
     """
+    # full width -> width now -> whose it is
     changed: dict[int, dict[int, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for name, widths in before.items():
+        module = net.get_submodule(name)
         for key, width in widths.items():
-            if after[name][key] != width:
-                changed[width][after[name][key]].append((name, key))
+            if getattr(module, key) != width:
+                changed[width][getattr(module, key)].append((name, key))
     found: list[tuple[tuple[int, int], Widths]] = []
-    for name, module in net.named_modules():
+    modules = dict(net.named_modules())
+    for name, module in modules.items():
         for path, value in ints_of(module):
-            for repeated in changed.get(value, {}).values() if (name, path) not in known else ():
-                other, key = max(repeated, key=lambda at: _shared(name, at[0]))
+            for same in changed.get(value, {}).values() if (name, path) not in known else ():
+                other, key = max(same, key=lambda at: _shared(name, at[0]))
                 rank = (_shared(name, near), _shared(name, other))
-                found.append((rank, _alike(net, name, path, other, key)))
-    return [widths for _, widths in sorted(found, key=lambda each: each[0], reverse=True)]
+                found.append((rank, {(name, path): (other, key)}))
+    found.sort(key=lambda each: each[0], reverse=True)
+    return [_with_alike(modules, before, widths) for _, widths in found]
 
 
 def _shared(a: str, b: str) -> int:
@@ -120,17 +119,19 @@ def _shared(a: str, b: str) -> int:
     return 2 * (min(len(x), len(y)) if common is None else common) - (not inside(b, a))
 
 
-def _alike(net: nn.Module, name: str, path: str, other: str, key: str) -> Widths:
+def _with_alike(
+    modules: Mapping[str, nn.Module], before: Mapping[str, Mapping[str, int]], widths: Widths
+) -> Widths:
     """Return an int and the width it repeats, and likewise in all modules of the same class."""
-    found = {(name, path): (other, key)}
+    (((name, path), (other, key)),) = widths.items()
     if not inside(other, name):
-        return found
+        return widths
     tail = other[len(name) :].lstrip(".")
-    kind, modules = type(net.get_submodule(name)), dict(net.named_modules())
+    found = {}
     for twin, module in modules.items():
         layer = f"{twin}.{tail}".lstrip(".")
-        width = getattr(modules.get(layer), key, None)
-        if type(module) is kind and dict(ints_of(module)).get(path) == width is not None:
+        width = before.get(layer, {}).get(key)
+        if type(module) is type(modules[name]) and dict(ints_of(module)).get(path) == width:
             found[twin, path] = (layer, key)
     return found
 

@@ -93,13 +93,11 @@ class _Failure:
         reason: in words.
         module: the one that raised, None if none did.
         progress: how far the forward came: calls of modules, and the line in the one that raised.
-        candidates: ints kept by modules that may have to follow, the likeliest first.
     """
 
     reason: str
     module: str | None = None
     progress: tuple[float, int] = (-1, 0)
-    candidates: tuple[Widths, ...] = ()
 
 
 class _Trial:
@@ -156,39 +154,36 @@ class _Trial:
     def _repaired(self, accepted: Sequence[Group], pending: Sequence[Group]) -> _Failure | None:
         """Return why these groups cannot be taken out, whatever ints follow; note those that do."""
         cut = Cut.of((group, self.chosen[group.name]) for group in (*accepted, *pending))
-        failure = self._failure(cut, self.widths)
-        while failure is not None:
-            for candidate in failure.candidates[: _TRIES[len(pending) == 1]]:
-                widths = {**self.widths, **candidate}
-                now = self._failure(cut, widths)
-                if now is None or now.progress > failure.progress:
-                    self.widths, failure = widths, now
-                    break
-            else:
-                break
-        return failure
-
-    def _failure(self, cut: Cut, widths: Widths) -> _Failure | None:
-        """Return why this cannot be cut out, or None."""
         before = widths_of(self.net, cut)
-        with borrowed(self.net, [*before, *(name for name, _ in widths)]):
+        with borrowed(self.net, before):
             try:
                 shrink(self.net, cut)
             except (RuntimeError, IndexError) as error:
                 return _Failure(f"its channels cannot be cut out of the layers: {error}")
+            most, failure = _TRIES[len(pending) == 1], self._failure(self.widths)
+            while failure is not None:
+                near = failure.module or ""
+                for found in candidates(self.net, before, self.widths, near)[:most]:
+                    widths = {**self.widths, **found}
+                    now = self._failure(widths)
+                    if now is None or now.progress > failure.progress:
+                        self.widths, failure = widths, now
+                        break
+                else:
+                    break
+        return failure
+
+    def _failure(self, widths: Widths) -> _Failure | None:
+        """Return why the network that has been cut does not compute the same, or None."""
+        with borrowed(self.net, {name for name, _ in widths}):
             follow(self.net, widths)
-            after = widths_of(self.net, cut)
             try:
                 actual = self._run(*self._inputs)
             except ForwardError as error:
-                found = _Failure(f"{_WRITTEN}: {error}", error.module, error.progress)
-            else:
-                pairs = zip(self._expected.outputs, actual.outputs, strict=False)
-                if not any(differ(a, b) for a, b in pairs):
-                    return None
-                found = _Failure(_CHANGES, None, (float("inf"), 0))
-        near = found.module or ""
-        return replace(found, candidates=tuple(candidates(self.net, before, after, widths, near)))
+                return _Failure(f"{_WRITTEN}: {error}", error.module, error.progress)
+        pairs = zip(self._expected.outputs, actual.outputs, strict=False)
+        differs = any(differ(a, b) for a, b in pairs)
+        return _Failure(_CHANGES, None, (float("inf"), 0)) if differs else None
 
 
 def _chosen(groups: Sequence[Group], generator: torch.Generator) -> dict[str, Tensor]:
