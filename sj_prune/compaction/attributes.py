@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -83,7 +83,11 @@ def widths_of(net: nn.Module, cut: Cut) -> dict[str, dict[str, int]]:
 
 
 def candidates(
-    net: nn.Module, before: Mapping[str, Mapping[str, int]], known: Widths, near: str
+    net: nn.Module,
+    before: Mapping[str, Mapping[str, int]],
+    known: Widths,
+    near: str,
+    ran: Collection[str] | None,
 ) -> list[Widths]:
     """Return ints that may have to follow, the nearest to a module first.
 
@@ -92,6 +96,7 @@ def candidates(
         before: what `widths_of` gave before that.
         known: ints that follow already.
         near: name of the module whose forward raised.
+        ran: names of the modules that had been called by then; None: all of them.
     """
     # full width -> width now -> whose it is
     changed: dict[int, dict[int, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
@@ -102,8 +107,8 @@ def candidates(
                 changed[width][getattr(module, key)].append((name, key))
     found: list[tuple[tuple[int, int], Widths]] = []
     modules = dict(net.named_modules())
-    for name, module in modules.items():
-        for path, value in ints_of(module):
+    for name in modules if ran is None else ran:
+        for path, value in ints_of(modules[name]):
             for same in changed.get(value, {}).values() if (name, path) not in known else ():
                 other, key = max(same, key=lambda at: _shared(name, at[0]))
                 rank = (_shared(name, near), _shared(name, other))

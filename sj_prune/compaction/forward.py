@@ -20,20 +20,52 @@ from sj_prune.network.unheard import unheard
 _RTOL, _ATOL = 1e-9, 1e-12  # of a float64 result, and of its largest value
 
 
+class Trail:
+    """How far a forward has come: turns an exception into one that names the module.
+
+    Attributes:
+        entered: names of the modules that have been called.
+        progress: how many calls of modules are over, and the line in the module that raised.
+    """
+
+    def __init__(self) -> None:
+        self._running: list[tuple[str, nn.Module]] = []
+        self.entered: set[str] = set()
+        self.progress = (0, 0)
+
+    def enter(self, name: str, module: nn.Module, _: Any) -> None:  # noqa: ANN401
+        """Hear that a module is called: a forward pre-hook."""
+        self._running.append((name, module))
+        self.entered.add(name)
+
+    def leave(self, *_: Any) -> None:  # noqa: ANN401 (what a hook returns replaces the output)
+        """Hear that a call of a module is over: a forward hook."""
+        self._running.pop()
+        self.progress = (self.progress[0] + 1, 0)
+
+    def error(self, error: Exception) -> ForwardError:
+        """Return what says where the forward has raised."""
+        name, module = self._running[-1] if self._running else ("", None)
+        frames = walk_tb(error.__traceback__)
+        lines = [line for frame, line in frames if frame.f_locals.get("self") is module]
+        self.progress = (self.progress[0], max(lines, default=0))
+        return ForwardError(name, error, self)
+
+
 class ForwardError(RuntimeError):
     """Raised by a forward of a copy; names the module that raised.
 
     Attributes:
         module: its name.
         reason: what it raised.
-        progress: how many calls of modules were over by then, and the line of that module.
+        trail: what had run by then.
     """
 
-    def __init__(self, module: str, error: Exception, progress: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, module: str, error: Exception, trail: Trail) -> None:
         lines = str(error).strip().splitlines()
         self.module = module
         self.reason = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
-        self.progress = progress
+        self.trail = trail
         super().__init__(f"{module or 'the network itself'}: {self.reason}")
 
 
@@ -125,41 +157,19 @@ def hooked(
         yield
 
 
-class _Trail:
-    """Where a forward is: turns an exception into one that names the module."""
-
-    def __init__(self) -> None:
-        self.running: list[tuple[str, nn.Module]] = []
-        self.progress = 0
-
-    def enter(self, name: str, module: nn.Module, _: Any) -> None:  # noqa: ANN401
-        self.running.append((name, module))
-
-    def leave(self, *_: Any) -> None:  # noqa: ANN401 (what a hook returns replaces the output)
-        self.running.pop()
-        self.progress += 1
-
-    @contextmanager
-    def followed(self) -> Iterator[None]:
-        self.running, self.progress = [], 0
-        try:
-            yield
-        except Exception as error:
-            name, module = self.running[-1] if self.running else ("", None)
-            frames = walk_tb(error.__traceback__)
-            lines = [line for frame, line in frames if frame.f_locals.get("self") is module]
-            raise ForwardError(name, error, (self.progress, max(lines, default=0))) from error
-
-
 @contextmanager
-def _located(net: nn.Module) -> Iterator[_Trail]:
-    trail = _Trail()
+def _located(net: nn.Module) -> Iterator[list[Trail]]:
+    """Yield a list whose last trail is followed."""
+    trails = [Trail()]
     with ExitStack() as stack:
         for name, module in net.named_modules():
-            enter = module.register_forward_pre_hook(partial(trail.enter, name))
-            stack.callback(enter.remove)
-            stack.callback(module.register_forward_hook(trail.leave).remove)
-        yield trail
+
+            def enter(m: nn.Module, args: Any, name: str = name) -> None:  # noqa: ANN401
+                trails[-1].enter(name, m, args)
+
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(lambda *_: trails[-1].leave()).remove)
+        yield trails
 
 
 @contextmanager
@@ -181,16 +191,20 @@ def running(net: nn.Module, *, dense: bool) -> Iterator[Callable[..., Result]]:
         _seed()
         inputs = args if dense else tree_map(_leaf, args)
         leaves = [x for x in tensors_of(inputs) if x.requires_grad]
-        with unheard(net), trail.followed():
-            out = net(*inputs, **kwargs)
-            outputs = tensors_of(out)
-            gradients = [] if dense else _gradients(outputs, leaves)
-            if not outputs:
-                raise TypeError(f"Expected tensors to be returned but got {type(out).__name__}")
+        trails[:] = [Trail()]
+        with unheard(net):
+            try:
+                out = net(*inputs, **kwargs)
+                outputs = tensors_of(out)
+                gradients = [] if dense else _gradients(outputs, leaves)
+                if not outputs:
+                    raise TypeError(f"Expected tensors to be returned but got {type(out).__name__}")
+            except Exception as error:
+                raise trails[-1].error(error) from error
         return Result([x.detach() for x in outputs], gradients)
 
     smoothed = _smoothed(net) if dense else nullcontext()
-    with _alike(net), torch.set_grad_enabled(not dense), smoothed, _located(net) as trail:
+    with _alike(net), torch.set_grad_enabled(not dense), smoothed, _located(net) as trails:
         yield run
 
 

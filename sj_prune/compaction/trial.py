@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sj_prune.compaction.attributes import candidates, follow, inside, widths_of
 from sj_prune.compaction.build import borrowed, copied, shrink
-from sj_prune.compaction.forward import ForwardError, differ, doubled, finite, running
+from sj_prune.compaction.forward import ForwardError, Trail, differ, doubled, finite, running
 from sj_prune.compaction.slices import Cut, silence
 from sj_prune.network.coupling import Coupling, Group, couple
 from sj_prune.network.coupling.groups import Widths
@@ -57,12 +58,41 @@ def couple_checked(
         not run in float64 it is `couple`'s answer as it is, and a warning is logged.
     """
     coupling = couple(net, args, kwargs, skip=skip)
-    groups = [group for group in coupling.groups if group.units > 1]
+    return tried_out(coupling, lambda: double_of(net), args, kwargs, seed=seed)
+
+
+def double_of(net: nn.Module) -> nn.Module:
+    """Return a float64 copy in eval mode."""
+    return copied(net).double().eval()
+
+
+def tried_out(
+    coupling: Coupling,
+    twin: Callable[[], nn.Module],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    only: Collection[str] | None = None,
+    seed: int = 0,
+) -> Coupling:
+    """Return a coupling less the groups that cannot be taken out, as `couple_checked` does.
+
+    Args:
+        coupling: as traced.
+        twin: returns a float64 copy of the network in eval mode, which comes back as it was.
+        args: positional inputs of one forward.
+        kwargs: keyword inputs.
+        only: names of the groups to try, all by default; the others are kept as they are.
+        seed: of the choice of units.
+    """
+    groups = [g for g in coupling.groups if g.units > 1 and (only is None or g.name in only)]
     if not groups:
         return coupling
     try:
-        trial = _Trial(net, groups, args, kwargs or {}, seed)
-        frozen = trial.culprits(groups)
+        net = twin()
+        with _values_kept(net):
+            trial = _Trial(net, groups, args, kwargs or {}, seed)
+            frozen = trial.culprits(groups)
     except Exception as error:  # whatever a copy or a forward of the user's raises
         logger.warning(
             "Coupled channels could not be tried out, and are taken as traced: %s: %s",
@@ -92,16 +122,21 @@ class _Failure:
     Attributes:
         reason: in words.
         module: the one that raised, None if none did.
-        progress: how far the forward came: calls of modules, and the line in the one that raised.
+        trail: what had run by then; None if all had.
     """
 
     reason: str
     module: str | None = None
-    progress: tuple[float, int] = (-1, 0)
+    trail: Trail | None = None
+
+    @property
+    def progress(self) -> tuple[float, int]:
+        """How far the forward came."""
+        return (float("inf"), 0) if self.trail is None else self.trail.progress
 
 
 class _Trial:
-    """Some units of every group silenced on a copy, and what comes out of it.
+    """Some units of every group silenced on a copy, which is changed, and what comes out of it.
 
     Attributes:
         widths: ints kept by modules that have turned out to repeat the width of a layer.
@@ -116,13 +151,14 @@ class _Trial:
         seed: int,
     ) -> None:
         generator = torch.Generator("cpu").manual_seed(seed)
-        self.net = copied(net).double().eval()
+        self.net = net
         _randomize(self.net, generator)
         self.chosen = _chosen(groups, generator)
         for group in groups:
             silence(self.net, group, self.chosen[group.name])
         self.widths: dict[tuple[str, str], tuple[str, str]] = {}
         self._inputs = doubled(args), doubled(dict(kwargs))
+        self._tried: set[tuple[Any, ...]] = set()
 
     def culprits(self, groups: Sequence[Group]) -> dict[str, str]:
         """Return the names of groups that cannot be taken out -> why. The others can, together.
@@ -162,8 +198,7 @@ class _Trial:
                 return _Failure(f"its channels cannot be cut out of the layers: {error}")
             most, failure = _TRIES[len(pending) == 1], self._failure(self.widths)
             while failure is not None:
-                near = failure.module or ""
-                for found in candidates(self.net, before, self.widths, near)[:most]:
+                for found in self._candidates(before, failure)[:most]:
                     widths = {**self.widths, **found}
                     now = self._failure(widths)
                     if now is None or now.progress > failure.progress:
@@ -173,6 +208,17 @@ class _Trial:
                     break
         return failure
 
+    def _candidates(self, before: Mapping[str, Mapping[str, int]], at: _Failure) -> list[Widths]:
+        """Return ints that may have to follow, but those in vain at this place before."""
+        ran = None if at.trail is None else at.trail.entered
+        found = candidates(self.net, before, self.widths, at.module or "", ran)
+        if at.trail is None:
+            return found
+        place = at.module, at.progress[1]
+        new = [each for each in found if (place, *each.items()) not in self._tried]
+        self._tried.update((place, *each.items()) for each in new)
+        return new
+
     def _failure(self, widths: Widths) -> _Failure | None:
         """Return why the network that has been cut does not compute the same, or None."""
         with borrowed(self.net, {name for name, _ in widths}):
@@ -180,10 +226,22 @@ class _Trial:
             try:
                 actual = self._run(*self._inputs)
             except ForwardError as error:
-                return _Failure(f"{_WRITTEN}: {error}", error.module, error.progress)
+                return _Failure(f"{_WRITTEN}: {error}", error.module, error.trail)
         pairs = zip(self._expected.outputs, actual.outputs, strict=False)
         differs = any(differ(a, b) for a, b in pairs)
-        return _Failure(_CHANGES, None, (float("inf"), 0)) if differs else None
+        return _Failure(_CHANGES) if differs else None
+
+
+@contextmanager
+def _values_kept(net: nn.Module) -> Iterator[None]:
+    """Put the values of a copy's parameters and buffers back."""
+    values = [(t, t.detach().clone()) for t in (*net.parameters(), *net.buffers())]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
 
 
 def _chosen(groups: Sequence[Group], generator: torch.Generator) -> dict[str, Tensor]:
