@@ -156,7 +156,7 @@ def followed(module: nn.Module) -> list[str]:
     return list(vars(module).get(_FOLLOWED, ()))
 
 
-def write_followed(module: nn.Module, values: dict[str, int]) -> None:
+def write_followed(module: nn.Module, values: Mapping[str, int]) -> None:
     """Give a module ints that followed in another network."""
     for path, value in values.items():
         write_int(module, path, value)

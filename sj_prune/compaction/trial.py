@@ -139,7 +139,8 @@ class _Trial:
     """Some units of every group silenced on a copy, which is changed, and what comes out of it.
 
     Attributes:
-        widths: ints kept by modules that have turned out to repeat the width of a layer.
+        widths: ints kept by modules that have turned out to repeat the width of a layer that can
+            be cut.
     """
 
     def __init__(
@@ -156,9 +157,9 @@ class _Trial:
         self.chosen = _chosen(groups, generator)
         for group in groups:
             silence(self.net, group, self.chosen[group.name])
-        self.widths: dict[tuple[str, str], tuple[str, str]] = {}
+        self.widths: Widths = {}
+        self._guessed: Widths = {}
         self._inputs = doubled(args), doubled(dict(kwargs))
-        self._tried: set[tuple[Any, ...]] = set()
 
     def culprits(self, groups: Sequence[Group]) -> dict[str, str]:
         """Return the names of groups that cannot be taken out -> why. The others can, together.
@@ -174,6 +175,7 @@ class _Trial:
             failure = self._repaired(accepted, pending)
             if failure is None:
                 accepted.extend(pending)
+                self.widths = self._guessed
             elif len(pending) == 1:
                 frozen[pending[0].name] = failure.reason
             else:
@@ -196,28 +198,21 @@ class _Trial:
                 shrink(self.net, cut)
             except (RuntimeError, IndexError) as error:
                 return _Failure(f"its channels cannot be cut out of the layers: {error}")
-            most, failure = _TRIES[len(pending) == 1], self._failure(self.widths)
+            if len(pending) == 1:
+                self._guessed = self.widths
+            failure = self._failure(self._guessed)
             while failure is not None:
-                for found in self._candidates(before, failure)[:most]:
-                    widths = {**self.widths, **found}
+                ran = None if failure.trail is None else failure.trail.entered
+                found = candidates(self.net, before, self._guessed, failure.module or "", ran)
+                for candidate in found[: _TRIES[len(pending) == 1]]:
+                    widths = {**self._guessed, **candidate}
                     now = self._failure(widths)
                     if now is None or now.progress > failure.progress:
-                        self.widths, failure = widths, now
+                        self._guessed, failure = widths, now
                         break
                 else:
                     break
         return failure
-
-    def _candidates(self, before: Mapping[str, Mapping[str, int]], at: _Failure) -> list[Widths]:
-        """Return ints that may have to follow, but those in vain at this place before."""
-        ran = None if at.trail is None else at.trail.entered
-        found = candidates(self.net, before, self.widths, at.module or "", ran)
-        if at.trail is None:
-            return found
-        place = at.module, at.progress[1]
-        new = [each for each in found if (place, *each.items()) not in self._tried]
-        self._tried.update((place, *each.items()) for each in new)
-        return new
 
     def _failure(self, widths: Widths) -> _Failure | None:
         """Return why the network that has been cut does not compute the same, or None."""

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from sj_prune.compaction import CompactionError, compact, couple_checked, network
-
 from tests.support.compaction_cases import awake, mask_at_random
 from tests.support.user_cases import build
 from tests.support.user_networks import Plif, SharedNeuron
