@@ -11,7 +11,7 @@ from torch import nn
 
 from sj_prune.compaction.slices import Cut
 from sj_prune.network.coupling.groups import Widths
-from sj_prune.network.layers import is_weighted
+from sj_prune.network.layers import TRANSPOSED, is_weighted
 from sj_prune.network.norms import is_channel_norm
 
 _FOLLOWED = "_sj_prune_widths"  # attribute of a smaller module: the paths of its ints that followed
@@ -20,7 +20,9 @@ _SEQUENCES = (list, tuple, torch.Size)
 
 
 def width_keys(module: nn.Module) -> tuple[str, ...]:
-    """Return the attributes of a layer or norm that say how many channels it has."""
+    """Return the attributes of a layer or norm that say how many channels it has, if any leave."""
+    if isinstance(module, TRANSPOSED):
+        return ()  # never cut
     if isinstance(module, nn.Linear):
         return ("out_features", "in_features")
     if is_weighted(module):
@@ -35,7 +37,7 @@ def ints_of(module: nn.Module) -> Iterator[tuple[str, int]]:
         Path and value: ``("hidden", 64)``, ``("shape.1", 64)``. Widths of layers and norms, which
         are cut with their weights, are not among them.
     """
-    if width_keys(module):
+    if is_weighted(module) or is_channel_norm(module):
         return
     for name, value in vars(module).items():
         if name not in _OF_TORCH and name != "_memories":

@@ -6,14 +6,24 @@ from typing import TypeAlias
 
 from torch import nn
 
+#: transposed convolutions: their weight is ``[C_in, C_out / groups, *]``
+Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: the layers whose weights are counted, and pruned where they are parameters of their own
-Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
-WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | Transposed
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *TRANSPOSED)
 
 
 def is_weighted(module: nn.Module) -> bool:
-    """Tell whether `module` is a convolution or a linear layer."""
+    """Tell whether `module` is a convolution, a transposed one, or a linear layer."""
     return isinstance(module, WEIGHTED)
+
+
+def output_channels(layer: Layer) -> int:
+    """Return the number of output channels of a layer."""
+    if isinstance(layer, TRANSPOSED):
+        return layer.weight.shape[1] * layer.groups
+    return layer.weight.shape[0]
 
 
 def weight_identity(layer: nn.Module) -> int:

@@ -20,7 +20,7 @@ from sj_prune import _host
 from sj_prune.network.coupling.groups import Coupling
 from sj_prune.network.graph import Walker
 from sj_prune.network.idle import noting_idle
-from sj_prune.network.layers import Layer
+from sj_prune.network.layers import Layer, output_channels
 from sj_prune.network.norms import norms_by_weight
 from sj_prune.network.unheard import unheard
 from sj_prune.neurons.convert import Sensor, sensor_of, sensors
@@ -85,7 +85,7 @@ class Topology:
 
 def _channel_dim(layer: Layer, shape: torch.Size) -> int | None:
     """Return the dimension of ``x_seq`` that counts the layer's output channels, if one does."""
-    out = layer.weight.shape[0]
+    out = output_channels(layer)
     linear_over_tokens = isinstance(layer, nn.Linear) and len(shape) > 3
     for dim in (-1, 2) if linear_over_tokens else (2,):
         if len(shape) > 2 and shape[dim] == out:
