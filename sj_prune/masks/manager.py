@@ -229,6 +229,7 @@ class MaskManager(Masks):
         for name, pruned in self._pruned.items():
             mask = state.get(name, torch.ones_like(pruned)).to(torch.bool)
             self._pruned[name] = ~self._scopes[name].placed(mask)
+        self.idle = frozenset(name for name in self.idle if not bool(self._pruned[name].any()))
         for held in self._rows.values():
             held.reload(self._units)
 

@@ -15,9 +15,13 @@ class Masks(Mapping[str, Tensor]):
 
     Args:
         scopes: what is ranked: units and the layers that they span.
+
+    Attributes:
+        idle: names of the scopes that are neither ranked nor counted: no layer of theirs has run.
     """
 
     def __init__(self, scopes: Iterable[Scope] = ()) -> None:
+        self.idle: frozenset[str] = frozenset()
         self._scopes = {scope.name: scope for scope in scopes}
         # Stored inverted: what is applied at every step is "fill where pruned".
         self._pruned = {scope.name: scope.none() for scope in self._scopes.values()}
@@ -87,8 +91,13 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def scopes(self) -> dict[str, Scope]:
-        """What is ranked, by name."""
+        """All scopes, by name."""
         return dict(self._scopes)
+
+    @property
+    def ranked(self) -> dict[str, Scope]:
+        """What is ranked and counted, by name."""
+        return {name: scope for name, scope in self._scopes.items() if name not in self.idle}
 
     @property
     def layers(self) -> list[str]:
@@ -100,12 +109,12 @@ class Masks(Mapping[str, Tensor]):
         return ~self._units(scope)
 
     def units(self) -> dict[str, int]:
-        """Return the number of units of each scope."""
-        return {name: scope.size for name, scope in self._scopes.items()}
+        """Return the number of units of each scope that is counted."""
+        return {name: scope.size for name, scope in self.ranked.items()}
 
     def kept_units(self) -> dict[str, int]:
-        """Return the number of kept units of each scope."""
-        numbers = count([self._units(name) for name in self._scopes])
+        """Return the number of kept units of each scope that is counted."""
+        numbers = count([self._units(name) for name in self.ranked])
         return {n: size - p for (n, size), p in zip(self.units().items(), numbers, strict=True)}
 
     def pruned_units(self) -> dict[str, list[int]]:

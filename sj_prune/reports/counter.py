@@ -116,8 +116,9 @@ def _uses(layer: Layer, spikes: Tensor, fan_out: Tensor, size: torch.Size) -> in
         return int((spikes * fan_out[0]).sum())
     if isinstance(layer, TRANSPOSED):
         return int(_spread(layer, spikes, fan_out, size).sum())
-    # The layer's own border handling, whatever its padding mode.
-    return int(layer._conv_forward(spikes[None], fan_out, None).sum())
+    # The layer's own border handling, whatever its padding mode; not a weight that it computes.
+    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1]
+    return int(kind._conv_forward(layer, spikes[None], fan_out, None).sum())
 
 
 def _spread(layer: Any, spikes: Tensor, fan_out: Tensor, size: torch.Size) -> Tensor:  # noqa: ANN401

@@ -193,7 +193,7 @@ def _totals(
     parameters = sum(p.numel() for p in net.parameters())
     masks = run.masks
     touched = masks.element_masks()
-    pruned = [row for row in rows if row.name in touched]
+    pruned = [row for row in rows if row.name in touched and row.name not in masks.idle]
     weights, kept = sum(row.total for row in pruned), sum(row.kept for row in pruned)
     units, kept_units = masks.units(), masks.kept_units()
     channels = {"channels": sum(units.values()), "channels_kept": sum(kept_units.values())}

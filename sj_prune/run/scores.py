@@ -24,18 +24,16 @@ logger = logging.getLogger("sj_prune")
 
 
 def scores(net: nn.Module, run: Run) -> list[LayerScores]:
-    """Return the scores of all scopes of the masks, in their order."""
-    found = [_of(net, run, scope, run.plan.drop, run.plan.grow) for scope in _scopes(run)]
+    """Return the scores of all scopes that are ranked, in their order."""
+    scopes = run.masks.ranked.values()
+    found = [_of(net, run, scope, run.plan.drop, run.plan.grow) for scope in scopes]
     return [_revived(run, each) for each in found]
 
 
 def drop_scores(net: nn.Module, run: Run, drop: Score | None) -> list[LayerScores]:
-    """Return the scores of all scopes without growth, by another drop score than the plan's."""
-    return [_of(net, run, scope, drop or run.plan.drop, None) for scope in _scopes(run)]
-
-
-def _scopes(run: Run) -> list[Scope]:
-    return list(run.masks.scopes.values())
+    """Return the scores of `scores` without growth, by another drop score than the plan's."""
+    by = drop or run.plan.drop
+    return [_of(net, run, scope, by, None) for scope in run.masks.ranked.values()]
 
 
 def last_scores(run: Run) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def update_now(session: Session, sparsity: float | None) -> None:
         )
     target = run.plan.sparsity if sparsity is None else sparsity
     ensure_masks(net, run)
-    check_sparsity(run.plan, run.masks.scopes.values(), target)
+    check_sparsity(run.plan, run.masks.ranked.values(), target)
     if run.plan.emergent:
         run.masks.adopt_zeros(run.masks)
         session.agreement.check_masks(run.step)
@@ -94,7 +94,7 @@ def propose(
 
     Args:
         run: whose plan it is.
-        found: scores of all scopes of the masks, in their order.
+        found: scores of all scopes that are ranked, in their order.
         keep: number of units.
         step: that the plan's regrowth depends on; the present one by default.
     """
@@ -109,7 +109,7 @@ def propose(
         exact_ties=grow is None or grow.exact_ties,
         generator=generator_of(run),
     )
-    return dict(zip(run.masks.scopes, updates, strict=True))
+    return {scores.name: update for scores, update in zip(found, updates, strict=True)}
 
 
 def would_drop(
@@ -135,11 +135,12 @@ def would_drop(
         # A manual update may be ahead of the schedule; nothing comes back here.
         number = min(number, sum(run.masks.kept_units().values()))
         updates = prune_and_regrow(found, number, run.plan.allocation, generator=generator_of(run))
-        return dict(zip(run.masks.scopes, updates, strict=True))
+        return {scores.name: update for scores, update in zip(found, updates, strict=True)}
 
     with agreement.joined():
         chosen = agreement.agreed(where, choose, _facts)
-    dropped = {scope: ~update.survivors for scope, update in chosen.items()}
+    dropped = {name: scope.none() for name, scope in run.masks.scopes.items()}
+    dropped.update((scope, ~update.survivors) for scope, update in chosen.items())
     return {name: run.masks.layer_units(name, dropped) for name in run.masks.layers}
 
 
