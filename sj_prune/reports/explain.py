@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sj_prune.masks.schedule import Schedule
 from sj_prune.methods.parts import Dense
 from sj_prune.methods.plan import Plan
+from sj_prune.network.facts import Topology, scoring_neurons
 from sj_prune.network.layers import weighted_layers, why_not
-from sj_prune.network.topology import Topology, scoring_neurons
 from sj_prune.neurons.convert import sensors
 from sj_prune.reports.tables import shape_text, table
 from sj_prune.reports.warnings import warnings_of

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sj_prune.methods.plan import Plan
-from sj_prune.network.topology import NeuronFacts
+from sj_prune.network.facts import NeuronFacts
 from sj_prune.neurons.convert import recording_nodes, sensors
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.surrogates import autograd_derivative

@@ -156,7 +156,8 @@ class Agreement:
         if coupling is not None:
             found["coupled channels"] = _hash(_plain(coupling))
         if topology is not None:
-            told = [topology.neurons, topology.norms, topology.spread]
+            chains = {layer: sorted(ends) for layer, ends in topology.through.items()}
+            told = [topology.neurons, topology.norms, topology.spread, chains]
             found["neurons behind layers"] = _hash(told)
         return found
 

@@ -13,6 +13,7 @@ from torch import nn
 from sj_prune.compaction import couple_checked
 from sj_prune.masks.manager import MaskManager
 from sj_prune.network.coupling import Coupling
+from sj_prune.network.facts import Topology, scoring_neurons
 from sj_prune.network.inputs import (
     as_args,
     few_samples,
@@ -22,7 +23,7 @@ from sj_prune.network.inputs import (
     zeros_of,
 )
 from sj_prune.network.layers import Layer, prunable_layers
-from sj_prune.network.topology import Topology, scoring_neurons, trace
+from sj_prune.network.topology import trace
 from sj_prune.neurons.convert import sensor_of, sensors
 from sj_prune.run.arguments import SettingsError, check_sparsity, select_groups
 from sj_prune.run.start import start_masks
