@@ -138,9 +138,14 @@ def _defines(kind: type, name: str) -> type | None:
     return next((base for base in kind.__mro__ if name in vars(base)), None)
 
 
+_PLAIN_LAYERS = {f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3)}
+_PLAIN_LAYERS |= {"_ConvNd", "Linear"}
+
+
 def _is_plain_class(kind: type) -> bool:
-    plain = kind.__name__ in ("Conv1d", "Conv2d", "Conv3d", "Linear")
-    return plain and kind.__module__.startswith(("torch.nn.modules.", _LAYER_PACKAGE))
+    return kind.__name__ in _PLAIN_LAYERS and kind.__module__.startswith(
+        ("torch.nn.modules.", _LAYER_PACKAGE)
+    )
 
 
 def find_legacy_node(net: nn.Module) -> str | None:

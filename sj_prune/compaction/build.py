@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.compaction.slices import Cut, staying
 from sj_prune.neurons.convert import to_stock
+
+_TABLES = (dict, OrderedDict)
 
 #: indices that stay along the first dimensions of a tensor, None for all
 Index = tuple[Tensor | None, ...]
@@ -23,7 +28,9 @@ def copied(net: nn.Module) -> nn.Module:
         for module in net.modules():
             if vars(module).get("v_seq") is not None:
                 vars(module)["v_seq"] = None
-        twin = to_stock(copy.deepcopy(net))
+        # Ten tables of hooks a module, nearly all empty, are most of what a deep copy works on.
+        tables = [t for m in net.modules() for t in vars(m).values() if type(t) in _TABLES]
+        twin = to_stock(copy.deepcopy(net, {id(t): type(t)() for t in tables if not t}))
     _host.reset_net(twin)
     _host.invalidate_reset_cache(twin)
     return twin
@@ -71,6 +78,21 @@ def shrink(net: nn.Module, cut: Cut) -> dict[str, Index]:
         found.update({f"{name}.{key}": value for key, value in index.items()})
     _host.invalidate_reset_cache(net)
     return found
+
+
+@contextmanager
+def borrowed(net: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Put modules that are cut in this block back: their widths, parameters and buffers."""
+    modules = {net.get_submodule(name) for name in names}
+    saved = [(vars(m), dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in modules]
+    try:
+        yield
+    finally:
+        for own, attributes, parameters, buffers in saved:
+            own.clear()
+            own.update(attributes)
+            own["_parameters"].update(parameters)
+            own["_buffers"].update(buffers)
 
 
 def resize(module: nn.Module, key: str, index: Index) -> None:

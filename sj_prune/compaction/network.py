@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune.compaction.attributes import follow, inside
 from sj_prune.compaction.build import Index, copied, shrink
 from sj_prune.compaction.errors import CompactionError
 from sj_prune.compaction.forward import doubled
 from sj_prune.compaction.owned import rebind
 from sj_prune.compaction.proof import listed, prove
 from sj_prune.compaction.slices import Cut, silent_units
-from sj_prune.compaction.trial import couple_checked
-from sj_prune.network.coupling import Coupling, Group
+from sj_prune.compaction.trial import tried_out
+from sj_prune.network.coupling import Coupling, Group, couple
 from sj_prune.network.inputs import as_args
 
 logger = logging.getLogger("sj_prune")
@@ -66,15 +67,22 @@ def build_compact(net: nn.Module, example_input: Any, *, skip: Collection[str] =
     """As `compact`; says too what stayed of every parameter and buffer."""
     _check(net, skip)
     args = as_args(example_input)
-    coupling = couple_checked(net, args, skip=skip)
-    units = _leaving(net, coupling)
+    masked = _copy(net).double().eval()
+    traced = couple(net, args, skip=skip)
+    # Of the other groups nothing leaves, so there is nothing to try.
+    units = _leaving(net, traced)
+    coupling = tried_out(traced, lambda: masked, args, only={group.name for group, _ in units})
+    cuttable = {group.name for group in coupling.groups}
+    units = [(group, gone) for group, gone in units if group.name in cuttable]
     cut = Cut.of(units)
     small = _copy(net)
     names = {id(p): name for name, p in small.named_parameters()}
     kept = shrink(small, cut)
+    follow(small, coupling.widths)
     rebind(small, names, kept)
-    masked, smaller = (copied(each).double().eval() for each in (net, small))
-    prove(masked, smaller, cut, doubled(args), lambda name: _about(units, name))
+    prove(
+        masked, copied(small).double().eval(), cut, doubled(args), lambda name: _about(units, name)
+    )
     _log(units, coupling)
     return Compacted(small, kept)
 
@@ -130,8 +138,7 @@ def _about(units: Units, name: str) -> str:
     """Return the groups that a module has to do with, or all of them."""
 
     def near(group: Group) -> bool:
-        tables = (group.producers, group.norms, group.consumers, group.neurons)
-        return any(other == name or other.startswith(f"{name}.") for t in tables for other in t)
+        return any(inside(other, name) for other in group.modules())
 
     found = [group.name for group, _ in units if name and near(group)]
     return listed(found or [group.name for group, _ in units])

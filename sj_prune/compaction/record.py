@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune._files import save
+from sj_prune.compaction.attributes import followed, ints_of, width_keys, write_followed
 from sj_prune.compaction.build import Index, copied, resize
 from sj_prune.compaction.owned import rebind
-from sj_prune.network.layers import is_weighted
 from sj_prune.network.norms import is_channel_norm
 
 _FORMAT = 1
@@ -26,18 +26,18 @@ def architecture(net: nn.Module) -> Record:
 
     Returns:
         Layer name -> ``{"in_channels", "out_channels", "groups"}``,
-        ``{"in_features", "out_features"}`` or ``{"num_features"}``: plain values, fit for JSON.
+        ``{"in_features", "out_features"}`` or ``{"num_features"}``; of a smaller network also
+        module name -> the ints that followed a width, such as ``{"hidden"}``. Plain values, fit for
+        JSON.
     """
-    layers = {name: module for name, module in net.named_modules() if _keys(module)}
-    return {name: {key: int(getattr(m, key)) for key in _keys(m)} for name, m in layers.items()}
+    found = {name: _widths(module) for name, module in net.named_modules()}
+    return {name: widths for name, widths in found.items() if widths}
 
 
-def _keys(module: nn.Module) -> tuple[str, ...]:
-    if isinstance(module, nn.Linear):
-        return ("in_features", "out_features")
-    if is_weighted(module):
-        return ("in_channels", "out_channels", "groups")
-    return ("num_features",) if is_channel_norm(module) else ()
+def _widths(module: nn.Module) -> dict[str, int]:
+    kept = dict(ints_of(module))
+    followers = {path: kept[path] for path in followed(module)}
+    return followers or {key: int(getattr(module, key)) for key in width_keys(module)}
 
 
 def rebuild(dense_net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> nn.Module:
@@ -57,18 +57,26 @@ def rebuild(dense_net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> nn
     net = copied(dense_net)
     names = {id(p): name for name, p in net.named_parameters()}
     for name, widths in record.items():
-        _resize_to(net.get_submodule(name), dict(widths))
+        module = net.get_submodule(name)
+        if width_keys(module):
+            _resize_to(module, widths)
+        else:
+            write_followed(module, widths)
     rebind(net, names)
     _host.invalidate_reset_cache(net)
     return net
 
 
 def _check(net: nn.Module, record: Mapping[str, Mapping[str, int]]) -> None:
-    full = architecture(net)
+    modules = dict(net.named_modules())
+    full = {name: _widths(module) for name, module in modules.items() if width_keys(module)}
     advice = "build the network as it was before compaction"
-    for name in record:
-        if name not in full:
+    for name, widths in record.items():
+        if name not in modules:
             raise ValueError(f"Expected a layer {name!r} in the network but it has none: {advice}")
+        if name not in full:
+            kept = dict(ints_of(modules[name]))
+            full[name] = {path: kept[path] for path in widths if path in kept}
     for name, widths in full.items():
         if name not in record:
             raise ValueError(f"Expected the record to hold {name!r} but it does not: {advice}")

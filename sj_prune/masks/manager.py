@@ -239,6 +239,7 @@ class MaskManager(Masks):
         self.check_state(state)
         for name, scope in self._scopes.items():
             self._replace(name, state[name].to(torch.bool) if name in state else scope.whole())
+        self.idle = frozenset(filter(self.whole, self.idle))
         for held in self._rows.values():
             held.reload(self.alive)
 

@@ -18,9 +18,11 @@ class Masks(Mapping[str, Tensor]):
 
     Attributes:
         uncounted: scopes that are whole and that nothing scores: as if they had been skipped.
+        idle: names of the scopes that are neither ranked nor counted: no layer of theirs has run.
     """
 
     def __init__(self, scopes: Iterable[Scope] = ()) -> None:
+        self.idle: frozenset[str] = frozenset()
         self._scopes = {scope.name: scope for scope in scopes}
         self._alive = {scope.name: scope.whole() for scope in self._scopes.values()}
         #: how often masks have been replaced
@@ -94,13 +96,18 @@ class Masks(Mapping[str, Tensor]):
 
     @property
     def scopes(self) -> dict[str, Scope]:
-        """What is ranked, by name."""
+        """All scopes, by name."""
         return dict(self._scopes)
+
+    @property
+    def ranked(self) -> dict[str, Scope]:
+        """What the plan may score, by name: all but what has not run."""
+        return {name: scope for name, scope in self._scopes.items() if name not in self.idle}
 
     @property
     def counted(self) -> dict[str, Scope]:
         """Those that the sparsity is over, by name."""
-        return {name: s for name, s in self._scopes.items() if name not in self.uncounted}
+        return {name: s for name, s in self.ranked.items() if name not in self.uncounted}
 
     @property
     def layers(self) -> list[str]:

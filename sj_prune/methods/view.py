@@ -62,7 +62,8 @@ class LayerView:
     Attributes:
         name: module name of the layer.
         weight: its weight, detached; of a layer that sleeping channels are cut out of, as it was
-            when they were awake.
+            when they were awake. ``[C_out, C_in / groups, *]``; of a transposed convolution
+            ``[C_in, C_out / groups, *]``, as torch has it.
         grad: the pure loss gradient of the weight, or None if there is none (yet).
         mask: True = kept: the weight's shape, or ``[C_out]`` for `Channels`.
         activity: of the neurons it feeds; None if no recording neuron follows.
@@ -75,6 +76,7 @@ class LayerView:
             ``"awake"`` with `Channels`: every channel's last drop score while awake, ``[C_out]``.
         bias: of the layer, detached, as `weight`; None without one.
         bias_grad: its pure loss gradient, or None.
+        transposed: groups of a transposed convolution; 0 for every other layer.
     """
 
     name: str
@@ -89,6 +91,7 @@ class LayerView:
     state: dict[str, Tensor] = field(default_factory=dict)
     bias: Tensor | None = None
     bias_grad: Tensor | None = None
+    transposed: int = 0
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -121,6 +124,23 @@ class LayerView:
         if value is None or self.norm_channels is None:
             return value
         return value[self.norm_channels.to(value.device)]
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        return self.weight.shape[1] * self.transposed if self.transposed else self.weight.shape[0]
+
+    def per_weight(self, values: Tensor) -> Tensor:
+        """Return a value of every output channel, ``[C_out]``, as one that broadcasts to `weight`.
+
+        A score need not call it: what it returns as ``[C_out]`` is spread like this.
+        """
+        rows, columns, *kernel = self.weight.shape
+        ones = [1] * len(kernel)
+        if not self.transposed:
+            return values.view(-1, 1, *ones)
+        groups = values.view(self.transposed, 1, columns)
+        return groups.expand(-1, rows // self.transposed, -1).reshape(rows, columns, *ones)
 
     def dense_grad(self) -> Tensor:
         """Return the gradient.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +27,17 @@ def _leaf(fn: Any) -> Tensor | None:  # noqa: ANN401
     return None
 
 
+class Behind(NamedTuple):
+    """A layer behind a tensor, the norm directly before it, and the layers in between.
+
+    Those in between are the nearest to the tensor first; without any it made the tensor itself.
+    """
+
+    name: str
+    norm: str | None
+    passed: tuple[str, ...]
+
+
 class Walker:
     """Walks from a tensor back to the layers that made it.
 
@@ -42,22 +54,24 @@ class Walker:
         self.norms = norms
         self.stops: set[Any] = set()
 
-    def layers_behind(self, tensor: Tensor) -> dict[str, str | None]:
-        """Return layer name -> norm passed on the way."""
-        found: dict[str, str | None] = {}
-        pending: list[tuple[Any, str | None]] = [(tensor.grad_fn, None)]
+    def layers_behind(self, tensor: Tensor) -> list[Behind]:
+        """Return the layers that made a tensor, the nearest first, each once."""
+        found: dict[str, Behind] = {}
+        pending: deque[tuple[Any, str | None, tuple[str, ...]]] = deque()
+        pending.append((tensor.grad_fn, None, ()))
         visited = set()
         while pending:
-            fn, norm = pending.pop()
+            fn, norm, passed = pending.popleft()
             if fn is None or fn in visited or fn in self.stops:
                 continue
             visited.add(fn)
             parents = [parent for parent, _ in fn.next_functions if parent is not None]
             leaves = [id(leaf) for parent in parents if (leaf := _leaf(parent)) is not None]
             mine = [self.weights[leaf] for leaf in leaves if leaf in self.weights]
+            for name in mine:
+                found.setdefault(name, Behind(name, norm, passed))
             if mine:
-                found.update(dict.fromkeys(mine, norm))
-                continue
+                norm, passed = None, (*passed, mine[0])
             norm = next((self.norms[leaf] for leaf in leaves if leaf in self.norms), norm)
-            pending.extend((parent, norm) for parent in parents)
-        return found
+            pending.extend((parent, norm, passed) for parent in parents)
+        return list(found.values())

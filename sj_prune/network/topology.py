@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
-from sj_prune.network.coupling.groups import Coupling
-from sj_prune.network.graph import Walker
+from sj_prune.network.chain import reached
+from sj_prune.network.facts import NeuronFacts, Topology
+from sj_prune.network.graph import Behind, Walker
 from sj_prune.network.idle import noting_idle
-from sj_prune.network.layers import Layer
+from sj_prune.network.layers import Layer, output_channels, weighted_layers
 from sj_prune.network.norms import norms_by_weight
 from sj_prune.network.unheard import unheard
 from sj_prune.neurons.convert import Sensor, sensor_of, sensors
@@ -28,64 +28,9 @@ from sj_prune.neurons.observer import Observer
 from sj_prune.neurons.recording import temporary_activity
 
 
-@dataclass
-class NeuronFacts:
-    """What one traced forward says of a neuron layer.
-
-    Attributes:
-        channels: size of the channel dimension of its input.
-        channel_dim: which dimension of ``x_seq`` that is.
-        ndim: number of dimensions of ``x_seq``.
-        calls: how often the layer ran.
-        firing_rate: mean spike rate in the traced forward, None if it does not record.
-        criticality: mean of ``criticality_max``, None likewise.
-        problem: why it keeps no statistics, or None.
-        steps: it gets single steps ``[N, *]``; `channel_dim` and `ndim` are those of a sequence.
-    """
-
-    channels: int = 0
-    channel_dim: int = 2
-    ndim: int = 0
-    calls: int = 0
-    firing_rate: float | None = None
-    criticality: float | None = None
-    problem: str | None = None
-    steps: bool = False
-
-
-@dataclass
-class Topology:
-    """Result of `trace`.
-
-    Attributes:
-        neurons: layer name -> names of the neuron layers that its output feeds; empty if none.
-        norms: layer name -> name of the norm directly behind it, or None.
-        facts: neuron layer name -> what was seen of it.
-        problems: layer name -> why a neuron that follows is not counted.
-        spread: layer name -> names of the neuron layers that its output feeds whose channels are
-            not its own one by one: behind a flatten or a concatenation.
-        idle: names of the layers that did not run as modules.
-    """
-
-    neurons: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    norms: dict[str, str | None] = field(default_factory=dict)
-    facts: dict[str, NeuronFacts] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-    spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    idle: tuple[str, ...] = ()
-
-    def leave_out(self, name: str, layers: Iterable[str] = ()) -> None:
-        """Let a neuron layer score nothing, neither `layers` nor those of an earlier call."""
-        problem = f"{name}: {self.facts[name].problem}"
-        for table in (self.neurons, self.spread):
-            for layer in {*layers, *(layer for layer, known in table.items() if name in known)}:
-                table[layer] = tuple(n for n in table.get(layer, ()) if n != name)
-                self.problems[layer] = problem
-
-
 def _channel_dim(layer: Layer, shape: torch.Size) -> int | None:
     """Return the dimension of ``x_seq`` that counts the layer's output channels, if one does."""
-    out = layer.weight.shape[0]
+    out = output_channels(layer)
     linear_over_tokens = isinstance(layer, nn.Linear) and len(shape) > 3
     for dim in (-1, 2) if linear_over_tokens else (2,):
         if len(shape) > 2 and shape[dim] == out:
@@ -98,7 +43,8 @@ class _Tracer:
 
     def __init__(self, net: nn.Module, layers: Mapping[str, Layer]) -> None:
         self.layers = layers
-        weights = {id(layer._parameters["weight"]): name for name, layer in layers.items()}
+        self.known = weighted_layers(net)  # one that is skipped stands between others all the same
+        weights = {id(layer._parameters.get("weight")): n for n, layer in self.known.items()}
         self.walker = Walker(weights, norms_by_weight(net))
         self.restart()
 
@@ -110,9 +56,10 @@ class _Tracer:
     def before(self, name: str, node: nn.Module, inputs: tuple[Any, ...]) -> None:
         x = inputs[0]
         facts = self.topology.facts.setdefault(name, NeuronFacts())
-        found = self.walker.layers_behind(x)
-        for layer, norm in found.items():
-            self.topology.norms[layer] = self.topology.norms[layer] or norm
+        behind = [b for b in self.walker.layers_behind(x) if b.name in self.layers]
+        for layer in behind:
+            self.topology.norms[layer.name] = self.topology.norms[layer.name] or layer.norm
+        found = [layer.name for layer in behind if not layer.passed]
         facts.calls += 1
         facts.problem = facts.problem or _obstacle(node)
         if not torch.is_grad_enabled():
@@ -126,6 +73,8 @@ class _Tracer:
             self._count_channels(facts, name, shape, found)
         if facts.problem is not None:
             self.topology.leave_out(name, found)
+        else:
+            self._follow_chains(name, facts.channels, behind)
         if (sensor := sensor_of(node)) is not None:
             sensor.recording = facts.problem is None
             sensor.channel_dim = facts.channel_dim
@@ -143,7 +92,7 @@ class _Tracer:
         return mode == "s"
 
     def _count_channels(
-        self, facts: NeuronFacts, name: str, shape: torch.Size, found: Mapping[str, Any]
+        self, facts: NeuronFacts, name: str, shape: torch.Size, found: Iterable[str]
     ) -> None:
         dims = {layer: _channel_dim(self.layers[layer], shape) for layer in found}
         matching = {dim for dim in dims.values() if dim is not None}
@@ -159,6 +108,13 @@ class _Tracer:
             table[layer] = known if name in known else (*known, name)
             if layer_dim != dim:
                 self.topology.problems[layer] = f"{name}: its channels are not this layer's"
+
+    def _follow_chains(self, name: str, channels: int, behind: Iterable[Behind]) -> None:
+        """Note which channels of a neuron layer are reached by layers that others come after."""
+        for layer in behind:
+            if layer.passed:
+                chain = [self.known[n] for n in (layer.name, *reversed(layer.passed))]
+                self.topology.through.setdefault(layer.name, {})[name] = reached(chain, channels)
 
     def after(self, output: Any) -> None:  # noqa: ANN401
         if isinstance(output, Tensor) and output.grad_fn is not None:
@@ -187,9 +143,9 @@ def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
 
 
 @contextmanager
-def _trainable(layers: Mapping[str, Layer]) -> Iterator[None]:
+def _trainable(net: nn.Module) -> Iterator[None]:
     """Make frozen weights appear in the graph."""
-    weights = [layer._parameters["weight"] for layer in layers.values()]
+    weights = [layer._parameters.get("weight") for layer in weighted_layers(net).values()]
     frozen = [w for w in weights if w is not None and not w.requires_grad]
     try:
         for w in frozen:
@@ -227,7 +183,7 @@ def trace(
     with (
         _host.preserved_state(net),
         unheard(net),
-        _trainable(layers),
+        _trainable(net),
         temporary_activity(net) as nodes,
     ):
         tracer = _Tracer(net, layers)
@@ -270,25 +226,3 @@ def _measure(net: nn.Module, name: str, facts: NeuronFacts, sensor: Sensor) -> N
 
 def _devices(net: nn.Module) -> Iterator[torch.device]:
     return (parameter.device for parameter in net.parameters())
-
-
-def scoring_neurons(
-    topology: Topology | None, coupling: Coupling | None, name: str
-) -> dict[str, Tensor | None]:
-    """Return the neuron layers that score a layer, and which of their channels are whose.
-
-    Returns:
-        Neuron layer name -> ``[C_out, k]``, or None where channels correspond one to one.
-    """
-    if topology is None:
-        return {}
-    found: dict[str, Tensor | None] = dict.fromkeys(topology.neurons.get(name, ()))
-    if coupling is None:
-        return found
-    for node in topology.spread.get(name, ()):
-        facts = topology.facts[node]
-        channels = coupling.channels_behind(name, node)
-        same = coupling.neuron_dims.get(node) == facts.channel_dim - facts.ndim
-        if channels is not None and same:
-            found[node] = channels
-    return found

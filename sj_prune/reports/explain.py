@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sj_prune.masks.schedule import Schedule
 from sj_prune.methods.parts import Dense
 from sj_prune.methods.plan import Plan
-from sj_prune.network.layers import prunable_layers, weighted_layers
-from sj_prune.network.topology import Topology, scoring_neurons
+from sj_prune.network.facts import Topology, scoring_neurons
+from sj_prune.network.layers import weighted_layers, why_not
 from sj_prune.neurons.convert import sensors
 from sj_prune.reports.tables import shape_text, table
 from sj_prune.reports.warnings import warnings_of
@@ -130,7 +130,7 @@ def explain(net: nn.Module, run: Run) -> Explanation:
             known.norms.get(name),
             tuple(_neurons(name, run)),
             _group(name, run),
-            name in _pruned_layers(run) and name not in unsaid,
+            name in _pruned_layers(run) and name not in unsaid | run.masks.idle,
             _UNSCORED if name in unsaid else _status(name, net, run),
         )
         for name, layer in weighted_layers(net).items()
@@ -159,8 +159,8 @@ def _pruned_layers(run: Run) -> list[str]:
 
 def why_dense(name: str, net: nn.Module, run: Run) -> str:
     """Return why a layer is not masked."""
-    if name not in prunable_layers(net):
-        return "its weight is parametrized, so there is no parameter to mask"
+    if (reason := why_not(net, name)) is not None:
+        return reason
     if name not in run.layers:
         return "skipped by name"
     if run.masks.known and name not in run.masks.layers and name not in run.anatomy.dense:
@@ -185,6 +185,8 @@ def _grows_by_activity(plan: Plan) -> bool:
 
 def _status(name: str, net: nn.Module, run: Run) -> str:
     """Return "yes" or why a layer is not pruned, or not regrown."""
+    if name in run.masks.idle:
+        return "no: it did not run as a module; left out of the sparsity until it does"
     if name not in _pruned_layers(run):
         return f"no: {why_dense(name, net, run)}"
     if name in run.anatomy.dense:

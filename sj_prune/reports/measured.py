@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sj_prune.masks.select import count
 from sj_prune.methods.view import LayerActivity
+from sj_prune.network.facts import NeuronFacts, Topology, scoring_neurons
 from sj_prune.network.inputs import as_args
 from sj_prune.network.layers import weighted_layers
-from sj_prune.network.topology import NeuronFacts, Topology, scoring_neurons, trace
+from sj_prune.network.topology import trace
 from sj_prune.neurons.convert import Sensor, recording_nodes, sensors
 from sj_prune.neurons.recording import temporary_activity
 from sj_prune.reports import cost
@@ -196,7 +197,7 @@ def _totals(
     parameters = sum(p.numel() for p in net.parameters())
     masks = run.masks
     touched = masks.element_masks()
-    pruned = [row for row in rows if row.name in touched]
+    pruned = [row for row in rows if row.name in touched and row.name not in masks.idle]
     weights, kept = sum(row.total for row in pruned), sum(row.kept for row in pruned)
     units, kept_units = masks.units(), masks.kept_units()
     channels = {"channels": sum(units.values()), "channels_kept": sum(kept_units.values())}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sj_prune.methods.plan import Plan
-from sj_prune.network.topology import NeuronFacts
+from sj_prune.network.facts import NeuronFacts
 from sj_prune.neurons.convert import recording_nodes, sensors
 from sj_prune.neurons.nodes import RecordingNode
 from sj_prune.neurons.surrogates import autograd_derivative
@@ -25,14 +25,7 @@ def warnings_of(net: nn.Module, run: Run) -> Iterator[str]:
         )
     else:
         yield from _warn_of_activity(net, run.plan, topology.facts)
-        idle = [name for name in run.masks.layers if name in topology.idle]
-        if idle:
-            yield (
-                f"these layers did not run as modules in the traced forward: {', '.join(idle)}; "
-                "they are pruned and count for the sparsity all the same: name those that never "
-                "run (the head of another task), or that a neuron reads itself, in skip to keep "
-                "them and to meet the sparsity on what runs."
-            )
+        yield from _warn_of_idle(run)
     yield from _warn_of_neurons(net)
     frozen = [n for n in run.layers if not net.get_submodule(n).weight.requires_grad]
     if frozen:
@@ -40,6 +33,22 @@ def warnings_of(net: nn.Module, run: Run) -> Iterator[str]:
             f"weights that do not train (requires_grad is False) are pruned all the same: "
             f"{', '.join(frozen)}; name them in skip to keep them."
         )
+
+
+def _warn_of_idle(run: Run) -> Iterator[str]:
+    topology, left_out = run.anatomy.topology, run.masks.idle
+    idle = [name for name in run.masks.layers if topology and name in topology.idle]
+    if not idle:
+        return
+    counted = [name for name in idle if name not in left_out]
+    text = f"these layers did not run as modules in the traced forward: {', '.join(idle)}; "
+    text += "they stay dense as long as they do not, and the sparsity is met on what runs."
+    if counted:
+        text += (
+            f" But {', '.join(counted)} {'is' if len(counted) == 1 else 'are'} pruned already and "
+            "counted: name what never runs in skip to keep it."
+        )
+    yield text
 
 
 def _warn_of_activity(

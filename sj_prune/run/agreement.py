@@ -119,14 +119,18 @@ class Agreement:
             ready()
             return
         traced = self.run.anatomy.topology is not None
-        seen = processes.gather((plain_inputs(self.run), traced), self.device)
-        known = next((inputs for inputs, _ in seen if inputs is not None), None)
+        mine = plain_inputs(self.run), traced, sorted(self.run.masks.idle)
+        seen = processes.gather(mine, self.device)
+        known = next((inputs for inputs, _, _ in seen if inputs is not None), None)
 
         def learn() -> None:
             restore_inputs(self.net, self.run, known)
             ready()
-            if any(traced for _, traced in seen):
+            if any(traced for _, traced, _ in seen):
                 ensure_topology(self.net, self.run)
+            for _, traced, idle in seen:  # what runs on one rank is counted on all
+                if traced:
+                    self.run.masks.idle &= frozenset(idle)
 
         self.agreed(where, learn, lambda _: {**self._settings(), **self._traces()})
 
@@ -152,7 +156,8 @@ class Agreement:
         if coupling is not None:
             found["coupled channels"] = _hash(_plain(coupling))
         if topology is not None:
-            told = [topology.neurons, topology.norms, topology.spread]
+            chains = {layer: sorted(ends) for layer, ends in topology.through.items()}
+            told = [topology.neurons, topology.norms, topology.spread, chains]
             found["neurons behind layers"] = _hash(told)
         return found
 

@@ -94,7 +94,7 @@ def install(
     grown = {name: update.grown for name, update in found.items()}
     exchanged = _exchange(run, run.masks.alive, survivors, grown)
     run.masks.keep_still(put(net, run, found, optimizers))
-    left = run.masks.scopes.keys() - found.keys()
+    left = run.masks.ranked.keys() - found.keys()
     run.masks.uncounted = frozenset(filter(run.masks.whole, left))
     if run.plan.grow is not None and run.plan.grow.grace:
         _remember_growth(run, found)

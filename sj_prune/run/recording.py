@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune.network.topology import Topology
+from sj_prune.network.facts import Topology
 from sj_prune.neurons.convert import sensor_of, sensors
 from sj_prune.run.anatomy import ensure_topology
 from sj_prune.run.state import Run

@@ -40,7 +40,7 @@ def drop_scores(net: nn.Module, run: Run, drop: Score | None) -> list[LayerScore
 
 
 def _all(net: nn.Module, run: Run, drop: Score | None, grow: Growth | None) -> list[LayerScores]:
-    found = [_of(net, run, scope, drop, grow) for scope in run.masks.scopes.values()]
+    found = [_of(net, run, scope, drop, grow) for scope in run.masks.ranked.values()]
     scored = [each for each in found if each is not None]
     if not scored:
         raise RuntimeError(
@@ -131,7 +131,7 @@ def _joined(
     for name, layer in views.items():
         value = score(layer)
         if value is not None:
-            found[name] = _units(run, name, value, layer.weight)
+            found[name] = _units(run, name, value, layer)
     if not found:
         return None
     return scope.combine(found, reads_of(score).over or usual), found
@@ -147,17 +147,20 @@ def _declared(run: Run, score: Score, layer: LayerView) -> LayerView:
     return replace(layer, grad=None, bias_grad=None)
 
 
-def _units(run: Run, name: str, value: Any, weight: Tensor) -> Tensor:  # noqa: ANN401
+def _units(run: Run, name: str, value: Any, layer: LayerView) -> Tensor:  # noqa: ANN401
     """Return what a score said of a layer, one value a unit."""
+    weight = layer.weight
     wanted = (
         f"Expected a score of layer {name!r} to be a real tensor that broadcasts to the weight's "
-        f"{tuple(weight.shape)}, or ({weight.shape[0]},), but got "
+        f"{tuple(weight.shape)}, or ({layer.channels},), but got "
     )
     if not isinstance(value, Tensor) or value.is_complex():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{wanted}{kind}: return None where a layer has no score")
     value = value if value.is_floating_point() else value.double()
     try:
+        if value.ndim == 1 and layer.transposed:
+            value = layer.per_weight(value)
         return run.plan.structure.units(value, weight)
     except RuntimeError as error:
         raise ValueError(f"{wanted}{tuple(value.shape)}") from error

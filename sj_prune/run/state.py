@@ -14,7 +14,7 @@ from torch import Tensor
 from sj_prune.masks.manager import MaskManager
 from sj_prune.methods.plan import Plan
 from sj_prune.network.coupling import Coupling
-from sj_prune.network.topology import Topology
+from sj_prune.network.facts import Topology
 from sj_prune.run.history import UpdateRecord
 
 

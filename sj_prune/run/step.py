@@ -16,7 +16,13 @@ from sj_prune.masks.bindings import Hidden
 from sj_prune.masks.keys import Place
 from sj_prune.methods.view import NetView
 from sj_prune.run import looks
-from sj_prune.run.anatomy import check_sensed, ensure_masks, learn_example, learn_from
+from sj_prune.run.anatomy import (
+    check_sensed,
+    ensure_masks,
+    learn_example,
+    learn_from,
+    note_running,
+)
 from sj_prune.run.holding import after_step, before_step
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_, with_inner
 from sj_prune.run.install import record_emergent
@@ -171,6 +177,7 @@ def _begin(session: Session, _: Optimizer) -> None:
 def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
     net, run, plan = session.net, session.run, session.run.plan
     ensure_masks(net, run, optional=True)
+    note_running(net, run)
     if isinstance(plan.binding, Hidden):
         for name in _layers(session, optimizer):
             view(net, run, name)  # hidden variables start from the weights before the first step

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sj_prune.masks.bindings import Hidden
 from sj_prune.methods.view import LayerActivity, LayerView
+from sj_prune.network.layers import TRANSPOSED
 from sj_prune.neurons.convert import sensor_of
 from sj_prune.run.state import Run
 
@@ -55,6 +56,7 @@ def view(net: nn.Module, run: Run, name: str, step: int | None = None) -> LayerV
         state=state,
         bias=None if bias is None else masks.scored(name, "bias"),
         bias_grad=None if bias is None else bias.grad,
+        transposed=layer.groups if isinstance(layer, TRANSPOSED) else 0,
     )
     if first:  # not before: weights may be loaded into a network that is wrapped already
         state.update(_initial_memory(run, found))

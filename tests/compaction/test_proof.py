@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from sj_prune.compaction import CompactionError, compact, couple_checked, network
-from sj_prune.network.coupling import couple
 from tests.support.compaction_cases import awake, mask_at_random
 from tests.support.user_cases import build
 from tests.support.user_networks import Plif, SharedNeuron
@@ -15,7 +14,7 @@ from tests.support.user_networks_staying import HardCodedWidth
 @pytest.fixture
 def unchecked(monkeypatch):
     """Take the traced groups without the trial, to see that the proof catches it too."""
-    monkeypatch.setattr(network, "couple_checked", couple)
+    monkeypatch.setattr(network, "tried_out", lambda traced, *_, **__: traced)
 
 
 def test_a_width_in_the_forward_is_named(unchecked):

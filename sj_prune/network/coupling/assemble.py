@@ -21,13 +21,13 @@ def assemble(traced: Traced) -> Coupling:
     _freeze_shared_weights(traced)
     units = _units(traced)
     for root, unit in units.items():
-        if not any(kind == "consumers" for kind, _ in unit):  # an output by some other way?
+        if "consumers" not in {kind for kind, _ in unit}:  # an output by some other way?
             traced.partition.freeze(
                 torch.tensor([root], device="cpu"), "no layer reads its channels"
             )
     groups: dict[tuple[tuple[str, str, int], ...], list[_Unit]] = defaultdict(list)
     for root, unit in units.items():
-        if traced.partition.reason(root) is None and any(kind == "producers" for kind, _ in unit):
+        if traced.partition.reason(root) is None and "producers" in {kind for kind, _ in unit}:
             signature = tuple((kind, name, len(where)) for (kind, name), where in unit.items())
             groups[signature].append(unit)
     names: set[str] = set()

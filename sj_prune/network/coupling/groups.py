@@ -35,6 +35,15 @@ class Group:
     neurons: dict[str, Tensor]
     norm_of: dict[str, str] = field(default_factory=dict)
 
+    def modules(self) -> set[str]:
+        """Return the names of all modules that it has channels in."""
+        return {*self.producers, *self.norms, *self.consumers, *self.neurons}
+
+
+#: an int that a module keeps, (module name, path from its attribute), and whose width it repeats,
+#: (module name, attribute)
+Widths = Mapping[tuple[str, str], tuple[str, str]]
+
 
 @dataclass(frozen=True)
 class Coupling:
@@ -46,12 +55,14 @@ class Coupling:
         norms: layer name -> the norm that scores its channels, and which channels of it they are,
             ``[C_out]``. A norm scores one layer alone, the first.
         neuron_dims: neuron layer name -> the dimension of its channels, counted from the end.
+        widths: ints kept by modules that have to follow the width of a layer or norm.
     """
 
     groups: tuple[Group, ...]
     frozen: Mapping[str, str]
     norms: Mapping[str, tuple[str, Tensor]] = field(default_factory=dict)
     neuron_dims: Mapping[str, int] = field(default_factory=dict)
+    widths: Widths = field(default_factory=dict)
 
     def group_of(self, layer: str) -> Group | None:
         """Return the first group that a layer produces for, or None."""

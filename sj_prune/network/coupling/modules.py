@@ -14,7 +14,7 @@ from sj_prune import _host
 from sj_prune.network.coupling.labels import Labels, Partition
 from sj_prune.network.coupling.rest import why_not_silent
 from sj_prune.network.coupling.traced import Traced
-from sj_prune.network.layers import is_weighted
+from sj_prune.network.layers import TRANSPOSED, is_weighted
 from sj_prune.network.norms import is_channel_norm
 
 
@@ -40,6 +40,8 @@ def relabel_module(
     """
     if isinstance(module, nn.Linear):
         return _linear(traced, name, x, labels, out)
+    if isinstance(module, TRANSPOSED):
+        return _transposed(traced, name, module, x, labels)
     if is_weighted(module):
         return _convolution(traced, name, module, x, labels)
     if labels is None:
@@ -80,6 +82,14 @@ def _convolution(traced: Traced, name: str, conv: Any, x: Tensor, labels: Labels
         if labels is not None:
             _tie_groups(traced.partition, labels.ids, conv.groups)
     return Labels(dim, ids, True, frozenset({name}))
+
+
+def _transposed(traced: Traced, name: str, conv: Any, x: Tensor, labels: Labels | None) -> Labels:  # noqa: ANN401
+    reason = f"{name} is a transposed convolution: single weights of it are pruned, no channels"
+    traced.freeze(labels, reason)
+    ids = traced.outputs_of(name, conv.out_channels)
+    traced.partition.freeze(ids, reason)
+    return Labels(x.ndim - conv.weight.ndim + 1, ids, True, frozenset({name}))
 
 
 def _depthwise(

@@ -51,7 +51,10 @@ def couple(
     with _host.preserved_state(net), unheard(net), torch.no_grad(), _hooked(net, tracer):
         _host.reset_net(net.eval())
         with torch.compiler.set_stance("force_eager"), tracer:
-            out = net(*args, **dict(kwargs or {}))
+            try:
+                out = net(*args, **dict(kwargs or {}))
+            finally:
+                tracer.look_again()
         for x in tree_flatten(out)[0]:
             tracer.freeze(x, "it is an output of the network")
     for name in skip:
@@ -88,7 +91,7 @@ class _Tracer(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401
         """Run an operation and label its result."""
         kwargs = kwargs or {}
-        known = [] if self._depth else self._known_inputs(args, kwargs)
+        known = self._known_inputs(args, kwargs)
         before = {id(x): self.labels_of(x) for x in known}
         out = func(*args, **kwargs)
         if known:
@@ -140,18 +143,27 @@ class _Tracer(TorchDispatchMode):
     # ---- modules -------------------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """What happens inside of the module is its own affair."""
+        """What happens inside of the module is its own affair, and not looked at."""
+        if not self._depth:
+            self.__exit__(None, None, None)
         self._depth += 1
+
+    def look_again(self) -> None:
+        """Look at operations, though a module may have raised that was entered."""
+        if self._depth:
+            self._depth = 0
+            self.__enter__()
 
     def leave(self, name: str, module: nn.Module, x: Any, out: Any) -> None:  # noqa: ANN401
         """Label what a module has returned."""
         self._depth -= 1
-        if self._depth or not isinstance(x, Tensor) or not isinstance(out, Tensor):
+        if self._depth:
             return
-        with torch.utils._python_dispatch._disable_current_modes():
+        if isinstance(x, Tensor) and isinstance(out, Tensor):
             labels = relabel_module(self.traced, name, module, x, self.labels_of(x), out)
             if labels is not None:
                 self._set(out, labels)
+        self.__enter__()
 
 
 @contextmanager
