@@ -3,12 +3,16 @@
 from sj_prune.methods.apoz import APoZ
 from sj_prune.methods.base import Method, ScheduledMethod
 from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.cqp import CQP
 from sj_prune.methods.criticality import Criticality
 from sj_prune.methods.criticality_channels import CriticalityChannels
 from sj_prune.methods.filter_norm import FilterNorm
+from sj_prune.methods.fpgm import FPGM
 from sj_prune.methods.gradr import GradR
 from sj_prune.methods.greg import GReg
+from sj_prune.methods.lamp import LAMP
 from sj_prune.methods.magnitude import Magnitude, Random
+from sj_prune.methods.ndsnn import NDSNN
 from sj_prune.methods.parts import FILL, Dense, FromZeros, Growth, Penalty, RandomMasks, reads
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
@@ -19,7 +23,11 @@ from sj_prune.methods.taylor import TaylorChannels
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
 __all__ = [
+    "CQP",
     "FILL",
+    "FPGM",
+    "LAMP",
+    "NDSNN",
     "SCA",
     "SET",
     "APoZ",

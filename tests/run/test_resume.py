@@ -34,6 +34,9 @@ METHODS = {
     "SET": lambda: methods.SET(sparsity=0.7, **TIMING),
     "RigL": lambda: rigl(**TIMING),
     "GraNet": lambda: methods.GraNet(sparsity=0.8, **TIMING),
+    "LAMP": lambda: methods.LAMP(sparsity=0.8, **TIMING),
+    "CQP": lambda: methods.CQP(sparsity=0.8, batches=3, **TIMING),
+    "NDSNN": lambda: methods.NDSNN(sparsity=0.8, initial=0.5, **TIMING),
     "GradR": lambda: methods.GradR(sparsity=0.9, alpha=0.05, **TIMING),
 }
 STEPS = 13

@@ -90,6 +90,8 @@ CHANNEL_METHODS = {
     "APoZ": Row(maker(methods.APoZ), reads=("firing_rate",)),
     "FilterNorm-1": Row(maker(methods.FilterNorm)),
     "FilterNorm-2": Row(maker(methods.FilterNorm, p=2)),
+    "FPGM": Row(maker(methods.FPGM)),
+    "FPGM-cubic": Row(maker(methods.FPGM, interval=2), once=False),
     "TaylorChannels": Row(maker(methods.TaylorChannels)),
     "TaylorChannels-cubic": Row(maker(methods.TaylorChannels, interval=2, batches=2), once=False),
     "RandomChannels": Row(maker(methods.RandomChannels), random=True),

@@ -34,11 +34,19 @@ METHODS = {
     "GReg": lambda **k: methods.GReg(
         **{"sparsity": 0.5, "every": 1, "delta": 0.1, "ceiling": 0.4, "end": 6, **k}
     ),
+    "LAMP": lambda **k: methods.LAMP(**{"sparsity": 0.7, "interval": 2, "end": 6, **k}),
+    "CQP": lambda **k: methods.CQP(**{"sparsity": 0.7, "interval": 2, "end": 6, "batches": 2, **k}),
+    "NDSNN": lambda **k: methods.NDSNN(
+        **{"sparsity": 0.7, "initial": 0.5, "interval": 2, "end": 6, **k}
+    ),
+    "FPGM": lambda **k: methods.FPGM(
+        **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}
+    ),
     "GradR": lambda **k: methods.GradR(
         **{"sparsity": 0.7, "alpha": 0.05, "interval": 2, "end": 6, **k}
     ),
 }
-CHANNELS = ("SCA", "TaylorChannels", "GReg")
+CHANNELS = ("SCA", "TaylorChannels", "GReg", "FPGM")
 
 
 def world():
