@@ -6,6 +6,7 @@ from sj_prune.methods.channels import ChannelMethod
 from sj_prune.methods.cqp import CQP
 from sj_prune.methods.criticality import Criticality
 from sj_prune.methods.criticality_channels import CriticalityChannels
+from sj_prune.methods.deepr import DeepR
 from sj_prune.methods.filter_norm import FilterNorm
 from sj_prune.methods.fpgm import FPGM
 from sj_prune.methods.gradr import GradR
@@ -19,6 +20,7 @@ from sj_prune.methods.random_channels import RandomChannels
 from sj_prune.methods.sca import SCA
 from sj_prune.methods.slimming import NetworkSlimming
 from sj_prune.methods.sparse_training import SET, GraNet, RigL
+from sj_prune.methods.stds import STDS
 from sj_prune.methods.taylor import TaylorChannels
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
@@ -30,10 +32,12 @@ __all__ = [
     "NDSNN",
     "SCA",
     "SET",
+    "STDS",
     "APoZ",
     "ChannelMethod",
     "Criticality",
     "CriticalityChannels",
+    "DeepR",
     "Dense",
     "FilterNorm",
     "FromZeros",

@@ -258,8 +258,9 @@ def _absorb(session: Session, optimizer: Optimizer) -> None:
     proximal = [p.proximal for p in run.plan.penalties if p.proximal is not None]
     if not (proximal or isinstance(binding, Hidden)):
         return
+    step = _step(session, optimizer)
     for name in _layers(session, optimizer):
-        layer = view(session.net, run, name)
+        layer = view(session.net, run, name, step)
         if isinstance(binding, Hidden):
             binding.transform.absorb(layer.state, layer.weight)
         for part in proximal:

@@ -86,6 +86,14 @@ def gradr(**kwargs):
     return methods.GradR(**{"sparsity": 0.9, "alpha": 0.05, "interval": 2, "end": 9, **kwargs})
 
 
+def stds(**kwargs):
+    return methods.STDS(**{"sparsity": 0.9, "ceiling": 0.3, "interval": 2, "end": 9, **kwargs})
+
+
+def deepr(**kwargs):
+    return methods.DeepR(**{"sparsity": 0.7, "l1": 4.0, "interval": 2, "end": 9, **kwargs})
+
+
 METHODS = {
     "Magnitude": Row(magnitude),
     "Magnitude-Uniform": Row(lambda **k: magnitude(allocation=Uniform(), **k)),
@@ -103,7 +111,12 @@ METHODS = {
     "CQP": Row(cqp),
     "CQP-mean": Row(lambda **k: cqp(aggregate="mean", batches=2, **k)),
     "NDSNN": Row(ndsnn, cubic(0.8, 0.7), random=True, random_start=True),
+    "DeepR": Row(deepr, lambda t: 0.7, random=True, random_start=True),
+    "DeepR-noise": Row(
+        lambda **k: deepr(temperature=0.05, **k), lambda t: 0.7, random=True, random_start=True
+    ),
     "GradR": Row(gradr, emergent=True),
+    "STDS": Row(stds, emergent=True),
 }
 ENFORCED = [name for name, row in METHODS.items() if not row.emergent]
 
@@ -243,7 +256,7 @@ def permuted_masks(masks, order):
 
 
 # Whose noise goes by position.
-NOISY = ("Random", "SET", "Criticality-random", "Criticality-regrow-only")
+NOISY = ("Random", "SET", "DeepR", "DeepR-noise", "Criticality-random", "Criticality-regrow-only")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in NOISY])

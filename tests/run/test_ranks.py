@@ -10,11 +10,9 @@ from tests.support.rank_cases import METHODS
 from tests.support.training_ranks import FIRST
 
 UPDATES = {
-    "RigL": [0, 2, 4, 6],
-    "SET": [0, 2, 4, 6],
-    "NDSNN": [0, 2, 4, 6],
+    **dict.fromkeys(("RigL", "SET", "NDSNN", "DeepR"), [0, 2, 4, 6]),  # 0: when it is wrapped
     "GReg": [6],
-}  # 0: when it is wrapped
+}
 
 
 @pytest.fixture(scope="module", params=[2, 4])

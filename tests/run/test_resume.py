@@ -34,6 +34,8 @@ METHODS = {
     "SET": lambda: methods.SET(sparsity=0.7, **TIMING),
     "RigL": lambda: rigl(**TIMING),
     "GraNet": lambda: methods.GraNet(sparsity=0.8, **TIMING),
+    "STDS": lambda: methods.STDS(ceiling=0.3, **TIMING),
+    "DeepR": lambda: methods.DeepR(sparsity=0.7, l1=4.0, temperature=0.05, **TIMING),
     "LAMP": lambda: methods.LAMP(sparsity=0.8, **TIMING),
     "CQP": lambda: methods.CQP(sparsity=0.8, batches=3, **TIMING),
     "NDSNN": lambda: methods.NDSNN(sparsity=0.8, initial=0.5, **TIMING),

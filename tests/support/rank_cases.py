@@ -34,6 +34,10 @@ METHODS = {
     "GReg": lambda **k: methods.GReg(
         **{"sparsity": 0.5, "every": 1, "delta": 0.1, "ceiling": 0.4, "end": 6, **k}
     ),
+    "STDS": lambda **k: methods.STDS(**{"ceiling": 0.3, "interval": 2, "end": 6, **k}),
+    "DeepR": lambda **k: methods.DeepR(
+        **{"sparsity": 0.6, "l1": 4.0, "temperature": 0.05, "interval": 2, "end": 6, **k}
+    ),
     "LAMP": lambda **k: methods.LAMP(**{"sparsity": 0.7, "interval": 2, "end": 6, **k}),
     "CQP": lambda **k: methods.CQP(**{"sparsity": 0.7, "interval": 2, "end": 6, "batches": 2, **k}),
     "NDSNN": lambda **k: methods.NDSNN(
