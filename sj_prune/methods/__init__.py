@@ -1,5 +1,6 @@
 """DECIDE: one published method a file; each is a plan of parts."""
 
+from sj_prune.methods.admm import ADMM
 from sj_prune.methods.apoz import APoZ
 from sj_prune.methods.base import Method, ScheduledMethod
 from sj_prune.methods.channels import ChannelMethod
@@ -17,6 +18,7 @@ from sj_prune.methods.ndsnn import NDSNN
 from sj_prune.methods.parts import FILL, Dense, FromZeros, Growth, Penalty, RandomMasks, reads
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
+from sj_prune.methods.rcmo import RCMO
 from sj_prune.methods.sca import SCA
 from sj_prune.methods.slimming import NetworkSlimming
 from sj_prune.methods.sparse_training import SET, GraNet, RigL
@@ -25,11 +27,13 @@ from sj_prune.methods.taylor import TaylorChannels
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
 __all__ = [
+    "ADMM",
     "CQP",
     "FILL",
     "FPGM",
     "LAMP",
     "NDSNN",
+    "RCMO",
     "SCA",
     "SET",
     "STDS",

@@ -75,8 +75,9 @@ class DeepR(ScheduledMethod):
         size = sign * layer.weight - rate * self.l1
         if self.temperature:
             generator = torch.Generator(size.device).manual_seed(layer.seed + layer.step)
-            shape, kind = size.shape, {"device": size.device, "dtype": size.dtype}
-            shake = torch.randn(shape, generator=generator, **kind)
+            shake = torch.randn(
+                size.shape, generator=generator, device=size.device, dtype=size.dtype
+            )
             size -= self.temperature * rate**0.5 * sign * shake
         layer.weight.copy_(sign * size.clamp_min_(0))
 

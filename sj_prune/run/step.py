@@ -244,11 +244,15 @@ def _after(session: Session, optimizer: Optimizer) -> None:
     run, masks = session.run, session.run.masks
     keys = _owned(session, optimizer)
     _absorb(session, optimizer)
+    counts = _counts(session, optimizer)
+    finish = [p.finish for p in run.plan.penalties if p.finish is not None] if counts else []
+    for part in finish:
+        part(_net_view(session))
     if run.plan.emergent:
         masks.adopt_zeros(keys)
     else:
         masks.enforce(keys, with_inner([optimizer]))
-    if _counts(session, optimizer):
+    if counts:
         _count(session)
 
 

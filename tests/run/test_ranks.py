@@ -11,7 +11,7 @@ from tests.support.training_ranks import FIRST
 
 UPDATES = {
     **dict.fromkeys(("RigL", "SET", "NDSNN", "DeepR"), [0, 2, 4, 6]),  # 0: when it is wrapped
-    "GReg": [6],
+    **dict.fromkeys(("GReg", "ADMM", "RCMO"), [6]),
 }
 
 

@@ -38,6 +38,8 @@ METHODS = {
     "DeepR": lambda **k: methods.DeepR(
         **{"sparsity": 0.6, "l1": 4.0, "temperature": 0.05, "interval": 2, "end": 6, **k}
     ),
+    "ADMM": lambda **k: methods.ADMM(**{"sparsity": 0.7, "rho": 0.5, "interval": 2, "end": 6, **k}),
+    "RCMO": lambda **k: methods.RCMO(**{"sparsity": 0.7, "lr_y": 10.0, "lr_z": 1e5, "end": 6, **k}),
     "LAMP": lambda **k: methods.LAMP(**{"sparsity": 0.7, "interval": 2, "end": 6, **k}),
     "CQP": lambda **k: methods.CQP(**{"sparsity": 0.7, "interval": 2, "end": 6, "batches": 2, **k}),
     "NDSNN": lambda **k: methods.NDSNN(
