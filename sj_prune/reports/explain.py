@@ -157,9 +157,8 @@ def why_dense(name: str, net: nn.Module, run: Run) -> str:
     """Return why a layer is not masked."""
     if name not in prunable_layers(net):
         return "its weight is parametrized, so there is no parameter to mask"
-    if name not in run.layers:
-        return "skipped by name"
-    return run.anatomy.dense.get(name, "its channels are not traced yet")
+    untold = "skipped by name" if name not in run.layers else "its channels are not traced yet"
+    return run.anatomy.dense.get(name, untold)
 
 
 def _group(name: str, run: Run) -> str | None:

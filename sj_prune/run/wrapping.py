@@ -23,7 +23,7 @@ from sj_prune.run.processes import check_whole
 from sj_prune.run.recording import Recorder
 from sj_prune.run.session import Session
 from sj_prune.run.start import say_zeros, start_masks
-from sj_prune.run.state import Run
+from sj_prune.run.state import Anatomy, Run
 from sj_prune.run.step import switch_recording
 
 logger = logging.getLogger("sj_prune")
@@ -50,14 +50,14 @@ def wrap(
     plan = plan_of(method)
     check_seed(seed)
     _check_plan(plan)
-    layers = select_layers(net, skip)
+    layers, dense = select_layers(net, skip, plan.structure)
     masks = _masks(net, plan, tuple(layers))
     found = [module for module in net.modules() if sensor_of(module) is None]
     for sensor in sense(net).values():
         if plan.statistics:
             sensor.statistics = plan.statistics
     _host.invalidate_reset_cache(net)
-    run = Run(plan, describe(method), tuple(layers), seed, masks)
+    run = Run(plan, describe(method), tuple(layers), seed, masks, Anatomy(dense=dense))
     run.previous = masks.masks if plan.emergent else {}
     session = Session(net, run, Hooks(), Agreement(net, run), Recorder())
     return session, [module for module in found if sensor_of(module) is not None]

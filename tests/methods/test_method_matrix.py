@@ -10,7 +10,7 @@ import torch
 
 import sj_prune.run.update
 from sj_prune import PruningWrapper, methods
-from sj_prune.masks import ERK, Global, Uniform
+from sj_prune.masks import ERK, NM, Global, Uniform
 from tests.support.pruning_cases import (
     OPTIMIZERS,
     assert_masked,
@@ -105,6 +105,11 @@ def rcmo(**kwargs):
     return methods.RCMO(**{"sparsity": 0.8, "interval": 2, "end": 9, **rates, **kwargs})
 
 
+def blocks(make, **settings):
+    """Return a method that keeps one of two."""
+    return lambda **k: make(**{"sparsity": 0.5, "structure": NM(1, 2), **settings, **k})
+
+
 METHODS = {
     "Magnitude": Row(magnitude),
     "Magnitude-Uniform": Row(lambda **k: magnitude(allocation=Uniform(), **k)),
@@ -125,6 +130,15 @@ METHODS = {
     "DeepR": Row(deepr, lambda t: 0.7, random=True, random_start=True),
     "DeepR-noise": Row(
         lambda **k: deepr(temperature=0.05, **k), lambda t: 0.7, random=True, random_start=True
+    ),
+    "Magnitude-NM": Row(blocks(magnitude), cubic(0.5)),
+    "Criticality-NM": Row(blocks(criticality), cubic(0.5)),
+    "RigL-NM": Row(
+        blocks(rigl, allocation=Uniform()),
+        lambda t: 0.5,
+        random=True,
+        zero_start=False,
+        random_start=True,
     ),
     "ADMM": Row(admm, lambda t: 0.8, steps=(9,)),
     "RCMO": Row(rcmo, lambda t: 0.8, steps=(9,)),
@@ -221,7 +235,7 @@ def test_grown_weights_start_anew(name, monkeypatch):
                 assert not mine["exp_avg"][new].any()
         else:
             assert weight[again].equal(values[f"{n}.weight"][again])
-            if name == "RigL":
+            if "RigL" in name:
                 assert mine["exp_avg"][again].equal(slots[n][again])
                 assert not mine["exp_avg"][new].any()
         assert weight[update.survivors].equal(values[f"{n}.weight"][update.survivors])
@@ -269,11 +283,12 @@ def permuted_masks(masks, order):
     return {**masks, "0": masks["0"][order], "3": masks["3"][:, order]}
 
 
-# Whose noise goes by position.
-NOISY = ("Random", "SET", "DeepR", "DeepR-noise", "Criticality-random", "Criticality-regrow-only")
+# Whose noise, or whose blocks, go by position.
+NOISY = ("Random", "SET", "Criticality-random", "Criticality-regrow-only", "DeepR", "DeepR-noise")
+BLOCKS = ("Magnitude-NM", "Criticality-NM", "RigL-NM")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOISY])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOISY + BLOCKS])
 def test_order_of_channels_does_not_matter(name):
     row = METHODS[name]
     order = torch.tensor([2, 0, 3, 1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sj_prune import PruningWrapper, methods
-from sj_prune.masks import ERK
+from sj_prune.masks import ERK, NM, Uniform
 from tests.support.processes import environment
 from tests.support.pruning_cases import (
     OPTIMIZERS,
@@ -39,6 +39,8 @@ METHODS = {
     "DeepR": lambda: methods.DeepR(sparsity=0.7, l1=4.0, temperature=0.05, **TIMING),
     "ADMM": lambda: methods.ADMM(sparsity=0.8, rho=0.5, **TIMING),
     "RCMO": lambda: methods.RCMO(sparsity=0.8, lr_y=10.0, lr_z=1e5, interval=1, end=12),
+    "Criticality-NM": lambda: criticality(sparsity=0.5, structure=NM(1, 2), **TIMING),
+    "RigL-NM": lambda: rigl(sparsity=0.5, structure=NM(1, 2), allocation=Uniform(), **TIMING),
     "LAMP": lambda: methods.LAMP(sparsity=0.8, **TIMING),
     "CQP": lambda: methods.CQP(sparsity=0.8, batches=3, **TIMING),
     "NDSNN": lambda: methods.NDSNN(sparsity=0.8, initial=0.5, **TIMING),
