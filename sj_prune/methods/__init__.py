@@ -23,6 +23,7 @@ from sj_prune.methods.sca import SCA
 from sj_prune.methods.slimming import NetworkSlimming
 from sj_prune.methods.sparse_training import SET, GraNet, RigL
 from sj_prune.methods.stds import STDS
+from sj_prune.methods.svs import SVS
 from sj_prune.methods.taylor import TaylorChannels
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
@@ -37,6 +38,7 @@ __all__ = [
     "SCA",
     "SET",
     "STDS",
+    "SVS",
     "APoZ",
     "ChannelMethod",
     "Criticality",

@@ -90,6 +90,8 @@ CHANNEL_METHODS = {
     "APoZ": Row(maker(methods.APoZ), reads=("firing_rate",)),
     "FilterNorm-1": Row(maker(methods.FilterNorm)),
     "FilterNorm-2": Row(maker(methods.FilterNorm, p=2)),
+    "SVS": Row(maker(methods.SVS), reads=("sj_prune.methods.svs:of_steps",)),
+    "SVS-mean": Row(maker(methods.SVS, of="mean"), reads=("sj_prune.methods.svs:of_mean",)),
     "FPGM": Row(maker(methods.FPGM)),
     "FPGM-cubic": Row(maker(methods.FPGM, interval=2), once=False),
     "TaylorChannels": Row(maker(methods.TaylorChannels)),
@@ -100,6 +102,9 @@ CHANNEL_METHODS = {
 
 
 # ---- layers by hand ------------------------------------------------------------------------------
+
+
+KINDS = ("steps", "mean")
 
 
 class FakeMeans:
@@ -127,7 +132,7 @@ def node(channels=6, seed=0, peak=1.0):
     return FakeNode(
         {
             name: torch.rand(channels, dtype=torch.float64, generator=generator) + 0.1
-            for name in STATISTICS
+            for name in (*STATISTICS, *(f"sj_prune.methods.svs:of_{kind}" for kind in KINDS))
         },
         peak,
     )

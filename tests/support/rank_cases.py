@@ -49,6 +49,9 @@ METHODS = {
     "NDSNN": lambda **k: methods.NDSNN(
         **{"sparsity": 0.7, "initial": 0.5, "interval": 2, "end": 6, **k}
     ),
+    "SVS": lambda **k: methods.SVS(
+        **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}
+    ),
     "FPGM": lambda **k: methods.FPGM(
         **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}
     ),
@@ -56,7 +59,7 @@ METHODS = {
         **{"sparsity": 0.7, "alpha": 0.05, "interval": 2, "end": 6, **k}
     ),
 }
-CHANNELS = ("SCA", "TaylorChannels", "GReg", "FPGM")
+CHANNELS = ("SCA", "TaylorChannels", "GReg", "FPGM", "SVS")
 
 
 def world():
