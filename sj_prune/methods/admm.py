@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sj_prune._checks import check_factor
@@ -25,9 +26,12 @@ class ADMM(ScheduledMethod):
     from ``Z = top-k(W)`` and ``U = 0`` on. At `end` the `k` largest `|w|` of each layer are kept,
     and training goes on with these masks.
 
+    To the loss ``activity * mean(S)`` is added for each neuron layer, the mean of its spikes, as
+    long as it trains: fewer spikes cost fewer operations.
+
     The pull ``lr rho (W - Z + U)`` is taken after the step, at the weights that it left, so that no
-    moment of the optimizer rescales it. Not the paper's, which leaves them open: `rho`, `interval`,
-    and that first and last layer are pruned too (name them in `skip`).
+    moment of the optimizer rescales it. Not the paper's: the values of `rho`, `interval` and
+    `activity`, and that first and last layer are pruned too (name them in `skip`).
 
     Args:
         sparsity: fraction pruned at `end`, in [0, 1).
@@ -36,16 +40,19 @@ class ADMM(ScheduledMethod):
         end: step in which masks are installed and the pull ends; None: masks change by
             `update_masks` alone, and the pull stays on.
         rho: strength of the pull, positive; 5e-4 to 1e-3 are usual.
+        activity: strength of the penalty on spikes; 0 = none.
         allocation: `Uniform()`, `ERK()` or `Global()`: how many each layer keeps, of `Z` too.
     """
 
     sparsity: float = 0.9
     interval: int = 1000
     rho: float = 1e-3
+    activity: float = 0.0
     allocation: Allocation = Uniform()
 
     def __post_init__(self) -> None:
         check_factor("rho", self.rho, positive=True)
+        check_factor("activity", self.activity)
         super().__post_init__()
 
     def plan(self) -> Plan:
@@ -54,7 +61,13 @@ class ADMM(ScheduledMethod):
             schedule=self.once(),
             drop=magnitude,
             allocation=self.allocation,
-            penalties=(Penalty(prepare=self.alternate, proximal=self.pull),),
+            penalties=(
+                Penalty(
+                    prepare=self.alternate,
+                    proximal=self.pull,
+                    spikes=MeanSpike(self.activity) if self.activity else None,
+                ),
+            ),
         )
 
     def alternate(self, net: NetView) -> None:
@@ -76,6 +89,17 @@ class ADMM(ScheduledMethod):
         if layer.grad is not None and _SPARSE in layer.state:
             gap = layer.weight - layer.state[_SPARSE] + layer.state[_DUAL]
             layer.weight.sub_(gap, alpha=lr * self.rho)
+
+
+@dataclass(frozen=True)
+class MeanSpike:
+    """The gradient of ``strength * mean(S)``."""
+
+    strength: float
+
+    def __call__(self, spikes: Tensor) -> Tensor:
+        """Return the same number for every spike."""
+        return torch.full_like(spikes, self.strength / spikes.numel())
 
 
 def _target(layer: LayerView) -> Tensor:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from sj_prune.masks.bindings import Hidden
 from sj_prune.masks.keys import Place
 from sj_prune.methods.view import NetView
-from sj_prune.run import looks
+from sj_prune.run import looks, spikes
 from sj_prune.run.anatomy import check_sensed, ensure_masks, learn_example, learn_from
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_, with_inner
 from sj_prune.run.install import record_emergent
@@ -25,8 +25,9 @@ from sj_prune.run.update import clear_statistics, scheduled, would_drop
 from sj_prune.run.views import gamma_of, view
 
 
-def attach(session: Session, optimizer: Optimizer) -> None:
+def attach(session: Session, optimizer: Optimizer, scaler: Any = None) -> None:  # noqa: ANN401
     """Hook into `optimizer`, and make its slots true to the masks."""
+    spikes.scale_with(session.net, scaler)
     parts = [partial(part, session) for part in (_before, _after, _evaluate, _begin)]
     if not session.run.plan.emergent:
         session.run.masks.enforce(None, with_inner([optimizer]))

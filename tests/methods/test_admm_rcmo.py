@@ -1,12 +1,15 @@
 """ADMM and RCMO against their rules, written again on a bare network in float64."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
 
-from sj_prune import methods
-from tests.support.pruning_cases import wrapped
+from sj_prune import PruningWrapper, methods
+from tests.support.pruning_cases import build, loss_of, train, wrapped
 from tests.support.reference import Bare, follows, top, top_of_all
 
 LR = {"sgd_momentum": 0.1, "adam": 0.01}
@@ -103,3 +106,74 @@ def test_pull_and_game_start_late():
         for _ in range(4):
             optimizer.step()
         assert model.net[3].weight.equal(before)
+
+
+# ---- the penalty on spikes -----------------------------------------------------------------------
+
+
+def spiking(net):
+    return [m for m in net.modules() if isinstance(m, neuron.BaseNode)]
+
+
+def with_activity(strength=0.7):
+    return methods.ADMM(sparsity=0.5, interval=2, end=8, activity=strength)
+
+
+def by_autograd(strength, scale=1.0):
+    """Return the gradients of ``L + strength * sum of mean spikes`` on the network itself."""
+    net, seen = build().double(), []
+    for node in spiking(net):
+        node.register_forward_hook(lambda _, inputs, out: seen.append(out.mean()))
+    (scale * (loss_of(net, 1, torch.float64) + strength * sum(seen))).backward()
+    return {n: p.grad for n, p in net.named_parameters()}
+
+
+def test_activity_is_a_term_of_the_loss():
+    model = PruningWrapper(build().double(), with_activity())
+    loss_of(model, 1, torch.float64).backward()
+    expected, without = by_autograd(0.7), by_autograd(0.0)
+    for name, p in model.net.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-10, atol=1e-14)
+    assert not torch.allclose(expected["0.weight"], without["0.weight"])
+
+
+def test_activity_is_scaled_with_the_loss():
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    model = PruningWrapper(build().double(), with_activity())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.attach(optimizer, scaler=scaler)
+    scaler.scale(loss_of(model, 1, torch.float64)).backward()
+    expected = by_autograd(0.7, 64.0)
+    for name, p in model.net.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-10, atol=1e-12)
+
+
+def test_activity_leaves_with_its_wrapper():
+    net = build().double()
+    plain = by_autograd(0.0)
+    PruningWrapper(net, with_activity())
+    model = PruningWrapper(net, methods.Magnitude(sparsity=0.5, interval=2, end=8))  # wrapped anew
+    assert not any(node._forward_hooks for node in spiking(net))
+    net = PruningWrapper(model.finalize(), with_activity(0.9))
+    copy.deepcopy(net), pickle.loads(pickle.dumps(net))
+    net.eval()
+    loss_of(net, 1, torch.float64)
+    net = net.train().finalize()
+    assert not any(node._forward_hooks for node in spiking(net))
+    loss_of(net, 1, torch.float64).backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.grad, plain[name], rtol=1e-10, atol=1e-14)
+
+
+def test_activity_lowers_the_firing_rate():
+    rates = []
+    for strength in (0.0, 5.0):
+        model, optimizer = wrapped(with_activity(strength), "adam")
+        train(model, optimizer, 20)
+        seen = []
+        for node in spiking(model.net):
+            node.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append(out.mean()))
+        with torch.no_grad():
+            loss_of(model, 21)
+        rates.append(float(sum(seen)))
+    assert rates[1] < 0.8 * rates[0]

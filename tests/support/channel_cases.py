@@ -91,7 +91,7 @@ CHANNEL_METHODS = {
     "FilterNorm-1": Row(maker(methods.FilterNorm)),
     "FilterNorm-2": Row(maker(methods.FilterNorm, p=2)),
     "SVS": Row(maker(methods.SVS), reads=("sj_prune.methods.svs:of_steps",)),
-    "SVS-mean": Row(maker(methods.SVS, of="mean"), reads=("sj_prune.methods.svs:of_mean",)),
+    "SVS-rates": Row(maker(methods.SVS, of="mean"), reads=("sj_prune.methods.svs:of_mean",)),
     "FPGM": Row(maker(methods.FPGM)),
     "FPGM-cubic": Row(maker(methods.FPGM, interval=2), once=False),
     "TaylorChannels": Row(maker(methods.TaylorChannels)),
