@@ -31,4 +31,5 @@ class FPGM(ChannelMethod):
 def distance_to_others(layer: LayerView) -> Tensor:
     """Return ``sum_j ||W_c - W_j||_2`` over the kept filters of the layer, ``[C_out]``."""
     filters = layer.weight.flatten(1).double()
-    return torch.cdist(filters, filters[layer.mask.to(filters.device)]).sum(1)
+    kept = layer.mask.reshape(len(filters), -1).any(1).to(filters.device)
+    return torch.cdist(filters, filters[kept]).sum(1)
