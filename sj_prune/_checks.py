@@ -105,3 +105,18 @@ def check_steps(name: str, value: object, most: int | None = None) -> None:
     if number < 1 or (most is not None and number > most):
         bound = "of at least 1" if most is None else f"in [1, {most}], the steps between updates,"
         raise ValueError(f"Expected {name} {bound} but got {value}")
+
+
+def function_name(function: object) -> str:
+    """Return the name by which `pkgutil.resolve_name` finds a function, ``"module:function"``.
+
+    Raises:
+        TypeError: for what cannot be found by a name, such as a lambda.
+    """
+    module, name = (getattr(function, key, "<none>") for key in ("__module__", "__qualname__"))
+    if not callable(function) or "<" in f"{module}{name}":
+        raise TypeError(
+            "Expected a function of spikes that its module holds under its name, so that copies "
+            f"find it, but got {function!r}: write it with def, outside of others"
+        )
+    return f"{module}:{name}"

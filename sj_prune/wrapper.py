@@ -93,12 +93,14 @@ class PruningWrapper(Shown):
 
     # ---- training ------------------------------------------------------------------------------
 
-    def attach(self, optimizer: Optimizer) -> PruningWrapper:
+    def attach(self, optimizer: Optimizer, *, scaler: Any = None) -> PruningWrapper:  # noqa: ANN401
         """Let mask updates happen inside ``optimizer.step()``; several may be attached.
 
         `step` counts the steps of the first attached optimizer that owns a masked weight, those
         that a GradScaler skips left out. Attaching one twice changes nothing. Attach several in the
         order in which they step, and on every rank: see docs/distributed.md.
+
+        `scaler`: the GradScaler of the loss, where penalties act on spikes; the same at each call.
 
         Returns:
             The wrapper.
@@ -113,7 +115,7 @@ class PruningWrapper(Shown):
         wrapping.check_optimizer(self.net, optimizer)
         if all(known is not optimizer for known in self.optimizers):
             self.session.agreement.check_start()
-            step.attach(self.session, optimizer)
+            step.attach(self.session, optimizer, scaler)
         return self
 
     def release(self, optimizer: Optimizer) -> None:

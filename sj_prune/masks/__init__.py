@@ -2,6 +2,7 @@
 
 from sj_prune.masks.allocation import ERK, Allocation, Global, Pool, Uniform, apportion
 from sj_prune.masks.bindings import AtUpdates, Binding, Hidden, Sleep, Strict, Transform
+from sj_prune.masks.blocks import NM
 from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.regrow import LayerUpdate, prune_and_regrow
 from sj_prune.masks.schedule import (
@@ -21,6 +22,7 @@ from sj_prune.masks.units import LayerScores, keep_top
 
 __all__ = [
     "ERK",
+    "NM",
     "Allocation",
     "AtUpdates",
     "Binding",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -39,8 +40,13 @@ class AtUpdates:
 class Transform(Protocol):
     """How a weight follows the hidden variable behind it; a small frozen dataclass."""
 
-    def start(self, weight: Tensor) -> dict[str, Tensor]:
-        """Return the hidden tensors of a layer, by name."""
+    def start(self, weight: Tensor, hidden: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the hidden tensors that belong to a weight, by name, in its shape.
+
+        Args:
+            weight: of a layer: at first, and whenever somebody writes it.
+            hidden: what is kept of the layer so far, beside them what penalties keep there.
+        """
         ...
 
     def absorb(self, hidden: dict[str, Tensor], weight: Tensor) -> None:

@@ -81,7 +81,8 @@ def prune_and_regrow(
         allocation: how many of them each layer gets.
         regrow: fraction of the units that is grown anew, in [0, 1).
         of: what `regrow` is a fraction of: the units "kept"; "all" units, kept or not (SCA's q); or
-            those alive "before": that many are dropped, and as many grown as reach `keep`.
+            those alive "before": that many are dropped, and as many grown as reach `keep`; or
+            "zero": dropped are those with a drop score of 0, however many.
         across_layers: rank growth over all layers together, instead of within each.
         exact_ties: False grows every unit that ties with the last one (more than asked).
         generator: CPU generator that breaks what is left of ties.
@@ -94,19 +95,24 @@ def prune_and_regrow(
     _check_reach(layers, keep)
     keep = _without_step_back(layers, keep)
 
-    def asked(keep: int, size: int, alive: int) -> int:
-        """Return how many are to be grown where so many of `size` units are kept."""
-        if of == "before":
-            return max(0, keep - (alive - int(regrow * alive)))
-        return round(regrow * size) if of == "all" else int(regrow * keep)
+    def asked(keep: int, members: Sequence[LayerScores]) -> int:
+        """Return how many are to be grown where so many of some layers' units are kept."""
+        if of == "kept":
+            return int(regrow * keep)
+        if of == "all":
+            return round(regrow * sum(layer.size for layer in members))
+        alive = sum(count([layer.mask for layer in members]))
+        if of == "zero":
+            gone = sum(count([layer.mask & (layer.drop == 0) for layer in members]))
+        else:
+            gone = int(regrow * alive)
+        return max(0, keep - (alive - gone))
 
     pools = allocation.pools(layers, keep, across_layers=across_layers, generator=generator)
     updates: dict[int, LayerUpdate] = {}
     for pool in pools:
         members = [layers[i] for i in pool.layers]
-        alive = sum(count([layer.mask for layer in members])) if of == "before" else 0
-        grown = asked(pool.keep, sum(layer.size for layer in members), alive)
-        found = _update_pool(members, pool.keep, grown, exact_ties, generator)
+        found = _update_pool(members, pool.keep, asked(pool.keep, members), exact_ties, generator)
         updates.update(zip(pool.layers, found, strict=True))
     exact = [updates[i] for i in range(len(layers))]
     if all(layer.multiple == 1 for layer in layers):
@@ -119,7 +125,7 @@ def _on_multiples(
     exact: Sequence[LayerUpdate],
     keep: int,
     pools: Sequence[Pool],
-    asked: Callable[[int, int, int], int],
+    asked: Callable[[int, Sequence[LayerScores]], int],
     generator: torch.Generator | None,
 ) -> list[LayerUpdate]:
     """Return the updates that keep multiples, beside the exact ones."""
@@ -135,16 +141,15 @@ def _on_multiples(
     counts = nearest_counts(kept, allowed, keep)
     result = list(exact)
     for pool in pools:
-        size = sum(layers[i].size for i in pool.layers)
-        had = sum(alive[i] for i in pool.layers)
-        new_in_all, asked_for = sum(grown[i] for i in pool.layers), asked(pool.keep, size, had)
+        asked_for = asked(pool.keep, [layers[i] for i in pool.layers])
+        new_in_all = sum(grown[i] for i in pool.layers)
         # More than asked for are grown to fill what an earlier rounding took (or as ties, which
         # make the pool larger): that is no reason to exchange channels.
         filled = new_in_all > asked_for and sum(kept[i] for i in pool.layers) == pool.keep
         for i in pool.layers:
             # Nor if the floors of survivors left no room to grow: a layer grows its own part.
             own = filled or new_in_all < asked_for
-            new = asked(counts[i], layers[i].size, alive[i]) if own else grown[i]
+            new = asked(counts[i], [layers[i]]) if own else grown[i]
             if (counts[i], new) != (kept[i], grown[i]):
                 layer = replace(layers[i], floor=1)
                 (result[i],) = _update_pool([layer], counts[i], new, True, generator)

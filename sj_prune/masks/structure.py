@@ -2,8 +2,9 @@
 
 A structure says what its units are called (`unit`, `scope`), whether a forward has to show first
 what is coupled (`needs_forward`), whether pruned units sleep and can wake (`sleeps`), how scores of
-a layer become scores of units (`units`), what it does not go together with (`refuse`, `stays`), and
-builds the `masks`.
+a layer become scores of units (`units`) and mind what units have to do with each other (`ranked`),
+what it does not go together with (`refuse`, `stays`, a final `sparsity` of its own), and builds the
+`masks`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from sj_prune.masks.allocation import ERK, Allocation
@@ -22,6 +24,7 @@ from sj_prune.masks.keys import Place
 from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.rows import Rows
 from sj_prune.masks.scopes import ChannelGroup, GroupScope, LayerScope
+from sj_prune.masks.units import LayerScores
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Unstructured:
     scope = "layers"
     needs_forward = False
     sleeps = False
+    sparsity: ClassVar[float | None] = None
     allocations = "Global(), Uniform() or ERK()"
 
     def units(self, scores: Tensor, weight: Tensor) -> Tensor:
@@ -58,6 +62,12 @@ class Unstructured:
     def stays(self, producers: Sequence[nn.Module]) -> str | None:
         """Return None: single weights of every layer may go."""
         return None
+
+    def ranked(
+        self, layers: Sequence[LayerScores], generator: torch.Generator
+    ) -> list[LayerScores]:
+        """Return the scores of all scopes as they are: any unit may go."""
+        return list(layers)
 
     def masks(
         self,
@@ -97,6 +107,7 @@ class Channels:
     scope = "groups"
     needs_forward = True
     sleeps = True
+    sparsity: ClassVar[float | None] = None
     allocations = "Global() or Uniform()"
 
     def __post_init__(self) -> None:
@@ -137,6 +148,12 @@ class Channels:
         if not self.linear and any(isinstance(layer, nn.Linear) for layer in producers):
             return "features of linear layers stay: structure=Channels(linear=False)"
         return None
+
+    def ranked(
+        self, layers: Sequence[LayerScores], generator: torch.Generator
+    ) -> list[LayerScores]:
+        """Return the scores of all groups as they are: any unit may go."""
+        return list(layers)
 
     def scopes(self, net: nn.Module, groups: Iterable[ChannelGroup]) -> list[GroupScope]:
         """Return the scopes of groups of coupled channels."""

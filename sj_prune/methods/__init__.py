@@ -1,31 +1,49 @@
 """DECIDE: one published method a file; each is a plan of parts."""
 
+from sj_prune.methods.admm import ADMM
 from sj_prune.methods.apoz import APoZ
 from sj_prune.methods.base import Method, ScheduledMethod
 from sj_prune.methods.channels import ChannelMethod
+from sj_prune.methods.cqp import CQP
 from sj_prune.methods.criticality import Criticality
 from sj_prune.methods.criticality_channels import CriticalityChannels
+from sj_prune.methods.deepr import DeepR
 from sj_prune.methods.filter_norm import FilterNorm
+from sj_prune.methods.fpgm import FPGM
 from sj_prune.methods.gradr import GradR
 from sj_prune.methods.greg import GReg
+from sj_prune.methods.lamp import LAMP
 from sj_prune.methods.magnitude import Magnitude, Random
+from sj_prune.methods.ndsnn import NDSNN
 from sj_prune.methods.parts import FILL, Dense, FromZeros, Growth, Penalty, RandomMasks, reads
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
+from sj_prune.methods.rcmo import RCMO
 from sj_prune.methods.sca import SCA
 from sj_prune.methods.slimming import NetworkSlimming
 from sj_prune.methods.sparse_training import SET, GraNet, RigL
+from sj_prune.methods.stds import STDS
+from sj_prune.methods.svs import SVS
 from sj_prune.methods.taylor import TaylorChannels
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
 __all__ = [
+    "ADMM",
+    "CQP",
     "FILL",
+    "FPGM",
+    "LAMP",
+    "NDSNN",
+    "RCMO",
     "SCA",
     "SET",
+    "STDS",
+    "SVS",
     "APoZ",
     "ChannelMethod",
     "Criticality",
     "CriticalityChannels",
+    "DeepR",
     "Dense",
     "FilterNorm",
     "FromZeros",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sj_prune._checks import check_fraction
-from sj_prune.masks.schedule import Constant, Cubic, Manual, Schedule
+from sj_prune._checks import check_fraction, check_integer
+from sj_prune.masks.schedule import Constant, Cubic, Manual, OneShot, Schedule
 from sj_prune.masks.structure import Structure, Unstructured
 from sj_prune.methods.parts import Start
 from sj_prune.methods.plan import Plan
@@ -69,6 +69,13 @@ class ScheduledMethod(Method):
     def cubic(self) -> Schedule:
         """Return eq. (15) of arXiv 2311.16141: cubic from 0 to `sparsity`."""
         return self.schedule_of(Cubic, self.sparsity)
+
+    def once(self) -> Schedule:
+        """Return one update, to `sparsity` at `end`; until then something happens at intervals."""
+        self.constant()  # the interval has to fit in
+        if self.end is None:
+            return Manual(final=self.sparsity, interval=check_integer("interval", self.interval, 1))
+        return OneShot(final=self.sparsity, begin=self.begin, end=self.end)
 
     def constant(self) -> Schedule:
         """Return `sparsity` at every update."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,7 @@ class GradR(ScheduledMethod):
 class Rewired:
     """``w = s relu(theta)`` with a fixed sign `s`."""
 
-    def start(self, weight: Tensor) -> dict[str, Tensor]:
+    def start(self, weight: Tensor, hidden: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return ``theta = |w|`` in at least float32 and the sign, +1 where ``w = 0``."""
         wide = weight if weight.dtype == torch.float64 else weight.float()
         return {"theta": wide.abs().clone(), "sign": torch.where(weight < 0, -1.0, 1.0).to(wide)}

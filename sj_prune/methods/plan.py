@@ -73,7 +73,17 @@ class Plan:
 
     def _refused(self) -> str | None:
         hidden, grow = isinstance(self.binding, Hidden), self.grow
+        only = self.structure.sparsity
         reasons = (
+            (
+                only is not None and abs(self.sparsity - only) > 1e-9,
+                f"structure={self.structure!r} ends at one sparsity, {only}: sparsity={only}",
+            ),
+            (
+                only is not None and grow is not None and grow.of == "zero",
+                f"structure={self.structure!r} exchanges within blocks, and what has come to 0 is "
+                "not the worst of each: structure=Unstructured()",
+            ),
             (
                 self.drop is None and not hidden,
                 "nothing says what is dropped: give drop=, a score, or a binding that decides by "

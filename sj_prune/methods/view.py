@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sj_prune._checks import function_name
+
 
 class _Recorder(Protocol):
     """What a view reads of a recording neuron layer."""
@@ -38,17 +40,17 @@ class LayerActivity:
         self._nodes = tuple(nodes)
         self._channels = tuple(channels) if channels is not None else (None,) * len(self._nodes)
 
-    def mean(self, name: str, *, relative: bool = False) -> Tensor:
+    def mean(self, name: str | Callable[[Tensor], Tensor], *, relative: bool = False) -> Tensor:
         """Return one statistic per output channel, ``[C_out]`` in float64.
 
         Args:
-            name: a statistic, such as ``"criticality_max"``.
+            name: a statistic, such as ``"criticality_max"``, or a function of spikes.
             relative: divide by each surrogate's peak `g'(0)`, so that layers with different
                 surrogates compare.
         """
-        values = []
+        values, key = [], name if isinstance(name, str) else function_name(name)
         for node, channels in zip(self._nodes, self._channels, strict=True):
-            value = node.activity.mean(name)
+            value = node.activity.mean(key)
             if channels is not None:
                 value = value[channels.to(value.device)].mean(1)
             values.append(value / node.peak if relative and node.peak else value)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sj_prune import _host
 from sj_prune.neurons import surrogates
-from sj_prune.neurons.activity import STATISTICS, Activity, check_statistics
+from sj_prune.neurons.activity import STATISTICS, Activity, check_statistics, completed, is_function
 from sj_prune.neurons.layout import check_input, move_back, step_dim
 from sj_prune.neurons.observe_pass import Pass
 from sj_prune.neurons.observe_single import watched_step
@@ -231,12 +231,12 @@ class RecordingNode:
             self._equations(),
             self.surrogate_function,
             surrogates.lookup(self.surrogate_function),
-            names,
+            tuple(name for name in names if not is_function(name)),
             self.store_v_seq,
             self.trace,
         )
         if names:
-            self._activity.update(out.partials)
+            self._activity.update(completed(names, out.partials, out.spikes))
         return out
 
     def _keep(self, out: Outputs) -> Tensor:

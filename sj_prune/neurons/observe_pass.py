@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from sj_prune.neurons.activity import Activity
+from sj_prune.neurons.activity import Activity, completed, is_function
 from sj_prune.neurons.layout import step_dim
 from sj_prune.neurons.surrogates import autograd_derivative, derivative, lookup
 
@@ -38,6 +38,7 @@ class Pass:
         self.steps = 0
         self.potentials = 0
         self.sums: dict[str, Tensor] = {}
+        self._spikes: list[Tensor] | None = [] if any(map(is_function, names)) else None
         self._like: tuple[torch.Size, torch.device] | None = None
 
     def fits(self, u: Tensor) -> bool:
@@ -57,6 +58,8 @@ class Pass:
         """
         self._like = (u.shape, u.device)
         self.steps += 1
+        if self._spikes is not None:
+            self._spikes.append(spikes.clone())
         if "firing_rate" in self.names:
             self._add("firing_rate", spikes.to(u.dtype))
         if charge is not None and "abs_charge" in self.names:
@@ -84,10 +87,17 @@ class Pass:
         """
         reduced = []
         for name in names:
+            if is_function(name):
+                continue
             total = self.sums["criticality" if name in _CRITICALITY else name]
             maps = _as_maps(total, channel_dim) / self.steps
             reduced.append(maps.amax(-1) if name == "criticality_max" else maps.mean(-1))
-        return torch.stack(reduced, -1)
+        if self._spikes is None:
+            return torch.stack(reduced, -1)
+        spikes = torch.stack(self._spikes)
+        spikes = spikes.movedim(channel_dim, 2) if spikes.ndim > 3 else spikes
+        partials = torch.stack(reduced, -1) if reduced else spikes
+        return completed(names, partials, spikes)
 
     def add_to(self, activity: Activity, channel_dim: int) -> None:
         """Reduce this pass into `activity`.

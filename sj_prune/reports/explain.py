@@ -161,11 +161,12 @@ def why_dense(name: str, net: nn.Module, run: Run) -> str:
     """Return why a layer is not masked."""
     if (reason := why_not(net, name)) is not None:
         return reason
+    if name in run.anatomy.dense:
+        return run.anatomy.dense[name]
     if name not in run.layers:
         return "skipped by name"
-    if run.masks.known and name not in run.masks.layers and name not in run.anatomy.dense:
-        return _UNSCORED
-    return run.anatomy.dense.get(name, "its channels are not traced yet")
+    unscored = run.masks.known and name not in run.masks.layers
+    return _UNSCORED if unscored else "its channels are not traced yet"
 
 
 def _group(name: str, run: Run) -> str | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from sj_prune._checks import check_fraction
 from sj_prune.masks.scopes import Scope
+from sj_prune.masks.structure import Structure
 from sj_prune.methods.plan import Plan
 from sj_prune.network.coupling import Coupling, Group
 from sj_prune.network.layers import Layer, prunable_layers
@@ -20,8 +21,12 @@ def check_seed(seed: object) -> None:
         raise TypeError(f"Expected seed to be an integer but got {seed!r}")
 
 
-def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
-    """Return the prunable layers of `net` less `skip`, by name.
+def select_layers(
+    net: nn.Module, skip: Iterable[str], structure: Structure
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Return the prunable layers of `net` less `skip`, by name, and layer -> why others stay.
+
+    What a structure says of channels is known when a forward has shown them.
 
     Raises:
         TypeError: if `skip` is a string.
@@ -43,17 +48,25 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
             )
         skipped.update(below)
     chosen = {name: layer for name, layer in layers.items() if name not in skipped}
+    dense = {} if structure.needs_forward else _staying(chosen, structure)
+    chosen = {name: layer for name, layer in chosen.items() if name not in dense}
     if not chosen:
+        listed = "".join(f"; {name}: {reason}" for name, reason in dense.items())
         raise ValueError(
             "Expected at least one convolution or linear layer to prune but the network has none"
-            f"{' outside skip' if skipped else ''}"
+            f"{' outside skip' if skipped else ''}{listed}"
         )
     if "total" in chosen:
         raise ValueError(
             "Expected no pruned layer of the name 'total', which stands for all layers in "
             "sparsity(), but there is one: rename it or name it in skip"
         )
-    return chosen
+    return chosen, dense
+
+
+def _staying(layers: dict[str, Layer], structure: Structure) -> dict[str, str]:
+    reasons = {name: structure.stays([layer]) for name, layer in layers.items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 class SettingsError(ValueError):

@@ -102,7 +102,7 @@ def absorb_written(session: Session) -> None:
         layer = view(session.net, run, name)
         known = binding.transform.weight(layer.state).to(layer.weight.dtype)
         written = (known != layer.weight) & ~(known.isnan() & layer.weight.isnan())
-        for key, value in binding.transform.start(layer.weight).items():
+        for key, value in binding.transform.start(layer.weight, layer.state).items():
             mine = layer.state[key]
             mine.copy_(torch.where(written, value.to(mine), mine))
 

@@ -97,7 +97,11 @@ def start_masks(net: nn.Module, run: Run) -> None:
         layers.append(
             LayerScores(scope.name, alive, score, floor=scope.floor, multiple=scope.multiple)
         )
+    generator = generator_of(run)
     updates = prune_and_regrow(
-        layers, kept_units(run, sparsity, layers), run.plan.allocation, generator=generator_of(run)
+        run.plan.structure.ranked(layers, generator),
+        kept_units(run, sparsity, layers),
+        run.plan.allocation,
+        generator=generator,
     )
     install(net, run, dict(zip(run.masks.counted, updates, strict=True)), (), 0, sparsity)

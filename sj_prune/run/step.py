@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from sj_prune.masks.bindings import Hidden
 from sj_prune.masks.keys import Place
 from sj_prune.methods.view import NetView
-from sj_prune.run import looks
+from sj_prune.run import looks, spikes
 from sj_prune.run.anatomy import (
     check_sensed,
     ensure_masks,
@@ -32,8 +32,9 @@ from sj_prune.run.update import clear_statistics, scheduled, would_drop
 from sj_prune.run.views import gamma_of, view
 
 
-def attach(session: Session, optimizer: Optimizer) -> None:
+def attach(session: Session, optimizer: Optimizer, scaler: Any = None) -> None:  # noqa: ANN401
     """Hook into `optimizer`, and make its slots true to the masks."""
+    spikes.scale_with(session.net, scaler)
     parts = [partial(part, session) for part in (_before, _after, _evaluate, _begin)]
     if not session.run.plan.emergent:
         session.run.masks.enforce(None, with_inner([optimizer]))
@@ -253,11 +254,14 @@ def _after(session: Session, optimizer: Optimizer) -> None:
     run, masks = session.run, session.run.masks
     keys = _owned(session, optimizer)
     written = _absorb(session, optimizer)
+    counts = _counts(session, optimizer)
+    for part in (finish := [p.finish for p in run.plan.penalties if counts and p.finish]):
+        part(_net_view(session))
     if run.plan.emergent:
         masks.adopt_zeros(keys)
     else:
-        after_step(masks, keys, session.hooks.of(optimizer), written=written)
-    if _counts(session, optimizer):
+        after_step(masks, keys, session.hooks.of(optimizer), written=written or bool(finish))
+    if counts:
         _count(session)
 
 
@@ -271,8 +275,9 @@ def _absorb(session: Session, optimizer: Optimizer) -> bool:
     proximal = [p.proximal for p in run.plan.penalties if p.proximal is not None]
     if not (proximal or isinstance(binding, Hidden)):
         return False
+    step = _step(session, optimizer)
     for name in _layers(session, optimizer):
-        layer = view(session.net, run, name)
+        layer = view(session.net, run, name, step)
         if isinstance(binding, Hidden):
             binding.transform.absorb(layer.state, layer.weight)
         for part in proximal:

@@ -101,15 +101,16 @@ def propose(
         step: that the plan's regrowth depends on; the present one by default.
     """
     grow = run.plan.grow
+    generator = generator_of(run)
     updates = prune_and_regrow(
-        found,
+        run.plan.structure.ranked(found, generator),
         keep,
         run.plan.allocation,
         regrow=0.0 if grow is None else grow.at(run.step if step is None else step),
         of="kept" if grow is None else grow.of,
         across_layers=grow is not None and grow.across_layers,
         exact_ties=grow is None or grow.exact_ties,
-        generator=generator_of(run),
+        generator=generator,
     )
     return {each.name: update for each, update in zip(found, updates, strict=True)}
 
@@ -136,7 +137,9 @@ def would_drop(
         number = kept_units(run, run.plan.sparsity, found) if keep is None else keep
         # A manual update may be ahead of the schedule; nothing comes back here.
         number = min(number, sum(count([each.mask for each in found])))
-        updates = prune_and_regrow(found, number, run.plan.allocation, generator=generator_of(run))
+        generator = generator_of(run)
+        ranked = run.plan.structure.ranked(found, generator)
+        updates = prune_and_regrow(ranked, number, run.plan.allocation, generator=generator)
         return {each.name: update for each, update in zip(found, updates, strict=True)}
 
     with agreement.joined():

@@ -67,7 +67,7 @@ def _initial_memory(run: Run, layer: LayerView) -> dict[str, Tensor]:
     """Return the tensors that the plan keeps of a layer, when it is first looked at."""
     found: dict[str, Tensor] = {}
     if isinstance(run.plan.binding, Hidden):
-        found.update(run.plan.binding.transform.start(layer.weight))
+        found.update(run.plan.binding.transform.start(layer.weight, layer.state))
     for score in run.plan.accumulating:
         sums = score.sums(layer)
         if shared := found.keys() & sums.keys():

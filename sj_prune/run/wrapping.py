@@ -15,7 +15,7 @@ from sj_prune.methods.identity import describe
 from sj_prune.methods.plan import Plan, plan_of
 from sj_prune.neurons.activity import check_statistics
 from sj_prune.neurons.convert import sense, sensor_of, to_stock
-from sj_prune.run import looks
+from sj_prune.run import looks, spikes
 from sj_prune.run.agreement import Agreement
 from sj_prune.run.arguments import check_seed, check_sparsity, select_layers
 from sj_prune.run.hooks import Hooks, owned_parameters
@@ -23,7 +23,7 @@ from sj_prune.run.processes import check_whole
 from sj_prune.run.recording import Recorder
 from sj_prune.run.session import Session
 from sj_prune.run.start import say_zeros, start_masks
-from sj_prune.run.state import Run
+from sj_prune.run.state import Anatomy, Run
 from sj_prune.run.step import switch_recording
 
 logger = logging.getLogger("sj_prune")
@@ -50,14 +50,14 @@ def wrap(
     plan = plan_of(method)
     check_seed(seed)
     _check_plan(plan)
-    layers = select_layers(net, skip)
+    layers, dense = select_layers(net, skip, plan.structure)
     masks = _masks(net, plan, tuple(layers))
     found = [module for module in net.modules() if sensor_of(module) is None]
     for sensor in sense(net).values():
         if plan.statistics:
             sensor.statistics = plan.statistics
     _host.invalidate_reset_cache(net)
-    run = Run(plan, describe(method), tuple(layers), seed, masks)
+    run = Run(plan, describe(method), tuple(layers), seed, masks, Anatomy(dense=dense))
     run.previous = masks.masks if plan.emergent else {}
     session = Session(net, run, Hooks(), Agreement(net, run), Recorder())
     return session, [module for module in found if sensor_of(module) is not None]
@@ -93,6 +93,7 @@ def start(session: Session) -> None:
     if not session.run.plan.structure.needs_forward:
         start_masks(session.net, session.run)
     _take_over(session)
+    spikes.penalize(session.net, session.run)
     switch_recording(session)
 
 
@@ -133,6 +134,7 @@ def discard(session: Session, swapped: Iterable[nn.Module]) -> None:
     """Take hooks and the nodes that were swapped off the network; its weights stay as they are."""
     session.closed = True
     session.hooks.remove()
+    spikes.release(session.net)
     for node in swapped:
         to_stock(node)
     _host.invalidate_reset_cache(session.net)
@@ -147,6 +149,7 @@ def finalize(session: Session) -> None:
         masks.enforce(None, session.hooks.slot_owners)
         masks.burn()
     session.hooks.remove()
+    spikes.release(net)
     session.closed = True
     to_stock(net)
     _host.invalidate_reset_cache(net)

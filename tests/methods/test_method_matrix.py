@@ -10,7 +10,7 @@ import torch
 
 import sj_prune.run.update
 from sj_prune import PruningWrapper, methods
-from sj_prune.masks import ERK, Global, Uniform
+from sj_prune.masks import ERK, NM, Global, Uniform
 from tests.support.pruning_cases import (
     OPTIMIZERS,
     assert_masked,
@@ -30,11 +30,11 @@ from tests.support.views import drop_score, grow_score, layer_view, tie_score
 
 SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}
 TOTAL = 760
-STEPS = {2: 1, 4: 2, 6: 3, 8: 4}  # interval 2, end 9: the interval does not divide the end
+STEPS = (2, 4, 6, 8)  # interval 2, end 9: the interval does not divide the end
 
 
-def cubic(sparsity):
-    return lambda t: sparsity * (1 - (1 - t / 4) ** 3)
+def cubic(sparsity, initial=0.0):
+    return lambda t: sparsity + (initial - sparsity) * (1 - t / 4) ** 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Row:
 
     Attributes:
         make: builds it with interval 2 and end 9; keywords change its arguments.
-        target: sparsity after update t of 4.
+        target: sparsity after update t.
+        steps: of the updates.
         random: masks differ from seed to seed.
         zero_start: a unit of growth starts at 0 even if it was dropped in the same update.
         emergent: no counts are enforced.
@@ -52,6 +53,7 @@ class Row:
 
     make: Callable
     target: Callable = cubic(0.8)
+    steps: tuple[int, ...] = STEPS
     random: bool = False
     zero_start: bool = True
     emergent: bool = False
@@ -70,8 +72,42 @@ def random(**kwargs):
     return methods.Random(**{"sparsity": 0.8, "interval": 2, "end": 9, **kwargs})
 
 
+def lamp(**kwargs):
+    return methods.LAMP(**{"sparsity": 0.8, "interval": 2, "end": 9, **kwargs})
+
+
+def cqp(**kwargs):
+    return methods.CQP(**{"sparsity": 0.8, "interval": 2, "end": 9, **kwargs})
+
+
+def ndsnn(**kwargs):
+    return methods.NDSNN(**{"sparsity": 0.8, "initial": 0.7, "interval": 2, "end": 9, **kwargs})
+
+
 def gradr(**kwargs):
     return methods.GradR(**{"sparsity": 0.9, "alpha": 0.05, "interval": 2, "end": 9, **kwargs})
+
+
+def stds(**kwargs):
+    return methods.STDS(**{"sparsity": 0.9, "ceiling": 0.3, "interval": 2, "end": 9, **kwargs})
+
+
+def deepr(**kwargs):
+    return methods.DeepR(**{"sparsity": 0.7, "l1": 4.0, "interval": 2, "end": 9, **kwargs})
+
+
+def admm(**kwargs):
+    return methods.ADMM(**{"sparsity": 0.8, "rho": 0.5, "interval": 2, "end": 9, **kwargs})
+
+
+def rcmo(**kwargs):
+    rates = {"lr_s": 1.0, "lr_y": 10.0, "lr_z": 1e5}
+    return methods.RCMO(**{"sparsity": 0.8, "interval": 2, "end": 9, **rates, **kwargs})
+
+
+def blocks(make, **settings):
+    """Return a method that keeps one of two."""
+    return lambda **k: make(**{"sparsity": 0.5, "structure": NM(1, 2), **settings, **k})
 
 
 METHODS = {
@@ -87,7 +123,27 @@ METHODS = {
     "SET": Row(sets, lambda t: 0.7, random=True, random_start=True),
     "RigL": Row(rigl, lambda t: 0.7, random=True, zero_start=False, random_start=True),
     "GraNet": Row(granet, zero_start=False),
+    "LAMP": Row(lamp),
+    "CQP": Row(cqp),
+    "CQP-mean": Row(lambda **k: cqp(aggregate="mean", batches=2, **k)),
+    "NDSNN": Row(ndsnn, cubic(0.8, 0.7), random=True, random_start=True),
+    "DeepR": Row(deepr, lambda t: 0.7, random=True, random_start=True),
+    "DeepR-noise": Row(
+        lambda **k: deepr(temperature=0.05, **k), lambda t: 0.7, random=True, random_start=True
+    ),
+    "Magnitude-NM": Row(blocks(magnitude), cubic(0.5)),
+    "Criticality-NM": Row(blocks(criticality), cubic(0.5)),
+    "RigL-NM": Row(
+        blocks(rigl, allocation=Uniform()),
+        lambda t: 0.5,
+        random=True,
+        zero_start=False,
+        random_start=True,
+    ),
+    "ADMM": Row(admm, lambda t: 0.8, steps=(9,)),
+    "RCMO": Row(rcmo, lambda t: 0.8, steps=(9,)),
     "GradR": Row(gradr, emergent=True),
+    "STDS": Row(stds, emergent=True),
 }
 ENFORCED = [name for name, row in METHODS.items() if not row.emergent]
 
@@ -98,15 +154,15 @@ def keep_at(row, t):
 
 def updates_of(monkeypatch):
     """Return the list of (masks before, result) of all updates to come, by layer name."""
-    seen, original = [], sj_prune.run.update.prune_and_regrow
+    seen, original = [], sj_prune.run.update.propose
 
-    def spied(layers, *args, **kwargs):
+    def spied(run, layers, *args):
         before = {layer.name: layer.mask.clone() for layer in layers}
-        found = original(layers, *args, **kwargs)
-        seen.append((before, {x.name: u for x, u in zip(layers, found, strict=True)}))
+        found = original(run, layers, *args)
+        seen.append((before, found))
         return found
 
-    monkeypatch.setattr(sj_prune.run.update, "prune_and_regrow", spied)
+    monkeypatch.setattr(sj_prune.run.update, "propose", spied)
     return seen
 
 
@@ -119,10 +175,10 @@ def test_every_update_is_exact(name, monkeypatch):
     def after(k):
         nonlocal masks, t
         assert_masked(model, optimizer)
-        if k not in STEPS:
+        if k not in row.steps:
             assert same(masks, model.masks.masks), "masks changed between updates"
             return
-        t = STEPS[k]
+        t += 1
         assert len(seen) == t
         before, found = seen[-1]
         assert same(before, masks)
@@ -142,8 +198,8 @@ def test_every_update_is_exact(name, monkeypatch):
         assert record.grown == {n: int(u.grown.sum()) for n, u in found.items()}
 
     train(model, optimizer, 12, after=after)
-    assert t == 4
-    assert model.sparsity()["total"] == 1 - round((1 - row.target(4)) * TOTAL) / TOTAL
+    assert t == len(row.steps)
+    assert model.sparsity()["total"] == 1 - round((1 - row.target(t)) * TOTAL) / TOTAL
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
@@ -158,12 +214,13 @@ def test_grown_weights_start_anew(name, monkeypatch):
     # Adam's step counts would be None if RigL skipped the first; warm up first.
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     model.attach(optimizer)
-    train(model, optimizer, 3)
+    last = next(k for k in row.steps if k >= 4)
+    train(model, optimizer, last - 1)
     seen = updates_of(monkeypatch)
     values = snapshot(model.net)
     slots = {n: optimizer.state[model.masks.weight(n)]["exp_avg"].clone() for n in model.masks}
     optimizer.param_groups[0]["lr"] = 0.0
-    train(model, optimizer, 1, start=4)
+    train(model, optimizer, 1, start=last)
     ((before, found),) = seen
     for n, update in found.items():
         weight, mine = model.masks.weight(n), optimizer.state[model.masks.weight(n)]
@@ -176,7 +233,7 @@ def test_grown_weights_start_anew(name, monkeypatch):
             assert not mine["exp_avg"][again].any()
         else:
             assert weight[again].equal(values[f"{n}.weight"][again])
-            if name == "RigL":
+            if "RigL" in name:
                 assert mine["exp_avg"][again].equal(slots[n][again])
         assert weight[update.survivors].equal(values[f"{n}.weight"][update.survivors])
     grown = sum(int(update.grown.sum()) for update in found.values())
@@ -202,7 +259,7 @@ def test_seed_decides_every_random_choice(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_global_generator_is_left_alone(name):
     model, optimizer = wrapped(METHODS[name].make())
-    for k in (1, 2):
+    for k in range(1, METHODS[name].steps[0] + 1):
         loss_of(model, k).backward()
         state = torch.get_rng_state()
         optimizer.step()
@@ -223,11 +280,12 @@ def permuted_masks(masks, order):
     return {**masks, "0": masks["0"][order], "3": masks["3"][:, order]}
 
 
-# Whose noise goes by position.
-NOISY = ("Random", "SET", "Criticality-random", "Criticality-regrow-only")
+# Whose noise, or whose blocks, go by position.
+NOISY = ("Random", "SET", "Criticality-random", "Criticality-regrow-only", "DeepR", "DeepR-noise")
+BLOCKS = ("Magnitude-NM", "Criticality-NM", "RigL-NM")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOISY])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOISY + BLOCKS])
 def test_order_of_channels_does_not_matter(name):
     row = METHODS[name]
     order = torch.tensor([2, 0, 3, 1])
@@ -241,7 +299,9 @@ def test_order_of_channels_does_not_matter(name):
         with torch.no_grad():  # weights that only b's own masks had pruned
             b.net.load_state_dict(permuted(a.net, order).state_dict())
         permuted(a.net, order.argsort())
-    steps = 9 if row.emergent else 2  # the first update has no ties between pruned weights
+    steps = (
+        9 if row.emergent else row.steps[0]
+    )  # the first update has no ties between pruned weights
     train(a, opt_a, steps, dtype=torch.float64)
     train(b, opt_b, steps, dtype=torch.float64)
     assert a.history
@@ -288,7 +348,7 @@ def test_update_now_reaches_any_sparsity(name):
     row = METHODS[name]
     model, optimizer = wrapped(row.make())
     train(model, optimizer, 1)
-    if name != "Criticality-mean":  # which records from the first step on
+    if name not in ("Criticality-mean", "CQP-mean"):  # which records from the first step on
         loss_of(model, 2)
     with model.dense_gradients():
         loss_of(model, 2).backward()

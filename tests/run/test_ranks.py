@@ -9,7 +9,10 @@ from tests.support.pruning_cases import same
 from tests.support.rank_cases import METHODS
 from tests.support.training_ranks import FIRST
 
-UPDATES = {"RigL": [0, 2, 4, 6], "SET": [0, 2, 4, 6], "GReg": [6]}  # 0: when it is wrapped
+UPDATES = {
+    **dict.fromkeys(("RigL", "SET", "NDSNN", "DeepR"), [0, 2, 4, 6]),  # 0: when it is wrapped
+    **dict.fromkeys(("GReg", "ADMM", "RCMO"), [6]),
+}
 
 
 @pytest.fixture(scope="module", params=[2, 4])

@@ -1,5 +1,6 @@
 """Training goes on bit-identically after a checkpoint; foreign checkpoints are refused whole."""
 
+import copy
 import io
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from sj_prune import PruningWrapper, methods
-from sj_prune.masks import ERK
+from sj_prune.masks import ERK, NM, Uniform
 from tests.support.processes import environment
 from tests.support.pruning_cases import (
     OPTIMIZERS,
@@ -34,8 +35,18 @@ METHODS = {
     "SET": lambda: methods.SET(sparsity=0.7, **TIMING),
     "RigL": lambda: rigl(**TIMING),
     "GraNet": lambda: methods.GraNet(sparsity=0.8, **TIMING),
+    "STDS": lambda: methods.STDS(ceiling=0.3, **TIMING),
+    "DeepR": lambda: methods.DeepR(sparsity=0.7, l1=4.0, temperature=0.05, **TIMING),
+    "ADMM": lambda: methods.ADMM(sparsity=0.8, rho=0.5, **TIMING),
+    "RCMO": lambda: methods.RCMO(sparsity=0.8, lr_y=10.0, lr_z=1e5, interval=1, end=12),
+    "Criticality-NM": lambda: criticality(sparsity=0.5, structure=NM(1, 2), **TIMING),
+    "RigL-NM": lambda: rigl(sparsity=0.5, structure=NM(1, 2), allocation=Uniform(), **TIMING),
+    "LAMP": lambda: methods.LAMP(sparsity=0.8, **TIMING),
+    "CQP": lambda: methods.CQP(sparsity=0.8, batches=3, **TIMING),
+    "NDSNN": lambda: methods.NDSNN(sparsity=0.8, initial=0.5, **TIMING),
     "GradR": lambda: methods.GradR(sparsity=0.9, alpha=0.05, **TIMING),
 }
+ONCE = ("ADMM", "RCMO")
 STEPS = 13
 
 
@@ -71,6 +82,7 @@ def everything(model, optimizer):
         "optimizer": frozen(optimizer)["state"],
         "history": [record.to_dict() for record in model.history],
         "step": model.step,
+        "memory": copy.deepcopy((model.session.run.memory, model.session.run.network_memory)),
         "statistics": [node.activity.state_dict() for node in model.nodes.values()],
     }
 
@@ -83,7 +95,8 @@ def test_resumed_run_is_the_uninterrupted_one(name, optimizer):
     saved = {0: save(model, opt, 0)}
     train(model, opt, STEPS, after=lambda k: saved.update({k: save(model, opt, k)}))
     expected = everything(model, opt)
-    assert len({record["step"] for record in expected["history"]} - {0}) == 3
+    number = 1 if name in ONCE else 3
+    assert len({record["step"] for record in expected["history"]} - {0}) == number
     for position in (0, 1, 2, 3, 4, 5, 7, 8, 10, 12):
         for order in ("attach, load", "load, attach"):
             other, fresh, start = resume(saved[position], name, optimizer, order)

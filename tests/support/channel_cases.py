@@ -90,6 +90,10 @@ CHANNEL_METHODS = {
     "APoZ": Row(maker(methods.APoZ), reads=("firing_rate",)),
     "FilterNorm-1": Row(maker(methods.FilterNorm)),
     "FilterNorm-2": Row(maker(methods.FilterNorm, p=2)),
+    "SVS": Row(maker(methods.SVS), reads=("sj_prune.methods.svs:of_steps",)),
+    "SVS-rates": Row(maker(methods.SVS, of="mean"), reads=("sj_prune.methods.svs:of_mean",)),
+    "FPGM": Row(maker(methods.FPGM)),
+    "FPGM-cubic": Row(maker(methods.FPGM, interval=2), once=False),
     "TaylorChannels": Row(maker(methods.TaylorChannels)),
     "TaylorChannels-cubic": Row(maker(methods.TaylorChannels, interval=2, batches=2), once=False),
     "RandomChannels": Row(maker(methods.RandomChannels), random=True),
@@ -98,6 +102,9 @@ CHANNEL_METHODS = {
 
 
 # ---- layers by hand ------------------------------------------------------------------------------
+
+
+KINDS = ("steps", "mean")
 
 
 class FakeMeans:
@@ -125,7 +132,7 @@ def node(channels=6, seed=0, peak=1.0):
     return FakeNode(
         {
             name: torch.rand(channels, dtype=torch.float64, generator=generator) + 0.1
-            for name in STATISTICS
+            for name in (*STATISTICS, *(f"sj_prune.methods.svs:of_{kind}" for kind in KINDS))
         },
         peak,
     )

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sj_prune import PruningWrapper, methods
+from sj_prune.masks import NM
 from tests.support.channel_cases import channel_net
 from tests.support.pruning_cases import CLASSES, T, build, lif
 
@@ -34,11 +35,31 @@ METHODS = {
     "GReg": lambda **k: methods.GReg(
         **{"sparsity": 0.5, "every": 1, "delta": 0.1, "ceiling": 0.4, "end": 6, **k}
     ),
+    "STDS": lambda **k: methods.STDS(**{"ceiling": 0.3, "interval": 2, "end": 6, **k}),
+    "DeepR": lambda **k: methods.DeepR(
+        **{"sparsity": 0.6, "l1": 4.0, "temperature": 0.05, "interval": 2, "end": 6, **k}
+    ),
+    "ADMM": lambda **k: methods.ADMM(**{"sparsity": 0.7, "rho": 0.5, "interval": 2, "end": 6, **k}),
+    "RCMO": lambda **k: methods.RCMO(**{"sparsity": 0.7, "lr_y": 10.0, "lr_z": 1e5, "end": 6, **k}),
+    "Criticality-NM": lambda **k: methods.Criticality(
+        **{"sparsity": 0.5, "regrow": 0.2, "structure": NM(1, 2), "interval": 2, "end": 6, **k}
+    ),
+    "LAMP": lambda **k: methods.LAMP(**{"sparsity": 0.7, "interval": 2, "end": 6, **k}),
+    "CQP": lambda **k: methods.CQP(**{"sparsity": 0.7, "interval": 2, "end": 6, "batches": 2, **k}),
+    "NDSNN": lambda **k: methods.NDSNN(
+        **{"sparsity": 0.7, "initial": 0.5, "interval": 2, "end": 6, **k}
+    ),
+    "SVS": lambda **k: methods.SVS(
+        **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}
+    ),
+    "FPGM": lambda **k: methods.FPGM(
+        **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}
+    ),
     "GradR": lambda **k: methods.GradR(
         **{"sparsity": 0.7, "alpha": 0.05, "interval": 2, "end": 6, **k}
     ),
 }
-CHANNELS = ("SCA", "TaylorChannels", "GReg")
+CHANNELS = ("SCA", "TaylorChannels", "GReg", "FPGM", "SVS")
 
 
 def world():

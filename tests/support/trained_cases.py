@@ -19,6 +19,10 @@ WEIGHTS = {
     "Criticality-mean": lambda **k: methods.Criticality(
         **{"sparsity": 0.8, "regrow": 0.2, "aggregate": "mean", **k}
     ),
+    "LAMP": lambda **k: methods.LAMP(**{"sparsity": 0.8, **k}),
+    "CQP": lambda **k: methods.CQP(**{"sparsity": 0.8, **k}),
+    "ADMM": lambda **k: methods.ADMM(**{"sparsity": 0.8, "activity": 0.1, **k}),
+    "RCMO": lambda **k: methods.RCMO(**{"sparsity": 0.8, **k}),
     "GraNet": lambda **k: methods.GraNet(**{"sparsity": 0.8, "interval": 1, **k}),
 }
 CHANNELS = {
@@ -39,6 +43,8 @@ CHANNELS = {
     "FilterNorm-2": lambda **k: methods.FilterNorm(p=2, **k),
     "FilterNorm-regrow": lambda **k: methods.FilterNorm(**{"regrow": 0.2, **k}),
     "FilterNorm-random": lambda **k: methods.FilterNorm(regrow=0.2, growth="random", **k),
+    "FPGM": methods.FPGM,
+    "SVS": methods.SVS,
     "TaylorChannels": methods.TaylorChannels,
     "TaylorChannels-score": lambda **k: methods.TaylorChannels(regrow=0.2, growth="score", **k),
     "RandomChannels": methods.RandomChannels,

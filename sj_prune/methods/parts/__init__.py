@@ -1,5 +1,6 @@
 """What plans are made of: scores, growth, penalties, and how a run starts."""
 
+from sj_prune._checks import function_name
 from sj_prune.methods.parts.growth import FILL, Growth
 from sj_prune.methods.parts.penalties import Penalty, add_gamma_l1
 from sj_prune.methods.parts.scores import (
@@ -34,6 +35,7 @@ __all__ = [
     "add_gamma_l1",
     "awake_score",
     "channel_norm",
+    "function_name",
     "gamma_magnitude",
     "gate_gradient",
     "gradient_magnitude",

@@ -29,7 +29,8 @@ class Growth:
         score: what units are grown by; a layer where it is None never grows.
         fraction: of the units that are exchanged at an update, in [0, 1), or a schedule of it;
             `FILL`: none, only what is missing is grown.
-        of: what it is a fraction of: the units "kept", "all" units, or those alive "before".
+        of: what it is a fraction of: the units "kept", "all" units, or those alive "before"; or
+            "zero": exchanged are those with a drop score of 0, however many.
         initial: what the weights of new units start at.
         ties: a score that decides between equal ones (then a seeded order does), or "all": every
             unit that ties with the last one is grown, more than asked.
@@ -63,7 +64,7 @@ class Growth:
         ends = (given.initial, given.final) if isinstance(given, Schedule) else (given,)
         for value in ends:
             check_fraction("fraction of growth", value)
-        check_choice("of", self.of, ("kept", "all", "before"))
+        check_choice("of", self.of, ("kept", "all", "before", "zero"))
         check_number("initial", self.initial)
         check_integer("grace", self.grace, 0)
         for name in ("across_layers", "keeps_value", "skips_step"):

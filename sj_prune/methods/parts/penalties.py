@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sj_prune._checks import check_choice
 from sj_prune.methods.view import LayerView, NetView
@@ -22,17 +23,24 @@ class Penalty:
             outside of the optimizer's moments; `lr` is the learning rate of the weight.
         prepare: called as ``prepare(net)`` once a step, before an update that is due and before the
             gradient terms; it sees all layers and may ask what an update would keep.
+        finish: called as ``finish(net)`` once a step, after the proximal terms of the optimizer
+            whose steps count: changes weights of `net`'s layers in place, as `proximal` does.
+        spikes: called as ``spikes(s)`` in the backward pass, with what left a neuron layer in train
+            mode, ``[T, N, *]`` (or a single step): returns the gradient ``dP/ds`` of a term in its
+            shape, which is added there. Under a GradScaler: ``attach(optimizer, scaler=scaler)``.
         of: "weight", or "gamma": what the gradient term changes the gradient of.
     """
 
     gradient: Callable[[LayerView], None] | None = None
     proximal: Callable[[LayerView, float], None] | None = None
     prepare: Callable[[NetView], None] | None = None
+    finish: Callable[[NetView], None] | None = None
+    spikes: Callable[[Tensor], Tensor] | None = None
     of: str = "weight"
 
     def __post_init__(self) -> None:
         check_choice("of", self.of, ("weight", "gamma"))
-        for name in ("gradient", "proximal", "prepare"):
+        for name in ("gradient", "proximal", "prepare", "finish", "spikes"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"Expected {name} of a penalty to be a function but got {value!r}")

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from sj_prune._checks import function_name
 from sj_prune.methods.view import LayerView
 
 #: called as ``score(layer)``
@@ -35,7 +36,7 @@ class Reads:
     """What a score reads beside the weight.
 
     Attributes:
-        what: names of statistics, "gradient", "gamma", "gamma gradient".
+        what: names of statistics, "gradient", "gamma", "gamma gradient", or ``module:function``.
         batches: optimizer steps before an update whose batches count; None: all since the last.
         over: how coupled layers join: the "mean" of their values, the "sum", or "relative", the
             mean of each value over its layer's mean; None: as drop or growth does by itself.
@@ -51,33 +52,44 @@ class Reads:
         return self.what - _NO_STATISTICS
 
 
-def reads(*what: str, batches: int | None = None, over: str | None = None) -> Callable[[S], S]:
+def reads(
+    *what: str | Callable[[Tensor], Tensor], batches: int | None = None, over: str | None = None
+) -> Callable[[S], S]:
     """Say what a score reads beside the weight; a decorator.
 
     Args:
         what: names of statistics of the neurons (`sj_prune.neurons.STATISTICS`), "gradient" (the
             weight's; `LayerView.grad` is None for a score that does not say so), "gamma" (a group
-            of channels without a norm is left dense), "gamma gradient".
+            of channels without a norm is left dense), "gamma gradient"; or a function
+            ``f(spikes)`` of spikes ``[T, N, C, *] -> [N, C]``, a statistic of one's own: its mean
+            over samples is ``layer.activity.mean(f)``.
         batches: optimizer steps before an update whose batches count; None: all since the last.
         over: how coupled layers join, "mean", "sum" or "relative"; see `Reads`.
 
     Raises:
-        TypeError: for what is no name, or a score that was named as one: write ``@reads(...)``.
+        TypeError: for what is neither, or a score without parentheses: write ``@reads(...)``.
         ValueError: for an unknown `over`, or `batches` below 1.
     """
-    if not all(isinstance(name, str) for name in what):
+    if not all(isinstance(name, str) or _takes_one(name) for name in what):
         raise TypeError(f'Expected names such as "firing_rate" but got {what!r}: write @reads(...)')
+    names = [name if isinstance(name, str) else function_name(name) for name in what]
     if over is not None and over not in _JOINS:
         raise ValueError(f"Expected over to be one of {_JOINS} but got {over!r}")
     if batches is not None and batches < 1:
         raise ValueError(f"Expected batches of at least 1 but got {batches}")
-    found = Reads(frozenset(what), batches, over)
+    found = Reads(frozenset(names), batches, over)
 
     def mark(score: S) -> S:
         score.reads = found  # type: ignore[attr-defined]
         return score
 
     return mark
+
+
+def _takes_one(what: object) -> bool:
+    """Tell whether something may be a function of spikes; a score takes a layer."""
+    code = getattr(what, "__code__", None)
+    return code is not None and code.co_varnames[:1] == ("spikes",)
 
 
 def reads_of(score: Callable[..., Any]) -> Reads:
