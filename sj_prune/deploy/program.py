@@ -198,14 +198,10 @@ class Program:
             assert weights is not None  # noqa: S101
             assert given_real is not None  # noqa: S101
             return self._dense(layer, weights, given_real, (rest, rest_real, out, out_real, v))
-        entries = None
-        if weights is not None:
-            entries = weights.by_input if kernel == "events" else weights.by_output
         tensors = [
             given,
             given_real,
-            entries.start if entries else None,
-            entries.entries if entries else None,
+            *(weights.read_by(kernel) if weights else (None, None)),
             weights.bias if weights else None,
             rest,
             rest_real,

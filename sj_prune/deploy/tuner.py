@@ -18,10 +18,10 @@ from torch import Tensor
 
 from sj_prune.deploy.plan import Form, Layer, Plan
 from sj_prune.deploy.program import Program, Shape
-from sj_prune.deploy.weights import Weights, entries, matrix
+from sj_prune.deploy.weights import Weights, by_input, entries, matrix
 
 _ROUNDS = 5
-_EVENTS_BELOW = 0.04  # of a firing rate: above it the event kernel never was the fastest
+_MOST_LISTED = 1 << 16  # channels that the event kernel can tell apart
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Timing:
 
 
 def prepare(made: Plan) -> dict[int, Weights]:
-    """Return the weights of all layers, in every form that a kernel might want."""
+    """Return the weights of all layers; `tune` adds what the event kernel reads."""
     found = {}
     for layer in made.steps:
         if isinstance(layer, Layer) and layer.weight is not None:
@@ -53,19 +53,13 @@ def _weights(made: Plan, layer: Layer) -> Weights:
     outputs, rows, values = entries(layer, form, layer.geometry["groups"], channels)
     dense = layer.weight.float().contiguous()
     number = int(np.count_nonzero(dense.numpy()))
-    weights = Weights(
+    return Weights(
         None if layer.bias is None else layer.bias.float(),
         number / max(dense.numel(), 1),
         number,
         dense,
         matrix(outputs, rows, values, layer.weight.shape[0]),
     )
-    if form.planes:
-        height, width = layer.geometry["kernel"]
-        count = form.planes * channels * height * width
-        order = np.argsort(rows, kind="stable")
-        weights.by_input = matrix(rows[order], outputs[order], values[order], count)
-    return weights
 
 
 def default_kernels(made: Plan) -> dict[int, str]:
@@ -100,7 +94,10 @@ def tune(
             if isinstance(layer, Layer) and layer.weight is not None:
                 rate = _rate(program, layer)
                 timing = timings[layer.output] = Timing(rate)
-                timing.seconds = _measure(program, layer, rate, made.forms[layer.input])
+                names = _candidates(made, layer, weights[layer.output], rate)
+                if "events" in names:
+                    weights[layer.output].by_input = by_input(layer, made.forms[layer.input])
+                timing.seconds = _measure(program, layer, names, made.forms[layer.input])
                 kernels[layer.output] = min(timing.seconds, key=timing.seconds.__getitem__)
     return kernels, timings
 
@@ -112,10 +109,19 @@ def _rate(program: Program, layer: Layer) -> float:
     return float((x != 0).float().mean())
 
 
-def _measure(program: Program, layer: Layer, rate: float, form: Form) -> dict[str, float]:
-    names = ["dense", "reals"]
-    if form.planes:
-        names = ["dense", "bits"] + (["events"] if rate < _EVENTS_BELOW else [])
+def _candidates(made: Plan, layer: Layer, weights: Weights, rate: float) -> list[str]:
+    """Return the kernels that may be the fastest."""
+    form = made.forms[layer.input]
+    if not form.planes:
+        return ["dense", "reals"]
+    names = ["dense", "bits"]
+    channels = form.planes * made.values[layer.input].shape[0]
+    # The work of one grows with the rate, of the other with the density.
+    sparser = layer.geometry["groups"] == 1 and rate < 2 * weights.density
+    return [*names, "events"] if sparser and channels < _MOST_LISTED else names
+
+
+def _measure(program: Program, layer: Layer, names: list[str], form: Form) -> dict[str, float]:
     calls: dict[str, Callable[[], object]] = {}
     for name in names:
         call = program.layer_call(layer, name)

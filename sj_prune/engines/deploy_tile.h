@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -37,8 +38,8 @@ struct Entry {
 struct Layer {
   const uint8_t* in;     // packed [B, G, N, C, H, W], or null
   const float* in_real;  // [steps, N, C, H, W], or null
-  const int64_t* start;  // [channels + 1] by output channel; by row for the event kernel
-  const Entry* entries;
+  const int64_t* start;  // [channels + 1]
+  const Entry* entries;  // by output channel; for the event kernel rows of floats
   const float* bias;         // [channels], or null
   const uint8_t* rest;       // what is added, packed [B', G, N, channels, M], or null
   const float* rest_real;    // or [T, N, channels, M]
@@ -58,6 +59,14 @@ struct Layer {
   int64_t kernel() const { return kernel_h * kernel_w; }
   int64_t rows() const { return planes * in_channels * kernel(); }
 };
+
+// Room of one thread, kept from call to call; `Which` tells apart what is in use at the same time.
+template <typename X, int Which = 0>
+X* room(size_t count) {
+  thread_local std::vector<X> kept;
+  if (kept.size() < count) kept.resize(count);
+  return kept.data();
+}
 
 // `length` outputs of one sample, from position `at` of the map; `to` counts within the tile.
 struct Segment {
