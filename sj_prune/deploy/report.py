@@ -41,8 +41,9 @@ class Row:
         rate: fraction of its inputs that are not 0 at a step, on the input of `deploy`.
         kernel: "bits" (packed spikes), "reals", "events", "dense" (torch's convolution), "neurons"
             (no weights) or "torch" (left as it was).
-        seconds: processor time of one thread on the input of `deploy`, or None.
+        seconds: processor time of one thread on `samples` of the input of `deploy`, or None.
         dense_seconds: the same by torch's dense convolution, neurons included.
+        samples: on which it was timed.
         bytes: of its weights.
         spikes: outputs that the proof compared.
         open: outputs that float64 does not decide, see `sj_prune.deploy.proof`.
@@ -55,6 +56,7 @@ class Row:
     kernel: str
     seconds: float | None
     dense_seconds: float | None
+    samples: int
     bytes: int
     spikes: int
     open: int
@@ -101,8 +103,8 @@ class DeployReport:
         text = f"weights: {readable(sum(r.bytes for r in self.rows), 'B')}"
         if ours:
             text += (
-                f"; layers, one thread: {1e3 * dense:.3g} ms dense => {1e3 * ours:.3g} ms "
-                f"({dense / ours:.1f} times faster)"
+                f"; layers, one thread, N = {timed[0].samples}: {1e3 * dense:.3g} ms dense => "
+                f"{1e3 * ours:.3g} ms ({dense / ours:.1f} times faster)"
             )
         if not self.checked:
             return f"{text}; not checked"
@@ -158,7 +160,7 @@ def rows_of(
         if isinstance(step, Layer):
             rows.append(_row(step, weights, kernels, timings, findings))
         elif step.op == "torch":
-            rows.append(Row(step.name, "", None, None, "torch", None, None, 0, 0, 0))
+            rows.append(Row(step.name, "", None, None, "torch", None, None, 0, 0, 0, 0))
     return tuple(rows)
 
 
@@ -179,6 +181,7 @@ def _row(
         kernel,
         timing.seconds[kernel] if timing else None,
         timing.seconds.get("dense") if timing else None,
+        timing.samples if timing else 0,
         kept.bytes() if kept else 0,
         found.spikes,
         found.open,

@@ -132,18 +132,28 @@ struct Padded {
 
   void fill(const Layer& layer, const X* from, X* to) const {
     const int64_t rows = std::min(tall, layer.height + layer.pad_h);
-    for (int64_t r = layer.pad_h; r < rows; ++r) {
-      const X* const line = from + (r - layer.pad_h) * layer.width;
-      X* const into = to + r * phases * wide;
-      for (int64_t phase = 0; phase < phases; ++phase) {
-        const int64_t shift = layer.pad_w - phase;  // column q * stride - shift of the input
-        const int64_t first = shift > 0 ? (shift + phases - 1) / phases : 0;
-        const int64_t reach = layer.width + shift;
-        const int64_t end = reach > 0 ? std::min(wide, (reach + phases - 1) / phases) : 0;
-        for (int64_t q = first; q < end; ++q)
-          into[phase * wide + q] = line[q * phases - shift];
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t shift = layer.pad_w - phase;  // column q * stride - shift of the input
+      const int64_t first = shift > 0 ? (shift + phases - 1) / phases : 0;
+      const int64_t reach = layer.width + shift;
+      const int64_t end = reach > 0 ? std::min(wide, (reach + phases - 1) / phases) : 0;
+      for (int64_t r = layer.pad_h; r < rows; ++r) {
+        const X* const line = from + (r - layer.pad_h) * layer.width;
+        X* const into = to + (r * phases + phase) * wide;
+        if (phases == 1)
+          copy(line + first - shift, end - first, into + first);
+        else
+          for (int64_t q = first; q < end; ++q) into[q] = line[q * phases - shift];
       }
     }
+  }
+
+  // Lines are short: a call of memcpy would take longer.
+  static void copy(const X* from, int64_t count, X* to) {
+    constexpr int64_t kPart = 8;
+    int64_t k = 0;
+    for (; k + kPart <= count; k += kPart) std::memcpy(to + k, from + k, kPart * sizeof(X));
+    for (; k < count; ++k) to[k] = from[k];
   }
 
   // Where the inputs of output (oh, ow) for the first element of the kernel lie.
