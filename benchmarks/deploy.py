@@ -70,7 +70,7 @@ def measure(case: Case, args: argparse.Namespace) -> list[dict[str, object]]:
     start = time.perf_counter()
     fast = sj_prune.deploy(net, x, check=False)
     seconds = time.perf_counter() - start
-    names = () if args.no_onnx or onnx_missing() else ("ONNX Runtime",)
+    names: tuple[str, ...] = () if args.no_onnx or onnx_missing() else ("ONNX Runtime",)
     if args.compile and name == "VGG16" and samples == 1:
         names += ("torch.compile",)
     runs = contenders(net, x, names)

@@ -215,6 +215,21 @@ def test_maps_of_one_dimension():
     assert_equal(net, x)
 
 
+class OverTokens(nn.Module):
+    """A head as transformers have it: the map is a list of tokens, of which the mean is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = spiking(4), layer.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(3).mean(-1)).mean(0)
+
+
+def test_mean_over_tokens():
+    assert_equal(make_twin(OverTokens()), integers(4, 2, 2, 4, 4))
+
+
 def test_containers_and_dropout_and_voting():
     net = nn.Sequential(
         layer.SeqToANNContainer(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4)),
