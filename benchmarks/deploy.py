@@ -16,7 +16,11 @@ of threads. The main cases take 10 minutes on two cores.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -46,6 +50,32 @@ ALL = [
     for n in (1, 32)
 ]
 Case = tuple[str, str, float, float, int]
+
+
+_BUILD = """
+import time, torch
+from sj_prune.engines import deploy_engine
+from sj_prune.neurons.reference import LIF, Equations
+start = time.perf_counter()
+deploy_engine.library(Equations(LIF, 2.0, True, 1.0, 0.0, True))
+print(time.perf_counter() - start)
+"""
+
+
+def build_seconds() -> dict[str, str]:
+    """Return how long the engine takes for one kind of neuron: compiled, and from the cache."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("build_seconds", "cached_seconds"):
+            done = subprocess.run(
+                [sys.executable, "-c", _BUILD],
+                env=os.environ | {"SJ_PRUNE_CACHE": folder},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            found[name] = f"{float(done.stdout):.2f}"
+    return found
 
 
 def timed(runs: dict[str, Run], turns: int, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -119,9 +149,11 @@ def main() -> None:
     if args.clock == "cpu":
         torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
+    build = build_seconds()
+    print(build)
     for case in MAIN if args.cases == "main" else ALL:
         print(*case)
-        rows += measure(case, args)
+        rows += [row | build for row in measure(case, args)]
         print(write_csv(f"deploy_{label('cpu')}", rows))
 
 

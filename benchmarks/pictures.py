@@ -62,7 +62,9 @@ def deploy_layers() -> None:
         ax.set_title(title, fontsize="medium")
     fig.supxlabel("firing rate of the inputs")
     fig.supylabel("density of the weights")
-    fig.colorbar(image, ax=axes, shrink=0.6, label="times faster than dense")
+    bar = fig.colorbar(image, ax=axes, shrink=0.6, label="times faster than dense")
+    bar.set_ticks(ticks := [1, 2, 5, 10, 20, 40], labels=ticks)
+    bar.minorticks_off()
     fig.savefig(ROOT / "docs" / "deploy_layers.png", dpi=110)
 
 

@@ -125,25 +125,30 @@ class DeployReport:
         return f"{rows}\n\n**{self._closing()}**"
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Draw the time of each layer, dense and as deployed.
+        """Draw the time of each layer, dense and as deployed, and how many times faster it is.
 
         Raises:
             ImportError: without matplotlib.
         """
-        from sj_prune.plots.axes import COLORS, axes, grid, name_ticks
+        from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
 
         timed = [r for r in self.rows if r.seconds is not None and r.dense_seconds is not None]
-        figure, ax = axes(ax, width=max(6.4, 0.5 * len(timed)))
+        figure, ax = axes(ax, width=max(6.4, 0.55 * len(timed)))
         for shift, color, name in ((-0.2, COLORS[1], "dense"), (0.2, COLORS[0], "deployed")):
             key = "dense_seconds" if name == "dense" else "seconds"
             heights = [1e3 * getattr(r, key) for r in timed]
             places = [i + shift for i in range(len(timed))]
             ax.bar(places, heights, 0.4, color=color, label=name)
-        ax.set_yscale("log")
+        for place, row in enumerate(timed):
+            ours, dense = row.seconds or 0.0, row.dense_seconds or 0.0
+            gain = dense / ours if ours else 0.0
+            text = f"{gain:.{0 if gain >= 10 else 1}f}x"
+            ax.text(place, 1e3 * max(ours, dense), text, ha="center", va="bottom", fontsize="small")
+        ax.margins(y=0.1)
         ax.set_ylabel("time of one thread (ms)")
         name_ticks(ax, [r.name for r in timed])
         grid(ax, "y")
-        ax.legend()
+        legend_above(figure, ax)
         return figure, ax
 
 
