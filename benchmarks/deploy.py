@@ -1,28 +1,33 @@
 """What deploy() brings: latency of pruned networks, packed and sparse, beside stock SpikingJelly.
 
-    python benchmarks/deploy.py [--clock wall|cpu] [--cases main|all] [--compile]
+    python benchmarks/deploy.py [--clock wall|cpu] [--cases main|all] [--compile] [--no-onnx]
 
 Random weights, each network pruned at random in every layer ("uniform") or by magnitude over all
 layers ("global"), norms shifted so that each neuron layer fires at the given rate on the input.
 Contenders run in turns on the same input, T = 4; a time is the median over turns, a ratio the
 median over turns of a turn's ratio to the deployed network. "folded" has its norms folded into the
-weights; "nodes" has sj_prune's fused neurons besides, recording off. ``--clock cpu`` times one
-thread by its processor time, which other processes on the machine disturb little; "wall" needs an
-idle machine and uses torch's number of threads.
+weights; "nodes" has sj_prune's fused neurons besides, recording off. ONNX Runtime runs the same
+network exported over all steps, where it is installed; ``--compile`` adds `torch.compile` with
+freezing for VGG16 and one image. ``--clock cpu`` times one thread by its processor time, which
+other processes on the machine disturb little; "wall" needs an idle machine and uses torch's number
+of threads. The main cases take 10 minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 import torch
-from deploy_networks import NETWORKS, folded, fuse, prune, set_rate
+from deploy_contenders import Run, contenders, onnx_missing
+from deploy_networks import NETWORKS, prune, set_rate
 from measure import environment, label, write_csv
-from spikingjelly.activation_based import functional
-from torch import nn
 
 import sj_prune
 
@@ -47,32 +52,33 @@ ALL = [
 Case = tuple[str, str, float, float, int]
 
 
-def stock(net: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    def run() -> torch.Tensor:
-        with torch.inference_mode():
-            functional.reset_net(net)
-            return net(x)
-
-    return run
-
-
-def compiled(net: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
-    fast = torch.compile(net)
-
-    def run() -> torch.Tensor:
-        with torch.no_grad():
-            functional.reset_net(net)
-            return fast(x)
-
-    return run
+_BUILD = """
+import time, torch
+from sj_prune.engines import deploy_engine
+from sj_prune.neurons.reference import LIF, Equations
+start = time.perf_counter()
+deploy_engine.library(Equations(LIF, 2.0, True, 1.0, 0.0, True))
+print(time.perf_counter() - start)
+"""
 
 
-def timed(
-    runs: dict[str, Callable[[], torch.Tensor]], turns: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
+def build_seconds() -> dict[str, str]:
+    """Return how long the engine takes for one kind of neuron: compiled, and from the cache."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("build_seconds", "cached_seconds"):
+            done = subprocess.run(
+                [sys.executable, "-c", _BUILD],
+                env=os.environ | {"SJ_PRUNE_CACHE": folder},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            found[name] = f"{float(done.stdout):.2f}"
+    return found
+
+
+def timed(runs: dict[str, Run], turns: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
@@ -94,12 +100,13 @@ def measure(case: Case, args: argparse.Namespace) -> list[dict[str, object]]:
     start = time.perf_counter()
     fast = sj_prune.deploy(net, x, check=False)
     seconds = time.perf_counter() - start
-    plain = folded(net)
-    runs = {"stock": stock(net, x), "folded": stock(plain, x), "nodes": stock(fuse(plain), x)}
-    if args.compile:
-        runs["torch.compile"] = compiled(plain, x)
+    names: tuple[str, ...] = () if args.no_onnx or onnx_missing() else ("ONNX Runtime",)
+    if args.compile and name == "VGG16" and samples == 1:
+        names += ("torch.compile",)
+    runs = contenders(net, x, names)
     runs["deployed"] = lambda: fast(x)
-    difference = float((runs["stock"]() - runs["deployed"]()).abs().max())
+    expected = runs["stock"]()
+    differences = {k: float((run() - expected).abs().max()) for k, run in runs.items()}
     clock = time.thread_time if args.clock == "cpu" else time.perf_counter
     times = timed(runs, args.turns, clock)
     rows = []
@@ -121,7 +128,7 @@ def measure(case: Case, args: argparse.Namespace) -> list[dict[str, object]]:
                 "clock": args.clock,
                 "deploy_seconds": f"{seconds:.1f}",
                 "kernels": " ".join(sorted({r.kernel for r in fast.report().rows})),
-                "output_difference": f"{difference:.2g}",
+                "output_difference": f"{differences[contender]:.2g}",
                 **environment("cpu"),
             }
         )
@@ -135,13 +142,18 @@ def main() -> None:
     parser.add_argument("--cases", choices=("main", "all"), default="main")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="torch.compile with freezing too")
+    parser.add_argument("--no-onnx", action="store_true", help="leave ONNX Runtime out")
     args = parser.parse_args()
+    if problem := onnx_missing():
+        print("ONNX Runtime is left out:", problem)
     if args.clock == "cpu":
         torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
+    build = build_seconds()
+    print(build)
     for case in MAIN if args.cases == "main" else ALL:
         print(*case)
-        rows += measure(case, args)
+        rows += [row | build for row in measure(case, args)]
         print(write_csv(f"deploy_{label('cpu')}", rows))
 
 

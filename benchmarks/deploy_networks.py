@@ -40,13 +40,17 @@ def prune(net: nn.Module, sparsity: float, kind: str) -> None:
     Args:
         net: with random weights.
         sparsity: fraction of all weights.
-        kind: "uniform" or "global".
+        kind: "uniform" or "global". A layer keeps the largest 0.5 % at least: training would not
+            cut the network in two, as magnitudes of random weights do.
     """
     weights = [m.weight for m in net.modules() if isinstance(m, _LAYERS)]
     least = torch.cat([w.detach().abs().flatten() for w in weights]).sort().values
     bound = least[min(int(sparsity * len(least)), len(least) - 1)]
     for weight in weights:
-        kept = torch.rand_like(weight) >= sparsity if kind == "uniform" else weight.abs() >= bound
+        if kind == "uniform":
+            kept = torch.rand_like(weight) >= sparsity
+        else:
+            kept = weight.abs() >= min(bound, weight.detach().abs().flatten().quantile(0.995))
         weight.data.mul_(kept)
 
 
@@ -110,6 +114,41 @@ def folded(net: nn.Module) -> nn.Module:
             setattr(net.get_submodule(parent), key, nn.Identity())
     if hasattr(functional, "invalidate_reset_cache"):
         functional.invalidate_reset_cache(net)
+    return net
+
+
+class Unrolled(nn.Module):
+    """An IF or LIF layer in plain operations, one after the other, for what reads a graph."""
+
+    def __init__(self, node: neuron.BaseNode) -> None:
+        super().__init__()
+        self.tau, self.decay_input = getattr(node, "tau", 1.0), getattr(node, "decay_input", False)
+        self.leaks = hasattr(node, "tau")
+        self.threshold, self.reset = node.v_threshold, node.v_reset
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        rest = self.reset or 0.0
+        v, spikes = torch.full_like(x_seq[0], rest), []
+        for x in x_seq.unbind(0):
+            if not self.leaks:
+                v = v + x
+            elif self.decay_input:
+                v = v + (x - (v - rest)) / self.tau
+            else:
+                v = v - (v - rest) / self.tau + x
+            s = (v >= self.threshold).to(x)
+            v = v - s * self.threshold if self.reset is None else s * rest + (1.0 - s) * v
+            spikes.append(s)
+        return torch.stack(spikes)
+
+
+def unrolled(net: nn.Module) -> nn.Module:
+    """Return a copy with neurons in plain operations over all steps."""
+    net = copy.deepcopy(net)
+    for name, module in list(net.named_modules()):
+        if isinstance(module, neuron.BaseNode):
+            parent, _, key = name.rpartition(".")
+            setattr(net.get_submodule(parent), key, Unrolled(module))
     return net
 
 

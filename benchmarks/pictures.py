@@ -1,4 +1,4 @@
-"""Draw the pictures of README.md from the CSV files under results/.
+"""Draw the pictures of README.md and docs/ from the CSV files under results/.
 
 python benchmarks/pictures.py
 """
@@ -6,6 +6,7 @@ python benchmarks/pictures.py
 from __future__ import annotations
 
 from matplotlib import pyplot
+from matplotlib.colors import LogNorm
 from readme import NEURON_STEP, ROOT, rows
 
 
@@ -36,5 +37,37 @@ def neuron_step() -> None:
     fig.savefig(ROOT / "docs" / "neuron_step.png", dpi=110)
 
 
+def deploy_layers() -> None:
+    """How many times faster than dense a layer is, over densities and rates: a panel a shape."""
+    found = rows("deploy_layers_cpu1")
+    shapes = list(dict.fromkeys((r["channels"], r["size"], r["N"]) for r in found))
+    fig, axes = pyplot.subplots(
+        2, 2, figsize=(10, 8), sharex=True, sharey=True, layout="constrained"
+    )
+    for ax, shape in zip(axes.flat, shapes, strict=True):
+        here = [r for r in found if (r["channels"], r["size"], r["N"]) == shape]
+        densities, rates = ([*dict.fromkeys(r[k] for r in here)] for k in ("density", "rate"))
+        gains = [[0.0] * len(rates) for _ in densities]
+        for r in here:
+            i, j = densities.index(r["density"]), rates.index(r["rate"])
+            gains[i][j] = gain = float(r["speed_up"])
+            text = f"{gain:.1f}\n{r['kernel']}"
+            color = "white" if gain > 8 else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+        image = ax.imshow(gains, origin="lower", aspect="auto", cmap="Blues", norm=LogNorm(0.8, 40))
+        ax.set_xticks(range(len(rates)), [f"{100 * float(r):g} %" for r in rates])
+        ax.set_yticks(range(len(densities)), [f"{100 * float(d):g} %" for d in densities])
+        channels, size, samples = shape
+        title = f"{channels} to {channels} channels, {size} x {size}, N = {samples}"
+        ax.set_title(title, fontsize="medium")
+    fig.supxlabel("firing rate of the inputs")
+    fig.supylabel("density of the weights")
+    bar = fig.colorbar(image, ax=axes, shrink=0.6, label="times faster than dense")
+    bar.set_ticks(ticks := [1, 2, 5, 10, 20, 40], labels=ticks)
+    bar.minorticks_off()
+    fig.savefig(ROOT / "docs" / "deploy_layers.png", dpi=110)
+
+
 if __name__ == "__main__":
     neuron_step()
+    deploy_layers()

@@ -14,7 +14,13 @@ from torch import nn
 
 
 class UnsupportedError(ValueError):
-    """Raised for what cannot be deployed; the message names it and says why."""
+    """Raised for what cannot be deployed; the message names it and says why.
+
+    Attributes:
+        nodes: how many operations were understood before.
+    """
+
+    nodes = 0
 
 
 @dataclass
@@ -96,7 +102,10 @@ def as_map(tail: tuple[int, ...]) -> tuple[int, int, int]:
         UnsupportedError: for more than three of them.
     """
     if len(tail) > 3:
-        raise UnsupportedError(f"Expected values [T, N, C, H, W] or smaller but got a map {tail}")
+        raise UnsupportedError(
+            f"Expected values [T, N, C, H, W] or smaller but got {tail} behind time and batch: "
+            "maps of three dimensions (Conv3d, MaxPool3d) are not understood"
+        )
     channels = tail[0] if tail else 1
     space = tail[1:]
     return channels, space[0] if len(space) == 2 else 1, space[-1] if space else 1

@@ -142,9 +142,9 @@ class SparseNetwork:
         return f"SparseNetwork({layers} layers, {kept} weights, {size} bytes)"
 
     def _run(self, program: Program, x: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.device("cpu"):
+        with torch.inference_mode():
             out = program(x)
-        return out.clone()
+        return out.clone()  # no tensor of inference mode, and the caller's own
 
     def _checked(self, x: Tensor) -> Tensor:
         graph = self._plan.graph

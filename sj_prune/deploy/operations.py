@@ -184,8 +184,9 @@ def _reduced(tracer: Any, args: Any, kwargs: Any, out: Tensor, mean: bool) -> La
         made = tracer.node("mean", (label.value,), value.tail, {"mean": mean})
         tracer.values[made].static = False
         return Label(made, BATCH)
-    if mean and len(value.tail) == 3 and dims == [x.ndim - 2, x.ndim - 1]:
-        tail = (value.tail[0], 1, 1) if keep else value.tail[:1]
+    space = len(value.tail) - 1
+    if mean and space > 0 and dims == list(range(x.ndim - space, x.ndim)):
+        tail = (value.tail[0], *[1] * (space if keep else 0))
         made = tracer.node("adaptive", (label.value,), tail, {"size": (1, 1)})
         return Label(made, label.lead)
     raise UnsupportedError(f"it reduces the dimensions {dims}, neither time nor the whole map")

@@ -67,7 +67,7 @@ class Program:
         self.result = self.real(made.graph.output)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return what the network computes, a new tensor ``[T, N, *]`` or ``[N, *]``."""
+        """Return what the network computes, ``[T, N, *]`` or ``[N, *]``, until the next call."""
         given = self._real[0]
         # A still image, or a sequence that shows one: its first step stands for all.
         given.copy_((x[: len(given)] if self.plan.graph.sequence else x).reshape(given.shape))
@@ -76,8 +76,8 @@ class Program:
         tail = self.plan.values[self.plan.graph.output].tail
         out = self.result.view(len(self.result), self.samples, *tail)
         if not self.plan.graph.timed:
-            return out[0].clone()
-        return out.expand(self.steps, *out.shape[1:]).clone()
+            return out[0]
+        return out.expand(self.steps, *out.shape[1:])
 
     def reset(self) -> None:
         """Put all neurons to rest."""
@@ -198,14 +198,10 @@ class Program:
             assert weights is not None  # noqa: S101
             assert given_real is not None  # noqa: S101
             return self._dense(layer, weights, given_real, (rest, rest_real, out, out_real, v))
-        entries = None
-        if weights is not None:
-            entries = weights.by_input if kernel == "events" else weights.by_output
         tensors = [
             given,
             given_real,
-            entries.start if entries else None,
-            entries.entries if entries else None,
+            *(weights.read_by(kernel) if weights else (None, None)),
             weights.bias if weights else None,
             rest,
             rest_real,

@@ -41,8 +41,9 @@ class Row:
         rate: fraction of its inputs that are not 0 at a step, on the input of `deploy`.
         kernel: "bits" (packed spikes), "reals", "events", "dense" (torch's convolution), "neurons"
             (no weights) or "torch" (left as it was).
-        seconds: processor time of one thread on the input of `deploy`, or None.
+        seconds: processor time of one thread on `samples` of the input of `deploy`, or None.
         dense_seconds: the same by torch's dense convolution, neurons included.
+        samples: on which it was timed.
         bytes: of its weights.
         spikes: outputs that the proof compared.
         open: outputs that float64 does not decide, see `sj_prune.deploy.proof`.
@@ -55,6 +56,7 @@ class Row:
     kernel: str
     seconds: float | None
     dense_seconds: float | None
+    samples: int
     bytes: int
     spikes: int
     open: int
@@ -101,8 +103,8 @@ class DeployReport:
         text = f"weights: {readable(sum(r.bytes for r in self.rows), 'B')}"
         if ours:
             text += (
-                f"; layers, one thread: {1e3 * dense:.3g} ms dense => {1e3 * ours:.3g} ms "
-                f"({dense / ours:.1f} times faster)"
+                f"; layers, one thread, N = {timed[0].samples}: {1e3 * dense:.3g} ms dense => "
+                f"{1e3 * ours:.3g} ms ({dense / ours:.1f} times faster)"
             )
         if not self.checked:
             return f"{text}; not checked"
@@ -123,25 +125,30 @@ class DeployReport:
         return f"{rows}\n\n**{self._closing()}**"
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
-        """Draw the time of each layer, dense and as deployed.
+        """Draw the time of each layer, dense and as deployed, and how many times faster it is.
 
         Raises:
             ImportError: without matplotlib.
         """
-        from sj_prune.plots.axes import COLORS, axes, grid, name_ticks
+        from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
 
         timed = [r for r in self.rows if r.seconds is not None and r.dense_seconds is not None]
-        figure, ax = axes(ax, width=max(6.4, 0.5 * len(timed)))
+        figure, ax = axes(ax, width=max(6.4, 0.55 * len(timed)))
         for shift, color, name in ((-0.2, COLORS[1], "dense"), (0.2, COLORS[0], "deployed")):
             key = "dense_seconds" if name == "dense" else "seconds"
             heights = [1e3 * getattr(r, key) for r in timed]
             places = [i + shift for i in range(len(timed))]
             ax.bar(places, heights, 0.4, color=color, label=name)
-        ax.set_yscale("log")
+        for place, row in enumerate(timed):
+            ours, dense = row.seconds or 0.0, row.dense_seconds or 0.0
+            gain = dense / ours if ours else 0.0
+            text = f"{gain:.{0 if gain >= 10 else 1}f}x"
+            ax.text(place, 1e3 * max(ours, dense), text, ha="center", va="bottom", fontsize="small")
+        ax.margins(y=0.1)
         ax.set_ylabel("time of one thread (ms)")
         name_ticks(ax, [r.name for r in timed])
         grid(ax, "y")
-        ax.legend()
+        legend_above(figure, ax)
         return figure, ax
 
 
@@ -158,7 +165,7 @@ def rows_of(
         if isinstance(step, Layer):
             rows.append(_row(step, weights, kernels, timings, findings))
         elif step.op == "torch":
-            rows.append(Row(step.name, "", None, None, "torch", None, None, 0, 0, 0))
+            rows.append(Row(step.name, "", None, None, "torch", None, None, 0, 0, 0, 0))
     return tuple(rows)
 
 
@@ -179,6 +186,7 @@ def _row(
         kernel,
         timing.seconds[kernel] if timing else None,
         timing.seconds.get("dense") if timing else None,
+        timing.samples if timing else 0,
         kept.bytes() if kept else 0,
         found.spikes,
         found.open,

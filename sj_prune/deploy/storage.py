@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 from sj_prune.deploy.graph import Graph, Value
 from sj_prune.deploy.plan import Form, Layer, Plan, Step
@@ -69,9 +68,8 @@ def _shallow(step: Layer | Step) -> dict[str, Any]:
 
 def _weights(weights: Weights) -> dict[str, Any]:
     plain = {f.name: getattr(weights, f.name) for f in fields(weights)}
-    for name in ("by_output", "by_input"):
-        kept: Entries | None = plain[name]
-        plain[name] = None if kept is None else (kept.start, kept.entries)
+    kept = weights.by_output
+    plain["by_output"] = None if kept is None else (kept.start, kept.entries)
     return plain
 
 
@@ -88,8 +86,7 @@ def from_plain(plain: Mapping[str, Any]) -> Parts:
     steps = [_step(dict(s)) for s in plain["steps"]]
     forms = {k: Form(**v) for k, v in plain["forms"].items()}
     weights = {k: _read_weights(v) for k, v in plain["weights"].items()}
-    _check_entries(steps, weights)
-    return Parts(
+    parts = Parts(
         Plan(steps, values, forms, graph),
         weights,
         plain["kernels"],
@@ -97,6 +94,8 @@ def from_plain(plain: Mapping[str, Any]) -> Parts:
         {k: Finding(**v) for k, v in plain["findings"].items()},
         plain["difference"],
     )
+    _check_weights(parts)
+    return parts
 
 
 def _step(plain: dict[str, Any]) -> Layer | Step:
@@ -107,19 +106,29 @@ def _step(plain: dict[str, Any]) -> Layer | Step:
 
 
 def _read_weights(plain: Mapping[str, Any]) -> Weights:
-    kept = {k: None if plain[k] is None else Entries(*plain[k]) for k in ("by_output", "by_input")}
-    return Weights(**{**plain, **kept})
+    kept = plain["by_output"]
+    return Weights(**{**plain, "by_output": None if kept is None else Entries(*kept)})
 
 
-def _check_entries(steps: list[Layer | Step], weights: Mapping[int, Weights]) -> None:
+def _check_weights(parts: Parts) -> None:
     """A damaged file must not make the engine read beyond its tensors."""
-    for step in steps:
-        kept = weights.get(step.output)
-        for matrix in (kept.by_output, kept.by_input) if kept else ():
-            if matrix is not None and not _is_whole(matrix.start, matrix.entries):
-                raise ValueError(f"Expected whole weights of {step.name} but the file is damaged")
+    for layer in parts.plan.steps:
+        kept = parts.weights.get(layer.output)
+        if kept is None or not isinstance(layer, Layer):
+            continue
+        channels = parts.plan.values[layer.output].shape[0]
+        kernel = math.prod(layer.geometry["kernel"])
+        planes = max(1, parts.plan.forms[layer.input].planes)
+        rows = kernel * planes * parts.plan.values[layer.input].shape[0]
+        whole = kept.by_output is None or _is_whole(kept.by_output, channels, rows)
+        if kept.by_input is not None:
+            whole &= kept.by_input.numel() >= rows * channels
+        if not whole:
+            raise ValueError(f"Expected whole weights of {layer.name} but the file is damaged")
 
 
-def _is_whole(start: Tensor, entries: Tensor) -> bool:
+def _is_whole(matrix: Entries, channels: int, rows: int) -> bool:
+    start, used = matrix.start, matrix.entries[: int(matrix.start[-1])]
     rises = bool((start[1:] >= start[:-1]).all()) and int(start[0]) == 0
-    return rises and int(start[-1]) <= entries.numel()
+    within = bool((used & 0xFFFFFFFF < rows).all())
+    return rises and within and len(start) == channels + 1 and len(used) == int(start[-1])

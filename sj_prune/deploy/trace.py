@@ -45,21 +45,18 @@ class _StaysInTorchError(Exception):
 
 
 def _trace_any(net: nn.Module, x_seq: Tensor, attention: set[str]) -> Graph:
-    """Try the input as a sequence and as a still image, the likelier first."""
-    ways = (True, False) if x_seq.ndim in (3, 5) else (False, True)
-    problem: UnsupportedError | None = None
-    for sequence in ways:
+    """Try the input as a sequence and as a still image; the way that led further says why not."""
+    problems = []
+    for sequence in (True, False):
         try:
             return _watch(net, x_seq, sequence, attention)
         except UnsupportedError as error:  # noqa: PERF203 (two ways)
-            problem = problem or error
+            problems.append(error)
         except (RuntimeError, ValueError, IndexError) as error:
-            if problem is None:
-                text = f"its forward fails: {str(error).splitlines()[0]}"
-                problem = UnsupportedError(f"Expected a network that runs but {text}")
-                problem.__cause__ = error
-    assert problem is not None  # noqa: S101
-    raise problem
+            text = f"its forward fails: {str(error).splitlines()[0]}"
+            problems.append(UnsupportedError(f"Expected a network that runs but {text}"))
+            problems[-1].__cause__ = error
+    raise max(problems, key=lambda problem: problem.nodes)
 
 
 def _few(x: Tensor, dim: int) -> Tensor:
@@ -71,8 +68,12 @@ def _watch(net: nn.Module, x: Tensor, sequence: bool, attention: set[str]) -> Gr
     tracer = _Tracer(net, x, sequence, attention)
     with _host.preserved_state(net), torch.no_grad(), _hooked(net, tracer):
         _host.reset_net(net.eval())
-        with torch.compiler.set_stance("force_eager"), tracer:
-            out = net(x)
+        try:
+            with torch.compiler.set_stance("force_eager"), tracer:
+                out = net(x)
+        except UnsupportedError as problem:
+            problem.nodes = len(tracer.nodes)
+            raise
         _host.reset_net(net)
     label = tracer.label(out) if isinstance(out, Tensor) else None
     if label is None:

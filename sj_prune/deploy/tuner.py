@@ -1,11 +1,13 @@
 """Each layer's kernel is the fastest on the user's own input.
 
 Kernels are timed in turns, by the processor time of one thread, so that what else the machine does
-falls on all of them alike; the median counts.
+falls on all of them alike; the median counts. Of a large batch a few samples are enough: which
+kernel is the fastest depends on density and rate, hardly on how many samples there are.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +20,13 @@ from torch import Tensor
 
 from sj_prune.deploy.plan import Form, Layer, Plan
 from sj_prune.deploy.program import Program, Shape
-from sj_prune.deploy.weights import Weights, entries, matrix
+from sj_prune.deploy.weights import Weights, by_input, entries, matrix
 
 _ROUNDS = 5
-_EVENTS_BELOW = 0.04  # of a firing rate: above it the event kernel never was the fastest
+_SAMPLES = 16  # more are not run
+_AMONG_OTHERS = 3e-5  # seconds that torch takes longer than in a row with itself
+_HOPELESS = 2.0  # times the fastest: not timed again
+_MOST_LISTED = 1 << 16  # channels that the event kernel can tell apart
 
 
 @dataclass
@@ -30,15 +35,17 @@ class Timing:
 
     Attributes:
         rate: fraction of input elements that are not 0 at a step.
+        samples: on so many samples.
         seconds: median processor time by kernel.
     """
 
     rate: float
+    samples: int
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 def prepare(made: Plan) -> dict[int, Weights]:
-    """Return the weights of all layers, in every form that a kernel might want."""
+    """Return the weights of all layers; `tune` adds what the event kernel reads."""
     found = {}
     for layer in made.steps:
         if isinstance(layer, Layer) and layer.weight is not None:
@@ -53,19 +60,13 @@ def _weights(made: Plan, layer: Layer) -> Weights:
     outputs, rows, values = entries(layer, form, layer.geometry["groups"], channels)
     dense = layer.weight.float().contiguous()
     number = int(np.count_nonzero(dense.numpy()))
-    weights = Weights(
+    return Weights(
         None if layer.bias is None else layer.bias.float(),
         number / max(dense.numel(), 1),
         number,
         dense,
         matrix(outputs, rows, values, layer.weight.shape[0]),
     )
-    if form.planes:
-        height, width = layer.geometry["kernel"]
-        count = form.planes * channels * height * width
-        order = np.argsort(rows, kind="stable")
-        weights.by_input = matrix(rows[order], outputs[order], values[order], count)
-    return weights
 
 
 def default_kernels(made: Plan) -> dict[int, str]:
@@ -92,17 +93,28 @@ def tune(
         x: the input.
     """
     kernels = default_kernels(made)
-    program = Program(made, weights, kernels, shape, 1)
+    steps, samples, static = shape
+    samples = min(samples, _SAMPLES)
+    x = x.narrow(1 if made.graph.sequence else 0, 0, samples)
+    program = Program(made, weights, kernels, (steps, samples, static), 1)
     timings: dict[int, Timing] = {}
     with _one_thread():
         program(x)  # every layer's input now holds what the user's input makes of it
         for layer in made.steps:
             if isinstance(layer, Layer) and layer.weight is not None:
                 rate = _rate(program, layer)
-                timing = timings[layer.output] = Timing(rate)
-                timing.seconds = _measure(program, layer, rate, made.forms[layer.input])
-                kernels[layer.output] = min(timing.seconds, key=timing.seconds.__getitem__)
+                timing = timings[layer.output] = Timing(rate, samples)
+                names = _candidates(made, layer, weights[layer.output], rate)
+                if "events" in names:
+                    weights[layer.output].by_input = by_input(layer, made.forms[layer.input])
+                timing.seconds = _measure(program, layer, names, made.forms[layer.input])
+                kernels[layer.output] = _fastest(timing.seconds)
     return kernels, timings
+
+
+def _fastest(seconds: Mapping[str, float]) -> str:
+    """Return the fastest kernel."""
+    return min(seconds, key=lambda name: seconds[name] + _AMONG_OTHERS * (name == "dense"))
 
 
 def _rate(program: Program, layer: Layer) -> float:
@@ -112,10 +124,19 @@ def _rate(program: Program, layer: Layer) -> float:
     return float((x != 0).float().mean())
 
 
-def _measure(program: Program, layer: Layer, rate: float, form: Form) -> dict[str, float]:
-    names = ["dense", "reals"]
-    if form.planes:
-        names = ["dense", "bits"] + (["events"] if rate < _EVENTS_BELOW else [])
+def _candidates(made: Plan, layer: Layer, weights: Weights, rate: float) -> list[str]:
+    """Return the kernels that may be the fastest."""
+    form = made.forms[layer.input]
+    if not form.planes:
+        return ["dense", "reals"]
+    names = ["dense", "bits"]
+    channels = form.planes * made.values[layer.input].shape[0]
+    # The work of one grows with the rate, of the other with the density.
+    sparser = layer.geometry["groups"] == 1 and rate < 2 * weights.density
+    return [*names, "events"] if sparser and channels < _MOST_LISTED else names
+
+
+def _measure(program: Program, layer: Layer, names: list[str], form: Form) -> dict[str, float]:
     calls: dict[str, Callable[[], object]] = {}
     for name in names:
         call = program.layer_call(layer, name)
@@ -126,8 +147,10 @@ def _measure(program: Program, layer: Layer, rate: float, form: Form) -> dict[st
         calls[name] = _both(unpack, call)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(_ROUNDS):
+        fastest = min((min(found) for found in times.values() if found), default=math.inf)
         for name, call in calls.items():
-            times[name].append(_seconds(call))
+            if min(times[name], default=0.0) <= _HOPELESS * fastest:
+                times[name].append(_seconds(call))
     return {name: statistics.median(found) for name, found in times.items()}
 
 

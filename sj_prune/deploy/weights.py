@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sj_prune.deploy.plan import Form, Layer
@@ -36,7 +37,8 @@ class Weights:
         number: how many are not 0.
         dense: folded weights in float32, while they are needed: for the dense kernel.
         by_output: for the kernels that go over output channels.
-        by_input: for the event kernel.
+        by_input: for the event kernel, ``[kH, kW, planes, C_in, C_out]``; `C_out` filled up to a
+            multiple of 16.
     """
 
     bias: Tensor | None
@@ -44,14 +46,19 @@ class Weights:
     number: int
     dense: Tensor | None
     by_output: Entries | None = None
-    by_input: Entries | None = None
-    kernels: dict[str, object] = field(default_factory=dict)
+    by_input: Tensor | None = None
+
+    def read_by(self, kernel: str) -> tuple[Tensor | None, Tensor | None]:
+        """Return where rows start, and entries, as the engine's kernel of this name reads them."""
+        if kernel == "events":
+            return None, self.by_input
+        return (self.by_output.start, self.by_output.entries) if self.by_output else (None, None)
 
     def bytes(self) -> int:
         """Return how much memory it takes."""
-        tensors = [self.bias, self.dense]
-        for kept in (self.by_output, self.by_input):
-            tensors += [kept.start, kept.entries] if kept else []
+        tensors = [self.bias, self.dense, self.by_input]
+        if self.by_output:
+            tensors += [self.by_output.start, self.by_output.entries]
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
@@ -94,3 +101,12 @@ def matrix(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, count: int
     start = np.zeros(count + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=count), out=start[1:])
     return Entries(torch.from_numpy(start), torch.from_numpy(packed.view(np.int64)))
+
+
+def by_input(layer: Layer, form: Form) -> Tensor:
+    """Return all weights as the event kernel reads them, see `Weights`."""
+    assert layer.weight is not None  # noqa: S101
+    weight = (layer.weight * form.scale).float().permute(2, 3, 1, 0)
+    weight = F.pad(weight, (0, -weight.shape[-1] % 16))
+    planes = [weight * (1 << b) for b in range(form.planes)]
+    return torch.stack(planes, 2).contiguous()

@@ -4,8 +4,7 @@
 // Which weights are multiplied with which inputs is a list of (row, weight) for each output
 // channel; rows are the inputs of a tile, see deploy_rows.h. Sums run in the order of the list, so
 // results do not depend on the number of threads.
-#include <utility>
-
+#include "deploy_events.h"
 #include "deploy_finish.h"
 #include "deploy_kernels.h"
 #include "deploy_pool.h"
@@ -15,14 +14,6 @@ using std::int64_t;
 namespace {
 
 enum Kernel { kBits, kReals, kEvents, kNeurons };
-
-// Room of one thread, kept from call to call.
-template <typename X>
-X* room(size_t count) {
-  thread_local std::vector<X> kept;
-  if (kept.size() < count) kept.resize(count);
-  return kept.data();
-}
 
 // The channels of one of `parts` shares of about as many weights.
 std::pair<int64_t, int64_t> share(const Layer& layer, int64_t part, int64_t parts) {
@@ -130,43 +121,6 @@ void layer_of_rows(const Layer& layer) {
   }
 }
 
-// Weights listed by input: only those of inputs that spike are touched. For very low rates.
-void layer_of_events(const Layer& layer) {
-  const BitSource source(layer);
-  const int lanes_wanted = int((layer.steps + kLanes - 1) / kLanes) * kLanes;
-  const Division division(layer, layer.steps, lanes_wanted);
-  const int64_t planes = layer.planes * layer.in_channels;
-#pragma omp parallel for num_threads(layer.threads) schedule(dynamic)
-  for (int64_t k = 0; k < division.tiles; ++k) {
-    const Tile tile(layer, division.first(k), division.first(k + 1));
-    const int64_t words = source.stride(tile.count);
-    const int vectors = int((layer.steps * tile.count + kLanes - 1) / kLanes);
-    const int64_t lanes = vectors * kLanes;
-    uint64_t* const rows = room<uint64_t>(layer.rows() * words + kSlack);
-    float* const sums = room<float>(layer.channels * lanes + kMost);
-    std::fill(sums, sums + layer.channels * lanes, 0.0f);
-    source.build(layer, tile, 0, planes, rows);
-    for (int64_t r = 0; r < layer.rows(); ++r) {
-      uint64_t any = 0;
-      for (int64_t w = 0; w < words; ++w) any |= rows[r * words + w];
-      if (!any) continue;
-      const uint8_t* const row = reinterpret_cast<const uint8_t*>(rows + r * words);
-      for (int64_t e = layer.start[r]; e < layer.start[r + 1]; ++e) {
-        float* const sum = sums + layer.entries[e].row * lanes;
-        const F weight(layer.entries[e].weight);
-        for (int v = 0; v < vectors; ++v)
-          add_where(F::load(sum + v * kLanes), weight, row, v).store(sum + v * kLanes);
-      }
-    }
-    const Finish finish(layer);
-    float own[kMost + kLanes];
-    for (int64_t o = 0; o < layer.channels; ++o) {
-      std::memcpy(own, sums + o * lanes, lanes * sizeof(float));
-      finish.run(tile, o, own);
-    }
-  }
-}
-
 // Sums that came from elsewhere, `in_real` [in_steps, N, channels, M]: only what follows them.
 void layer_of_sums(const Layer& layer) {
   const Division division(layer, layer.steps, kMost);
@@ -195,7 +149,7 @@ extern "C" void sj_layer(const char* packed, int64_t kernel) {
   switch (kernel) {
     case kBits: return layer_of_rows<BitSource>(layer);
     case kReals: return layer_of_rows<RealSource>(layer);
-    case kEvents: return layer_of_events(layer);
+    case kEvents: return Events(layer).run();
     default: return layer_of_sums(layer);
   }
 }

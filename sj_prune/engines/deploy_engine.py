@@ -23,6 +23,7 @@ BITS, REALS, EVENTS, NEURONS = range(4)  # the kernels of deploy.cpp
 
 _SOURCES = (
     "deploy.cpp",
+    "deploy_events.h",
     "deploy_finish.h",
     "deploy_kernels.h",
     "deploy_pool.h",

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -37,8 +38,8 @@ struct Entry {
 struct Layer {
   const uint8_t* in;     // packed [B, G, N, C, H, W], or null
   const float* in_real;  // [steps, N, C, H, W], or null
-  const int64_t* start;  // [channels + 1] by output channel; by row for the event kernel
-  const Entry* entries;
+  const int64_t* start;  // [channels + 1]
+  const Entry* entries;  // by output channel; for the event kernel rows of floats
   const float* bias;         // [channels], or null
   const uint8_t* rest;       // what is added, packed [B', G, N, channels, M], or null
   const float* rest_real;    // or [T, N, channels, M]
@@ -58,6 +59,14 @@ struct Layer {
   int64_t kernel() const { return kernel_h * kernel_w; }
   int64_t rows() const { return planes * in_channels * kernel(); }
 };
+
+// Room of one thread, kept from call to call; `Which` tells apart what is in use at the same time.
+template <typename X, int Which = 0>
+X* room(size_t count) {
+  thread_local std::vector<X> kept;
+  if (kept.size() < count) kept.resize(count);
+  return kept.data();
+}
 
 // `length` outputs of one sample, from position `at` of the map; `to` counts within the tile.
 struct Segment {
@@ -123,18 +132,28 @@ struct Padded {
 
   void fill(const Layer& layer, const X* from, X* to) const {
     const int64_t rows = std::min(tall, layer.height + layer.pad_h);
-    for (int64_t r = layer.pad_h; r < rows; ++r) {
-      const X* const line = from + (r - layer.pad_h) * layer.width;
-      X* const into = to + r * phases * wide;
-      for (int64_t phase = 0; phase < phases; ++phase) {
-        const int64_t shift = layer.pad_w - phase;  // column q * stride - shift of the input
-        const int64_t first = shift > 0 ? (shift + phases - 1) / phases : 0;
-        const int64_t reach = layer.width + shift;
-        const int64_t end = reach > 0 ? std::min(wide, (reach + phases - 1) / phases) : 0;
-        for (int64_t q = first; q < end; ++q)
-          into[phase * wide + q] = line[q * phases - shift];
+    for (int64_t phase = 0; phase < phases; ++phase) {
+      const int64_t shift = layer.pad_w - phase;  // column q * stride - shift of the input
+      const int64_t first = shift > 0 ? (shift + phases - 1) / phases : 0;
+      const int64_t reach = layer.width + shift;
+      const int64_t end = reach > 0 ? std::min(wide, (reach + phases - 1) / phases) : 0;
+      for (int64_t r = layer.pad_h; r < rows; ++r) {
+        const X* const line = from + (r - layer.pad_h) * layer.width;
+        X* const into = to + (r * phases + phase) * wide;
+        if (phases == 1)
+          copy(line + first - shift, end - first, into + first);
+        else
+          for (int64_t q = first; q < end; ++q) into[q] = line[q * phases - shift];
       }
     }
+  }
+
+  // Lines are short: a call of memcpy would take longer.
+  static void copy(const X* from, int64_t count, X* to) {
+    constexpr int64_t kPart = 8;
+    int64_t k = 0;
+    for (; k + kPart <= count; k += kPart) std::memcpy(to + k, from + k, kPart * sizeof(X));
+    for (; k < count; ++k) to[k] = from[k];
   }
 
   // Where the inputs of output (oh, ow) for the first element of the kernel lie.

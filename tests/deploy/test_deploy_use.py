@@ -162,8 +162,9 @@ class Loop(nn.Module):
         return torch.stack([self.conv(step) for step in x])
 
 
-class Hooked(layer.Conv2d):
-    pass
+class Last(nn.Module):
+    def forward(self, x):
+        return x[-1]
 
 
 def hooked():
@@ -188,6 +189,15 @@ REFUSED = {
         lambda: nn.Sequential(layer.BatchNorm2d(2, track_running_stats=False)),
         r"0 \(BatchNorm2d\).*running statistics",
     ),
+    "upsampling": (
+        lambda: nn.Sequential(spiking(2), layer.Upsample(scale_factor=2)),
+        r"1 \(Upsample\).*upsample_nearest2d",
+    ),
+    "layer norm": (
+        lambda: nn.Sequential(spiking(2), nn.LayerNorm(5)),
+        r"1 \(LayerNorm\).*native_layer_norm",
+    ),
+    "the last step": (lambda: nn.Sequential(spiking(2), Last()), r"1 \(Last\).*select"),
     "double": (lambda: network().double(), r"float32.*\.weight"),
     "hook": (hooked, r"does not compute what its class says"),
 }
@@ -200,6 +210,25 @@ def test_what_is_not_understood_is_refused_by_name(name):
     functional.set_step_mode(net, "m")
     with pytest.raises(UnsupportedError, match=message):
         sj_prune.deploy(net, X)
+
+
+INPUTS_REFUSED = {
+    "volumes": (layer.Conv3d(2, 3, 1), (4, 2, 2, 5, 5, 5), r"three dimensions \(Conv3d"),
+    "tokens": (
+        layer.Linear(5, 3),
+        (4, 2, 7, 5),
+        r"0 \(Linear\): .* last dimension of a map \(7, 5\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS_REFUSED)
+def test_inputs_that_are_not_understood_are_refused_by_their_form(name):
+    module, shape, message = INPUTS_REFUSED[name]
+    net = nn.Sequential(module, neuron.IFNode())
+    functional.set_step_mode(net, "m")
+    with pytest.raises(UnsupportedError, match=message):
+        sj_prune.deploy(net, torch.ones(shape))
 
 
 def test_single_step_nodes_are_refused():

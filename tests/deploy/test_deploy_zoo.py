@@ -1,5 +1,7 @@
 """Networks of the zoo: integer twins bit by bit, and float weights within the proof."""
 
+import importlib.util
+
 import pytest
 import torch
 from spikingjelly.activation_based import neuron
@@ -29,6 +31,17 @@ ZOO = {
         channels=8, spiking_neuron=neuron.ParametricLIFNode
     ),
 }
+if importlib.util.find_spec("spikingjelly.activation_based.model.spikformer"):
+    from spikingjelly.activation_based.model import ms_resnet, spikformer
+
+    ZOO |= {
+        "ms_resnet18": lambda: ms_resnet.ms_resnet18(T=4, num_classes=10, **IF),
+        # Its attention stays in torch.
+        "Spikformer": lambda: spikformer.Spikformer(
+            **{"img_size_h": 32, "img_size_w": 32, "patch_size": 4, "num_classes": 10},
+            **{"embed_dims": 32, "num_heads": 4, "mlp_ratio": 2.0, "depths": 2, **IF},
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -1,5 +1,7 @@
 """Deployed networks against torch, bit by bit, over shapes, settings and residual connections."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
 import sj_prune
+from sj_prune.deploy import tuner
 from tests.support.deploy_cases import integers, make_twin, output_of, rates_of, spiking
 
 NEURONS = {
@@ -25,6 +28,18 @@ NEURONS = {
 
 def kernels_of(fast):
     return {row.kernel for row in fast.report().rows}
+
+
+@contextmanager
+def only(kernel):
+    """Let the tuner choose nothing else for layers that read spikes or counts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            tuner,
+            "_candidates",
+            lambda made, layer, *_: [kernel if made.forms[layer.input].planes else "reals"],
+        )
+        yield
 
 
 def assert_equal(net, x, **kwargs):
@@ -110,16 +125,22 @@ def test_every_setting_of_neurons(name, steps):
     steps=st.integers(1, 12),
     samples=st.integers(1, 5),
     keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    run_by=st.sampled_from(["bits", "events", "dense"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_convolution(kernel, stride, padding, dilation, groups, size, steps, samples, keep):
+def test_every_convolution(
+    kernel, stride, padding, dilation, groups, size, steps, samples, keep, run_by
+):
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     size = [max(n, r - 2 * p) for n, r, p in zip(size, reach, padding, strict=True)]
     conv = layer.Conv2d(
         4, 8, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
     net = make_twin(nn.Sequential(spiking(4), conv, neuron.IFNode(v_threshold=2.0)), keep)
-    assert_equal(net, integers(steps, samples, 2, *size))
+    run_by = "bits" if groups > 1 and run_by == "events" else run_by
+    with only(run_by):
+        fast, _ = assert_equal(net, integers(steps, samples, 2, *size), threads=1 + steps % 3)
+    assert kernels_of(fast) - {"reals"} == {run_by}
 
 
 @pytest.mark.parametrize("kind", ["spiking", "convolution", "add", "and", "iand", "cat", "stream"])
@@ -151,8 +172,8 @@ POOLS = {
 
 
 @pytest.mark.parametrize("name", POOLS)
-@pytest.mark.parametrize("steps", [3, 10])
-def test_every_pooling(name, steps):
+@pytest.mark.parametrize(("steps", "kernel"), [(3, "events"), (10, "events"), (10, "bits")])
+def test_every_pooling(name, steps, kernel):
     net = make_twin(
         nn.Sequential(
             spiking(4),
@@ -163,7 +184,20 @@ def test_every_pooling(name, steps):
     )
     x = integers(steps, 2, 2, 8, 8)
     assert min(rates_of(net, x)) > 0
-    assert_equal(net, x)
+    with only(kernel):
+        assert_equal(net, x)
+
+
+@pytest.mark.parametrize("channels", [1, 17, 40, 300])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_events_of_any_number_of_channels(channels, threads):
+    net = nn.Sequential(
+        spiking(70), layer.Conv2d(70, channels, 3, padding=1), neuron.LIFNode(v_reset=None)
+    )
+    make_twin(net)
+    with only("events"):
+        for samples, size in ((1, 3), (2, 11)):
+            assert_equal(net, integers(4, samples, 2, size, size), threads=threads)
 
 
 def test_maps_of_one_dimension():
@@ -179,6 +213,21 @@ def test_maps_of_one_dimension():
     )
     x = integers(4, 3, 2, 17)
     assert_equal(net, x)
+
+
+class OverTokens(nn.Module):
+    """A head as transformers have it: the map is a list of tokens, of which the mean is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = spiking(4), layer.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(3).mean(-1)).mean(0)
+
+
+def test_mean_over_tokens():
+    assert_equal(make_twin(OverTokens()), integers(4, 2, 2, 4, 4))
 
 
 def test_containers_and_dropout_and_voting():
