@@ -28,8 +28,8 @@ class Counter:
         analog_calls: how often its input was no spike train.
         synops: accumulations on binary inputs, counting weights only.
         synops_dense: the same with every weight.
-        positions: output positions of the analog calls.
-        all_positions: output positions of all calls.
+        positions: output positions of all calls.
+        analog_positions: output positions of the analog calls.
     """
 
     def __init__(self, layer: Layer, mask: Tensor | None = None) -> None:
@@ -40,7 +40,7 @@ class Counter:
         self.nonzero = int(nonzero.count_nonzero())
         self.fan_out = _sum_over_outputs(nonzero, getattr(layer, "groups", 1)).cpu()
         self.calls = self.analog_calls = 0
-        self.synops = self.synops_dense = self.positions = self.all_positions = 0
+        self.synops = self.synops_dense = self.positions = self.analog_positions = 0
 
     def hook(
         self,
@@ -53,12 +53,12 @@ class Counter:
         assert isinstance(layer, WEIGHTED)  # noqa: S101 (for the type checker)
         x = args[0] if args else next(iter(kwargs.values()))
         self.calls += 1
-        self.all_positions += output.numel() // layer.weight.shape[0]
+        self.positions += output.numel() // layer.weight.shape[0]
         if _is_binary(x):
             self._add_spikes(layer, x)
         else:
             self.analog_calls += 1
-            self.positions += output.numel() // layer.weight.shape[0]
+            self.analog_positions += output.numel() // layer.weight.shape[0]
 
     def _add_spikes(self, layer: Layer, x: Tensor) -> None:
         # Counting is linear: the spikes of all samples and steps are added up first.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sj_prune.compaction import couple_checked
 from sj_prune.masks.manager import MaskManager
@@ -202,7 +202,29 @@ def learn_example(net: nn.Module, run: Run, example_input: Any) -> None:  # noqa
     except SettingsError:
         raise  # the forward went well
     except Exception as error:
+        _refuse_static(net, run, as_args(example_input), error)
         raise ValueError(
             "Expected example_input to be an input of the network (a tuple of several) but its "
             f"forward raised {type(error).__name__}: {error}"
         ) from error
+
+
+def _refuse_static(net: nn.Module, run: Run, args: tuple[Any, ...], error: Exception) -> None:
+    """Say so, if the network would take an input once it were repeated over time.
+
+    Raises:
+        ValueError: if it would.
+    """
+    if len(args) != 1 or not isinstance(args[0], Tensor):
+        return
+    (x,) = args
+    try:
+        trace(net, layers_of(net, run), (x.expand(2, *x.shape),))
+    except Exception:
+        return  # something else is wrong
+    dims = "C, H, W" if x.ndim == 4 else "*"
+    raise ValueError(
+        f"Expected inputs [T, N, {dims}], time first, but got shape {tuple(x.shape)}, which is "
+        f"[N, {dims}] without time: repeat it along T, x.unsqueeze(0).repeat(T, "
+        f"{', '.join('1' * x.ndim)}), in the batches of a loader too"
+    ) from error
