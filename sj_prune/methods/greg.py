@@ -76,7 +76,7 @@ class GReg(ChannelMethod):
 
     def plan(self) -> Plan:
         """Drop by the mean `|w|` of a filter, the chosen first; the penalty chooses them."""
-        penalty = Penalty(gradient=self.add_decay, prepare=self.choose)
+        penalty = Penalty(gradient=self.add_decay, prepare=self.choose, keeps=nothing_chosen)
         return self._channel_plan(chosen_first, penalties=(penalty,))
 
     # ---- the factor, a function of the step ----------------------------------------------------
@@ -112,8 +112,6 @@ class GReg(ChannelMethod):
         if layer.step < self._choice:
             raised = self.pick_delta * self._raised(layer.step, self.begin + 1)
             return none + min(self.pick_ceiling, raised)
-        if "chosen" not in layer.state:
-            return none
         raised = self._start + self.delta * self._raised(layer.step, self._choice)
         return none.masked_fill(layer.state["chosen"], min(self.ceiling, raised))
 
@@ -132,10 +130,15 @@ class GReg(ChannelMethod):
             layer.grad.add_((factor * layer.weight).to(layer.grad))
 
 
+def nothing_chosen(layer: LayerView) -> dict[str, Tensor]:
+    """Return that no filter is to be driven to 0 yet."""
+    return {"chosen": layer.weight.new_zeros(len(layer.weight), dtype=torch.bool)}
+
+
 def chosen_first(layer: LayerView) -> Tensor:
     """Return the mean `|w|` of every filter, ``[C_out]``; the chosen lie below all others."""
     score = layer.weight.abs().flatten(1).mean(1)
-    if "chosen" not in layer.state:
+    if not layer.state["chosen"].any():
         return score
     # Into [0, 1/2] and up from 1: coupled layers agree on who is chosen, whatever their scale.
     order = 0.5 * score / score.max().clamp_min(torch.finfo(score.dtype).tiny)

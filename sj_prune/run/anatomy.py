@@ -173,6 +173,23 @@ def restore_inputs(net: nn.Module, run: Run, plain: Any) -> None:  # noqa: ANN40
         ensure_masks(net, run)
 
 
+def follow_statistics(net: nn.Module, run: Run, recorded: bool) -> None:
+    """Learn whose channels the statistics of a checkpoint are of, or leave it to the next forward.
+
+    Args:
+        net: the network.
+        run: its run, whose inputs are those of the checkpoint.
+        recorded: there are statistics.
+    """
+    if not run.plan.statistics or run.anatomy.topology is not None:
+        return
+    with suppress(Exception):  # not all that a forward takes is in a checkpoint
+        if recorded and run.anatomy.inputs is not None:
+            ensure_topology(net, run)
+    if run.anatomy.topology is None:
+        run.anatomy.inputs = None
+
+
 def plain_inputs(run: Run) -> Any:  # noqa: ANN401
     """Return the shapes of the inputs seen, as plain values; None before any forward."""
     return None if run.anatomy.inputs is None else to_plain(run.anatomy.inputs)

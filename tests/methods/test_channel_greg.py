@@ -149,6 +149,8 @@ def test_choice_is_copied():
 def test_nothing_is_penalized_before_the_choice():
     """A layer that joined late, or a checkpoint from before, has none chosen."""
     seen = view(step=4)
+    (penalty,) = greg().plan().penalties
+    seen.state.update(penalty.keeps(seen))
     before = seen.grad.clone()
     penalize(greg(), seen)
     assert seen.grad.equal(before)

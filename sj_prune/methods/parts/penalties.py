@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sj_prune._checks import check_choice
 from sj_prune.methods.view import LayerView, NetView
@@ -23,16 +24,19 @@ class Penalty:
         prepare: called as ``prepare(net)`` once a step, before an update that is due and before the
             gradient terms; it sees all layers and may ask what an update would keep.
         of: "weight", or "gamma": what the gradient term changes the gradient of.
+        keeps: called as ``keeps(layer)``: what it keeps of a layer in ``layer.state``, as it is at
+            first, by name. What is declared here is checked when a checkpoint is loaded.
     """
 
     gradient: Callable[[LayerView], None] | None = None
     proximal: Callable[[LayerView, float], None] | None = None
     prepare: Callable[[NetView], None] | None = None
     of: str = "weight"
+    keeps: Callable[[LayerView], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         check_choice("of", self.of, ("weight", "gamma"))
-        for name in ("gradient", "proximal", "prepare"):
+        for name in ("gradient", "proximal", "prepare", "keeps"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"Expected {name} of a penalty to be a function but got {value!r}")
