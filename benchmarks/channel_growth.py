@@ -85,7 +85,11 @@ def _row(case: tuple[int, float, str], result: dict[str, float]) -> dict[str, ob
     if growth == "dense":
         names = {"accuracy": "accuracy_dense", "macs": "macs_dense", "synops": "synops_dense"}
     else:
-        names = {"accuracy": "accuracy_compact", "macs": "macs_after", "synops": "synops_after"}
+        names = {
+            "accuracy": "accuracy_compact",
+            "macs": "macs_dense_after",
+            "synops": "synops_after",
+        }
     row |= {name: round(result[key], 4) for name, key in names.items()}
     for name in ("channels_before", "channels_after"):
         row[name] = "" if growth == "dense" else int(result[name])

@@ -78,7 +78,7 @@ def compact_latency() -> str:
         ]
         for r in rows("compact_latency_cpu2")
     ]
-    headers = ["network", "", "MACs", "latency", "over dense (range of runs)"]
+    headers = ["network", "", "MACs, zeros too", "latency", "over dense (range of runs)"]
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -250,8 +250,9 @@ def _growth_setting(found: list[dict[str, str]]) -> str:
     }
     return (
         f"{int(row['train_images']):,} training and {int(row['test_images']):,} test images, "
-        f"{row['epochs']} epochs, T={row['time_steps']}; operations per image, over all time "
-        f"steps, MACs as dense hardware does them; `regrow` {', '.join(sorted(regrow))}; "
+        f"{row['epochs']} epochs, T={row['time_steps']}; MACs and SynOps per image, over all time "
+        "steps, MACs with spikes multiplied like any number; "
+        f"`regrow` {', '.join(sorted(regrow))}; "
         f"{seconds:.0f} CPU seconds a run on {row['device']}. Several runs shared the machine, so "
         "latency is a rough figure: masked and compact network were timed in turns."
     )

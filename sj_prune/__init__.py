@@ -1,6 +1,6 @@
 """Pruning of spiking neural networks for SpikingJelly, from what happens inside the neurons."""
 
-from sj_prune import data, integrations, masks, methods, neurons
+from sj_prune import data, integrations, masks, methods, neurons, plots
 from sj_prune._files import save
 from sj_prune._version import __version__
 from sj_prune.compaction import (
@@ -39,6 +39,7 @@ __all__ = [
     "masks",
     "methods",
     "neurons",
+    "plots",
     "prune",
     "rebuild",
     "renormalize",
@@ -47,3 +48,7 @@ __all__ = [
     "to_recording",
     "to_stock",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written beside, flushed to the disk, then renamed."""
+"""Files that are whole or not there: written beside, flushed to the disk, then renamed.
+
+And what is read is whole, or the error says what is there instead.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 
@@ -131,3 +135,64 @@ def current_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def load(path: str | os.PathLike[str], writer: str) -> Any:  # noqa: ANN401 - what was saved
+    """Return tensors and plain values from a file, on the CPU.
+
+    Args:
+        path: of the file.
+        writer: what it has to be a file of, for messages.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ValueError: if it is damaged, or another one; the message says what it is.
+    """
+    with open(path, "rb") as file:  # what raises here is about the path, all else about the content
+        try:
+            if _differs(file):
+                raise zipfile.BadZipFile("a checksum differs")  # torch looks at none
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        # What torch raises depends on where it stumbles: EOFError, RuntimeError, KeyError, OSError.
+        except Exception as error:
+            raise ValueError(
+                f"Expected a file of {writer} but {os.fspath(path)!r} {_unreadable(path)}: "
+                f"save the network with {writer}"
+            ) from error
+
+
+def _differs(file: str | os.PathLike[str] | IO[bytes]) -> bool:
+    """Tell whether what lies in a file, if that is an archive, is not what was written."""
+    if not getattr(torch.serialization, "get_crc32_options", lambda: True)():
+        return False  # no checksums were asked for
+    try:
+        if not zipfile.is_zipfile(file):
+            return False
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is not None
+    except Exception:  # BadZipFile, zlib.error, NotImplementedError: a header is damaged
+        return True
+
+
+def _unreadable(path: str | os.PathLike[str]) -> str:
+    """Say what a file is that torch does not read."""
+    with open(path, "rb") as file:
+        head = file.read(16)
+    if not head:
+        return "is empty"
+    if _differs(path):
+        return "is damaged: a checksum in it differs"
+    if zipfile.is_zipfile(path):
+        return "is an archive of something else, or holds pickled classes, as torch.save(net) does"
+    if head.startswith(b"PK"):
+        return f"is cut short: an archive without an end, {os.path.getsize(path)} bytes"
+    return f"begins with {head!r}"
+
+
+def described(content: Any) -> str:  # noqa: ANN401
+    """Return what was read in place of what was expected."""
+    if isinstance(content, Mapping):
+        keys = [repr(key) for key in content]
+        return f"the keys {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+    return f"a {type(content).__name__}"

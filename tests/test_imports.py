@@ -94,3 +94,17 @@ def test_import_is_light():
     loaded = set(json.loads(result.stdout.splitlines()[-1]))
     unwanted = {"torchvision", "matplotlib", "sklearn", "spikingjelly.datasets", "lightning"}
     assert loaded & {*unwanted, "sj_prune.engines.cupy_engine"} == set()
+
+
+def test_public_names_are_what_the_package_shows():
+    """Plots too; the folders that happen to be loaded are none of them."""
+    code = (
+        "import sys, json, sj_prune; sj_prune.plots.density_per_layer; "
+        "print(json.dumps([dir(sj_prune), sj_prune.__all__, 'matplotlib' in sys.modules]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    shown, public, drawing = json.loads(result.stdout.splitlines()[-1])
+    assert sorted(shown) == sorted(public)
+    assert not drawing

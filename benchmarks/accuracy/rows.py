@@ -16,7 +16,7 @@ from benchmarks.measure import environment
 COLUMNS = (
     *("suite", "group", "dataset", "network", "method", "settings", "sparsity"),
     *("sparsity_reached", "seed", "epochs", "schedule", "accuracy", "best_accuracy"),
-    *("synops", "macs", "energy_nj", "parameters", "parameters_nonzero", "wall_seconds"),
+    *("synops", "analog_macs", "energy_nj", "parameters", "parameters_nonzero", "wall_seconds"),
     *("cpu_seconds", "sessions", "imp_epochs", "epochs_over_imp", "cell", "commit", "device"),
     *("sj_prune", "torch", "spikingjelly", "python", "arguments"),
 )
@@ -46,7 +46,7 @@ def make_row(cell: Cell, result: dict, sessions: list, device: str) -> dict:
         "accuracy": round(result["accuracy"], 4),
         "best_accuracy": round(result["best"], 4),
         "synops": round(result["synops"]),
-        "macs": round(result["macs"]),
+        "analog_macs": round(result["analog_macs"]),
         "energy_nj": round(result["picojoules"] / 1000, 3),
         "parameters": result["parameters"],
         "parameters_nonzero": result["parameters_nonzero"],

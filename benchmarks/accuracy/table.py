@@ -83,7 +83,7 @@ def grouped(rows: Rows) -> dict[tuple[str, ...], Rows]:
 
 MAIN_ORDER = ("dense", "Criticality", "Magnitude", "RigL", "Criticality, random regrowth", "Random")
 HEADERS = (
-    *("sparsity", "method", "accuracy %", "drop, points", "seeds", "SynOps M", "MACs M"),
+    *("sparsity", "method", "accuracy %", "drop, points", "seeds", "SynOps M", "analog MACs M"),
     *("energy nJ", "weights left k", "epochs", "over IMP's", "CPU s", "wall s"),
 )
 
@@ -124,7 +124,7 @@ def _main_line(group: Rows, rows: Rows) -> list[str]:
         "-" if dense else drop_text(group, rows),
         str(len(group)),
         mean_text(group, "synops", 1e-6, 3),
-        mean_text(group, "macs", 1e-6, 3),
+        mean_text(group, "analog_macs", 1e-6, 3),
         mean_text(group, "energy_nj", 1, 0),
         mean_text(group, "parameters_nonzero", 1e-3, 1),
         row["epochs"],

@@ -324,7 +324,7 @@ class Trainer:
 
     def _cost(self, net):
         """Return what one sample costs in the network that came out, on the first test batch."""
-        names = ("synops", "macs", "picojoules", "parameters", "parameters_nonzero")
+        names = ("synops", "analog_macs", "picojoules", "parameters", "parameters_nonzero")
         values = [0.0] * len(names)
         if ranks.first():  # whose part of the batch is never empty; the others learn of it
             x, y = next(iter(self.test_data))
@@ -332,7 +332,7 @@ class Trainer:
             sizes = [(p.numel(), int(p.count_nonzero())) for p in net.parameters()]
             values = [
                 sum(c.synops for c in counts),
-                sum(c.macs for c in counts),
+                sum(c.analog_macs for c in counts),
                 sum(c.energy for c in counts),
                 sum(size for size, _ in sizes),
                 sum(nonzero for _, nonzero in sizes),
@@ -421,14 +421,15 @@ class Trainer:
             print(self.model.explain(x))
         parameters = sum(p.numel() for p in self.net.parameters())
         counts = cost.measure(self.net, x, samples=len(y)).values()
-        synops, macs = sum(c.synops_dense for c in counts), sum(c.macs_dense for c in counts)
+        synops = sum(c.synops_dense for c in counts)
+        macs = sum(c.analog_macs_dense for c in counts)
         marks = sorted({0, round(args.warmup * len(self.train_data)), self.steps // 2})
         lrs = [f"{rates.learning_rate(args, k, self.steps):.4g} at step {k:,}" for k in marks]
         print(
             f"\n{args.epochs} epochs of {len(self.train_data):,} steps, batches of {args.batch} on "
             f"{self.device}: {self.steps:,} steps.\nlearning rate ({args.schedule}): "
             f"{', '.join(lrs)}\nbefore training, per sample: {parameters:,} parameters, "
-            f"{synops / 1e6:,.2f} M SynOps, {macs / 1e6:,.2f} M MACs\n"
+            f"{synops / 1e6:,.2f} M SynOps, {macs / 1e6:,.2f} M analog MACs\n"
             f"Nothing was trained: --dry-run."
         )
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
-from sj_prune._files import save
+from sj_prune._files import described, load, save
 from sj_prune.compaction.attributes import followed, ints_of, width_keys, write_followed
 from sj_prune.compaction.build import Index, copied, resize
 from sj_prune.compaction.owned import rebind
@@ -172,30 +171,19 @@ def load_compact(path: str | os.PathLike[str], dense_net: nn.Module) -> nn.Modul
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what `save_compact` wrote."""
-    with open(path, "rb") as file:  # what raises here is about the path, all else about the content
-        try:
-            if _differs(file):
-                raise zipfile.BadZipFile("a checksum differs")  # torch looks at none
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        # What torch raises depends on where it stumbles: EOFError, RuntimeError, KeyError, OSError.
-        except Exception as error:
-            raise ValueError(
-                f"Expected a file of save_compact but {os.fspath(path)!r} {_unreadable(path)}: "
-                "save the network with save_compact"
-            ) from error
+    content = load(path, "save_compact")
     found = content.get("format") if isinstance(content, Mapping) else None
     if type(found) is not int or found != _FORMAT:
         raise ValueError(
             f"Expected a file of save_compact, format {_FORMAT}, but {os.fspath(path)!r} has "
-            f"format {found!r} and holds {_described(content)}: save the network with "
+            f"format {found!r} and holds {described(content)}: save the network with "
             "save_compact, or update sj_prune"
         )
     for key, fits in (("architecture", _is_record), ("state_dict", _is_state)):
         if not fits(content.get(key)):
             raise ValueError(
                 f"Expected {key!r} in the file of save_compact {os.fspath(path)!r} to be whole but "
-                f"it holds {_described(content.get(key))}: the file is damaged, save it again"
+                f"it holds {described(content.get(key))}: the file is damaged, save it again"
             )
     return dict(content)
 
@@ -208,38 +196,3 @@ def _is_record(value: Any) -> bool:  # noqa: ANN401
 
 def _is_state(value: Any) -> bool:  # noqa: ANN401
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-
-
-def _differs(file: str | os.PathLike[str] | IO[bytes]) -> bool:
-    """Tell whether what lies in a file, if that is an archive, is not what was written."""
-    if not getattr(torch.serialization, "get_crc32_options", lambda: True)():
-        return False  # no checksums were asked for
-    try:
-        if not zipfile.is_zipfile(file):
-            return False
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is not None
-    except Exception:  # BadZipFile, zlib.error, NotImplementedError: a header is damaged
-        return True
-
-
-def _unreadable(path: str | os.PathLike[str]) -> str:
-    """Say what a file is that torch does not read."""
-    with open(path, "rb") as file:
-        head = file.read(16)
-    if not head:
-        return "is empty"
-    if _differs(path):
-        return "is damaged: a checksum in it differs"
-    if zipfile.is_zipfile(path):
-        return "is an archive of something else, or holds pickled classes, as torch.save(net) does"
-    if head.startswith(b"PK"):
-        return f"is cut short: an archive without an end, {os.path.getsize(path)} bytes"
-    return f"begins with {head!r}"
-
-
-def _described(content: Any) -> str:  # noqa: ANN401
-    if isinstance(content, Mapping):
-        keys = [repr(key) for key in content]
-        return f"the keys {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-    return f"a {type(content).__name__}"

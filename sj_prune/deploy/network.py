@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from copy import deepcopy
-from os import PathLike
+from os import PathLike, fspath
 
 import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune._files import described, load, save
 from sj_prune.deploy.graph import UnsupportedError
 from sj_prune.deploy.plan import Layer, Plan, Step, plan
 from sj_prune.deploy.program import Program, Shape
@@ -21,6 +22,8 @@ from sj_prune.deploy.trace import trace
 from sj_prune.deploy.tuner import Timing, prepare, tune
 from sj_prune.deploy.weights import Weights
 from sj_prune.engines import deploy_engine as engine
+
+_WRITER = "SparseNetwork.save"
 
 
 class SparseNetwork:
@@ -120,10 +123,13 @@ class SparseNetwork:
     def save(self, path: str | PathLike[str]) -> None:
         """Write the network to a file of tensors and plain values, for `load_deployed`.
 
+        A file that is there stays whole until the new one is, as with `sj_prune.save`.
+
         Raises:
+            OSError: if the file cannot be written.
             ValueError: if a part of it stayed in torch.
         """
-        torch.save(to_plain(self._parts()), path)
+        save(path, to_plain(self._parts()))
 
     def _parts(self) -> Parts:
         return Parts(
@@ -221,10 +227,17 @@ def load_deployed(path: str | PathLike[str], *, threads: int | None = None) -> S
         threads: of every call; None: ``torch.get_num_threads()`` at the call.
 
     Raises:
-        ValueError: for another file.
+        OSError: if it cannot be opened.
+        ValueError: for another file, or a damaged one.
     """
-    plain = torch.load(path, map_location="cpu", weights_only=True)
-    made, weights, kernels, timings, findings, difference = from_plain(plain)
+    plain = load(path, _WRITER)
+    try:
+        made, weights, kernels, timings, findings, difference = from_plain(plain)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"Expected a whole file of {_WRITER} but {fspath(path)!r} holds {described(plain)} and "
+            f"is damaged: {type(error).__name__}: {error}"
+        ) from error
     return SparseNetwork(made, weights, kernels, timings, findings, threads, difference)
 
 

@@ -89,7 +89,7 @@ def from_plain(plain: Mapping[str, Any]) -> Parts:
     parts = Parts(
         Plan(steps, values, forms, graph),
         weights,
-        plain["kernels"],
+        dict(plain["kernels"]),
         {k: Timing(**v) for k, v in plain["timings"].items()},
         {k: Finding(**v) for k, v in plain["findings"].items()},
         plain["difference"],

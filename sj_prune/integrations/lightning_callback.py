@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune.run.checkpoint import EXTRA_STATE
+from sj_prune.run.damage import EXTRA_STATE
 from sj_prune.run.hooks import owned_parameters
 from sj_prune.wrapper import PruningWrapper
 

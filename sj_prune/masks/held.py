@@ -249,13 +249,17 @@ class HeldRows:
 
     def fits(self, masks: Mapping[str, Tensor], values: Sequence[Tensor]) -> bool:
         """Tell whether `load_aside` can take values over once these masks are loaded."""
-        shape = tuple(self.place.parameter.shape[1:])
+        parameter = self.place.parameter
         if len(values) != len(self.parts):
             return False
         for part, value in zip(self.parts, values, strict=True):
             mask = masks.get(part.scope)
             rows = 0 if mask is None else part.rows[~mask.cpu().bool()].numel()
-            if rows and not self.at_updates and tuple(value.shape) != (rows, *shape):
+            if not rows or self.at_updates:
+                continue
+            if value.shape != (rows, *parameter.shape[1:]) or value.dtype != parameter.dtype:
+                return False
+            if value.isnan().any():
                 return False
         return True
 

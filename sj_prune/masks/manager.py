@@ -259,8 +259,9 @@ class MaskManager(Masks):
         Raises:
             ValueError: naming the first key that does not fit.
         """
-        for key, values in state.items():
-            held = self._rows.get(key)
+        mine = [key for key, held in self._rows.items() if masks and held.hides_gradient]
+        for key in dict.fromkeys([*mine, *state]):
+            held, values = self._rows.get(key), state.get(key, [])
             if held is None or not held.fits(masks, values):
                 raise ValueError(
                     f"Expected values kept aside at {key!r} that fit the masks but the checkpoint "

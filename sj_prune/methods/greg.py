@@ -87,7 +87,7 @@ class GReg(ChannelMethod):
 
     def plan(self) -> Plan:
         """Drop by the mean `|w|` of a filter, the chosen first; the penalty chooses them."""
-        penalty = Penalty(gradient=self.add_decay, prepare=self.choose)
+        penalty = Penalty(gradient=self.add_decay, prepare=self.choose, keeps=nothing_chosen)
         return self._channel_plan(chosen_first, penalties=(penalty,))
 
     # ---- the factor, a function of the step ----------------------------------------------------
@@ -123,12 +123,12 @@ class GReg(ChannelMethod):
         if layer.step < self._choice:
             raised = self.pick_delta * self._raised(layer.step, self.begin + 1)
             return none + min(self.pick_ceiling, raised)
-        if "chosen" not in layer.state:
+        if not (chosen := layer.state["chosen"]).any():
             return none
-        last = min(layer.step, int(layer.state.get("stopped", layer.step)))
+        stopped = int(layer.state["stopped"])
+        last = layer.step if stopped < 0 else min(layer.step, stopped)
         raised = self._start + self.delta * self._raised(last, self._choice)
-        factor = none + self.kept_factor
-        return factor.masked_fill(layer.state["chosen"], min(self.ceiling, raised))
+        return (none + self.kept_factor).masked_fill(chosen, min(self.ceiling, raised))
 
     # ---- the phases ----------------------------------------------------------------------------
 
@@ -148,10 +148,17 @@ class GReg(ChannelMethod):
             layer.grad.add_((factor * layer.weight).to(layer.grad))
 
 
+def nothing_chosen(layer: LayerView) -> dict[str, Tensor]:
+    """Return that no filter is to be driven to 0 yet, and that no raise was the last: -1."""
+    weight = layer.weight
+    chosen = weight.new_zeros(len(weight), dtype=torch.bool)
+    return {"chosen": chosen, "stopped": weight.new_full((), -1, dtype=torch.int64)}
+
+
 def chosen_first(layer: LayerView) -> Tensor:
     """Return the mean `|w|` of every filter, ``[C_out]``; the chosen lie below all others."""
     score = layer.weight.abs().flatten(1).mean(1)
-    if "chosen" not in layer.state:
+    if not layer.state["chosen"].any():
         return score
     # Into [0, 1/2] and up from 1: coupled layers agree on who is chosen, whatever their scale.
     order = 0.5 * score / score.max().clamp_min(torch.finfo(score.dtype).tiny)
@@ -160,12 +167,12 @@ def chosen_first(layer: LayerView) -> Tensor:
 
 def _stop(layer: LayerView, ratio: float) -> None:
     """Let no raise of a layer's factor follow the step before, if the chosen are small enough."""
-    chosen = layer.state.get("chosen")
-    if chosen is None or "stopped" in layer.state or chosen.all() or not chosen.any():
+    chosen = layer.state["chosen"]
+    if int(layer.state["stopped"]) >= 0 or chosen.all() or not chosen.any():
         return
     size = layer.weight.abs().flatten(1).mean(1)
     if size[~chosen].mean() > ratio * size[chosen].mean():
-        layer.state["stopped"] = torch.tensor(layer.step - 1, device=size.device)
+        layer.state["stopped"].fill_(layer.step - 1)
 
 
 def _steps_to(height: float, delta: float) -> int:

@@ -12,11 +12,12 @@ from sj_prune.network.layers import Layer, weighted_layers
 from sj_prune.reports import cost
 from sj_prune.reports.tables import before_after, shape_text, table
 
-_HEADERS = ("layer", "shape", "weights", "MACs of dense hardware", "SynOps")
+_HEADERS = ("layer", "shape", "weights", "MACs, zeros too", "MACs", "SynOps")
 _MEANING = (
-    "Operations per sample, over all time steps: MACs as a CPU or GPU does them, spikes multiplied "
-    f"like any number; SynOps on the spikes of each network; energy at {cost.PICOJOULES_PER_MAC} "
-    f"pJ a MAC on analog input and {cost.PICOJOULES_PER_AC} pJ a SynOp, memory traffic left out."
+    "Per sample, over all time steps: MACs of the weights that are not 0, spikes multiplied like "
+    "any number, and of the zeros too, as a CPU or GPU does them; SynOps on the spikes of each "
+    f"network; energy at {cost.PICOJOULES_PER_MAC} pJ an analog MAC and {cost.PICOJOULES_PER_AC} "
+    "pJ a SynOp, memory traffic left out."
 )
 
 
@@ -27,6 +28,7 @@ class ComparisonRow:
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     weights: tuple[int, int]
+    macs_dense: tuple[float, float]
     macs: tuple[float, float]
     synops: tuple[float, float]
 
@@ -37,6 +39,7 @@ class ComparisonRow:
             self.name,
             first if first == second else f"{first} => {second}",
             before_after(*self.weights),
+            before_after(*self.macs_dense),
             before_after(*self.macs),
             before_after(*self.synops),
         ]
@@ -48,9 +51,9 @@ class Comparison:
 
     Attributes:
         rows: one a layer.
-        totals: name -> (before, after): ``parameters`` (nonzero ones in ``nonzero``), ``macs``,
-            ``synops`` and ``energy`` (pJ) per sample, and ``latency`` in seconds for the whole
-            batch, where it was measured.
+        totals: name -> (before, after): ``parameters`` (nonzero ones in ``nonzero``), ``macs``
+            (with zero weights in ``macs_dense``), ``synops`` and ``energy`` (pJ) per sample, and
+            ``latency`` in seconds for the whole batch, where it was measured.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -71,7 +74,7 @@ class Comparison:
 
     def _closing(self) -> str:
         units: Mapping[str, tuple[str, int]] = {"energy": ("J", -12), "latency": ("s", -3)}
-        titles = {"macs": "MACs", "synops": "SynOps"}
+        titles = {"macs_dense": "MACs, zeros too", "macs": "MACs", "synops": "SynOps"}
         return ", ".join(
             f"{titles.get(name, name)}: {before_after(*pair, *units.get(name, ('', 0)))}"
             for name, pair in (self.totals | self._milliseconds()).items()
@@ -108,9 +111,10 @@ def compare(
     totals = {
         "parameters": (_parameters(before), _parameters(after)),
         "nonzero": (_nonzero(before), _nonzero(after)),
-        "macs": (_sum(first, "total_macs_dense"), _sum(second, "total_macs_dense")),
-        "synops": (_sum(first, "synops"), _sum(second, "synops")),
-        "energy": (_sum(first, "energy"), _sum(second, "energy")),
+        **{
+            kind: (_sum(first, kind), _sum(second, kind))
+            for kind in ("macs_dense", "macs", "synops", "energy")
+        },
     }
     if latency:
         totals["latency"] = _latencies(before, after, example_input)
@@ -138,7 +142,8 @@ def _row(
         name=name,
         shapes=(before, after),
         weights=(first.parameters_nonzero, second.parameters_nonzero),
-        macs=(first.total_macs_dense, second.total_macs_dense),
+        macs_dense=(first.macs_dense, second.macs_dense),
+        macs=(first.macs, second.macs),
         synops=(first.synops, second.synops),
     )
 

@@ -1,10 +1,16 @@
-"""Honest operation counts: synaptic operations on spikes, multiply-accumulates on the rest.
+"""Honest counts: accumulations on spikes, multiply-accumulates on all inputs or the analog ones.
 
-A spike costs one accumulation (a SynOp) for every **nonzero** weight that it meets: at a border, or
-under a stride, fewer than its layer's fan-out. An analog input (an image, an average, the sums of a
-SEW-ADD block) costs one multiply-accumulate (MAC) for every nonzero weight at every output
-position, zero padding included. On a network without zero weights both are what SpikingJelly
-2.0.0's ``SynOpCounter`` and ``MACCounter`` find; those count a zero weight like any other.
+- **SynOps**, also called ACs: a spike costs one accumulation for every **nonzero** weight that it
+  meets: at a border, or under a stride, fewer than its layer's fan-out.
+- **MACs**: one multiply-accumulate for every nonzero weight at every output position, zero padding
+  included, whatever the input: spikes are multiplied like any number, as on a CPU or GPU.
+- **analog MACs**: those on inputs that are no spikes (an image, an average, the sums of a SEW-ADD
+  block).
+
+The **operations** of a layer are its SynOps and analog MACs: every call costs one or the other, and
+they are what energy is of. ``..._dense`` counts weights that are 0 too. On a network without zero
+weights SynOps and analog MACs are what SpikingJelly 2.0.0's ``SynOpCounter`` and ``MACCounter``
+find; those count a zero weight like any other.
 """
 
 from __future__ import annotations
@@ -38,14 +44,14 @@ class LayerCost:
         binary_input: every input it got was a spike train (all 0 or 1).
         synops_dense: accumulations on binary inputs if every weight were nonzero.
         synops: accumulations on binary inputs, nonzero weights only.
-        macs_dense: multiply-accumulates on analog inputs with every weight.
-        macs: multiply-accumulates on analog inputs, nonzero weights only.
+        macs_dense: multiply-accumulates if every weight were nonzero, with spikes multiplied like
+            any number, as a CPU or GPU does.
+        macs: multiply-accumulates, nonzero weights only.
+        analog_macs_dense: those of `macs_dense` on inputs that are no spikes.
+        analog_macs: those of `macs` on inputs that are no spikes.
         parameters: number of weights.
         parameters_nonzero: number of weights that are not 0.
         calls: how often it ran in the forward; with 0 nothing above was measured.
-        total_macs_dense: multiply-accumulates where spikes are multiplied like any number, as on a
-            CPU or GPU, with every weight.
-        total_macs: likewise, nonzero weights only.
     """
 
     name: str
@@ -54,21 +60,21 @@ class LayerCost:
     synops: float
     macs_dense: float
     macs: float
+    analog_macs_dense: float
+    analog_macs: float
     parameters: int
     parameters_nonzero: int
     calls: int = 1
-    total_macs_dense: float = 0.0
-    total_macs: float = 0.0
 
     @property
     def energy(self) -> float:
-        """Energy in pJ per sample: 4.6 a MAC and 0.9 a SynOp."""
-        return PICOJOULES_PER_MAC * self.macs + PICOJOULES_PER_AC * self.synops
+        """Energy in pJ per sample: 4.6 an analog MAC and 0.9 a SynOp."""
+        return PICOJOULES_PER_MAC * self.analog_macs + PICOJOULES_PER_AC * self.synops
 
     @property
     def energy_dense(self) -> float:
         """Energy in pJ per sample with every weight, on the same inputs."""
-        return PICOJOULES_PER_MAC * self.macs_dense + PICOJOULES_PER_AC * self.synops_dense
+        return PICOJOULES_PER_MAC * self.analog_macs_dense + PICOJOULES_PER_AC * self.synops_dense
 
 
 def measure(
@@ -138,9 +144,9 @@ def _cost(name: str, counter: Counter, samples: int) -> LayerCost:
         synops=counter.synops / samples,
         macs_dense=counter.size * counter.positions / samples,
         macs=counter.nonzero * counter.positions / samples,
+        analog_macs_dense=counter.size * counter.analog_positions / samples,
+        analog_macs=counter.nonzero * counter.analog_positions / samples,
         parameters=counter.size,
         parameters_nonzero=counter.nonzero,
         calls=counter.calls,
-        total_macs_dense=counter.size * counter.all_positions / samples,
-        total_macs=counter.nonzero * counter.all_positions / samples,
     )

@@ -35,9 +35,9 @@ class Counter:
         analog_calls: how often its input was no spike train.
         synops: accumulations on binary inputs, counting weights only.
         synops_dense: the same with every weight.
-        positions: how often the analog calls used each weight: their output positions (of a
-            transposed convolution the input positions, each of which it spreads over a kernel).
-        all_positions: the same of all calls.
+        positions: how often all calls used each weight: their output positions (of a transposed
+            convolution the input positions, each of which it spreads over a kernel).
+        analog_positions: the same of the analog calls.
     """
 
     def __init__(self, layer: Layer, mask: Tensor | None = None) -> None:
@@ -48,7 +48,7 @@ class Counter:
         self.nonzero = int(nonzero.count_nonzero())
         self.fan_out = _sum_over_outputs(nonzero, layer).cpu()
         self.calls = self.analog_calls = 0
-        self.synops = self.synops_dense = self.positions = self.all_positions = 0
+        self.synops = self.synops_dense = self.positions = self.analog_positions = 0
 
     def hook(
         self,
@@ -63,12 +63,12 @@ class Counter:
         self.calls += 1
         used = x if isinstance(layer, TRANSPOSED) else output
         positions = used.numel() // layer.weight.shape[0]
-        self.all_positions += positions
+        self.positions += positions
         if _is_binary(x):
             self._add_spikes(layer, x, output)
         else:
             self.analog_calls += 1
-            self.positions += positions
+            self.analog_positions += positions
 
     def _add_spikes(self, layer: Layer, x: Tensor, output: Tensor) -> None:
         # Counting is linear: the spikes of all samples and steps are added up first.

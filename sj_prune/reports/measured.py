@@ -163,6 +163,8 @@ def report(
             synops=found.synops,
             macs_dense=found.macs_dense,
             macs=found.macs,
+            analog_macs_dense=found.analog_macs_dense,
+            analog_macs=found.analog_macs,
             note=_note(name, net, run, found),
             channels=widths[name][0] if name in widths else None,
             channels_kept=widths[name][1] if name in widths else None,
@@ -180,7 +182,7 @@ def _instead(found: cost.LayerCost, before: cost.LayerCost) -> cost.LayerCost:
         found,
         synops_dense=before.synops_dense,
         macs_dense=before.macs_dense,
-        total_macs_dense=before.total_macs_dense,
+        analog_macs_dense=before.analog_macs_dense,
     )
 
 
@@ -212,10 +214,9 @@ def _totals(
         "sparsity": 1.0 - kept / weights if weights else 0.0,
         "dropped": sum(history.totals(run.history, "dropped").values()),
         "regrown": sum(history.totals(run.history, "grown").values()),
-        "synops_dense": sum(c.synops_dense for c in costs),
-        "synops": sum(c.synops for c in costs),
-        "macs_dense": sum(c.macs_dense for c in costs),
-        "macs": sum(c.macs for c in costs),
-        "energy_dense": sum(c.energy_dense for c in costs),
-        "energy": sum(c.energy for c in costs),
+        **{
+            f"{kind}{which}": sum(getattr(each, f"{kind}{which}") for each in costs)
+            for kind in ("synops", "macs", "analog_macs", "energy")
+            for which in ("_dense", "")
+        },
     }

@@ -22,7 +22,8 @@ _COMPACT = (
 _SAME_SPIKES = "all weights counted against the kept ones, on the same measured spikes; "
 _OWN_SPIKES = "the dense network, measured before it was pruned, against this one; "
 _BEFORE = (
-    f"operations and energy per sample, over all time steps ({cost.PICOJOULES_PER_MAC} pJ a MAC, "
+    "per sample, over all time steps; MACs multiply spikes like any number, operations are SynOps "
+    f"and analog MACs, and energy is theirs ({cost.PICOJOULES_PER_MAC} pJ an analog MAC, "
     f"{cost.PICOJOULES_PER_AC} pJ a SynOp, memory traffic left out)."
 )
 
@@ -47,8 +48,11 @@ class ReportRow:
             spikes where it was measured before it was pruned (`Report.measured_before`), else on
             the spikes of the network as it is.
         synops: with the kept ones, those that have just been regrown and are 0 still too.
-        macs_dense: multiply-accumulates per sample with every weight, likewise.
+        macs_dense: multiply-accumulates per sample with every weight, likewise, spikes multiplied
+            like any number.
         macs: with the kept ones.
+        analog_macs_dense: those of `macs_dense` on inputs that are no spikes.
+        analog_macs: with the kept ones.
         note: why it is not pruned, or not measured; else empty.
         channels: number of output channels, where whole channels are pruned; else None.
         channels_kept: number of them that are kept.
@@ -70,6 +74,8 @@ class ReportRow:
     synops: float
     macs_dense: float
     macs: float
+    analog_macs_dense: float
+    analog_macs: float
     note: str = ""
     channels: int | None = None
     channels_kept: int | None = None
@@ -77,7 +83,10 @@ class ReportRow:
 
     def cells(self) -> list[str]:
         """Return the texts of the table."""
-        kinds = (("SynOps", self.synops_dense, self.synops), ("MACs", self.macs_dense, self.macs))
+        kinds = (
+            ("SynOps", self.synops_dense, self.synops),
+            ("analog MACs", self.analog_macs_dense, self.analog_macs),
+        )
         operations = [f"{before_after(b, a)} {kind}" for kind, b, a in kinds if b or a]
         return [
             self.name,
@@ -119,9 +128,9 @@ class Report:
         rows: one a layer.
         totals: sums over layers. ``parameters`` and ``parameters_kept`` are those of the whole
             network, biases and norms included; ``weights`` and ``weights_kept`` those of the
-            layers that are pruned; ``synops``, ``macs`` and ``energy`` (pJ) are per sample, each
-            with its ``..._dense`` before; ``survival`` is that of all regrown units, if there is
-            any.
+            layers that are pruned; ``synops``, ``macs``, ``analog_macs`` and ``energy`` (pJ) are
+            per sample, each with its ``..._dense`` before; ``survival`` is that of all regrown
+            units, if there is any.
         measured_before: "before" is what the dense network did, measured before it was pruned, as
             `sj_prune.prune` has it; else every weight counts on the present spikes.
     """
@@ -141,6 +150,7 @@ class Report:
             f"parameters: {before_after(t['parameters'], t['parameters_kept'])}",
             f"SynOps: {before_after(t['synops_dense'], t['synops'])}",
             f"MACs: {before_after(t['macs_dense'], t['macs'])}",
+            f"analog MACs: {before_after(t['analog_macs_dense'], t['analog_macs'])}",
             f"energy: {before_after(t['energy_dense'], t['energy'], 'J', -12)}",
         )
         return ", ".join(parts)

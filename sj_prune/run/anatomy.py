@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sj_prune.compaction import couple_checked
 from sj_prune.masks.manager import MaskManager
@@ -208,6 +208,23 @@ def restore_inputs(net: nn.Module, run: Run, plain: Any) -> None:  # noqa: ANN40
         ensure_masks(net, run)
 
 
+def follow_statistics(net: nn.Module, run: Run, recorded: bool) -> None:
+    """Learn whose channels the statistics of a checkpoint are of, or leave it to the next forward.
+
+    Args:
+        net: the network.
+        run: its run, whose inputs are those of the checkpoint.
+        recorded: there are statistics.
+    """
+    if not run.plan.statistics or run.anatomy.topology is not None:
+        return
+    with suppress(Exception):  # not all that a forward takes is in a checkpoint
+        if recorded and run.anatomy.inputs is not None:
+            ensure_topology(net, run)
+    if run.anatomy.topology is None:
+        run.anatomy.inputs = None
+
+
 def plain_inputs(run: Run) -> Any:  # noqa: ANN401
     """Return the shapes of the inputs seen, as plain values; None before any forward."""
     return None if run.anatomy.inputs is None else to_plain(run.anatomy.inputs)
@@ -237,7 +254,29 @@ def learn_example(net: nn.Module, run: Run, example_input: Any) -> None:  # noqa
     except SettingsError:
         raise  # the forward went well
     except Exception as error:
+        _refuse_static(net, run, as_args(example_input), error)
         raise ValueError(
             "Expected example_input to be an input of the network (a tuple of several) but its "
             f"forward raised {type(error).__name__}: {error}"
         ) from error
+
+
+def _refuse_static(net: nn.Module, run: Run, args: tuple[Any, ...], error: Exception) -> None:
+    """Say so, if the network would take an input once it were repeated over time.
+
+    Raises:
+        ValueError: if it would.
+    """
+    if len(args) != 1 or not isinstance(args[0], Tensor):
+        return
+    (x,) = args
+    try:
+        trace(net, layers_of(net, run), (x.expand(2, *x.shape),))
+    except Exception:
+        return  # something else is wrong
+    dims = "C, H, W" if x.ndim == 4 else "*"
+    raise ValueError(
+        f"Expected inputs [T, N, {dims}], time first, but got shape {tuple(x.shape)}, which is "
+        f"[N, {dims}] without time: repeat it along T, x.unsqueeze(0).repeat(T, "
+        f"{', '.join('1' * x.ndim)}), in the batches of a loader too"
+    ) from error

@@ -7,21 +7,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sj_prune.methods.identity import check_same
-from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import sensors
 from sj_prune.run import processes
-from sj_prune.run.anatomy import plain_inputs, restore_inputs
+from sj_prune.run.anatomy import follow_statistics, plain_inputs, restore_inputs
+from sj_prune.run.arguments import SettingsError
+from sj_prune.run.damage import EXTRA_STATE, check_fits, check_parts, check_weights, recorded
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.install import rest
 from sj_prune.run.state import Run
-from sj_prune.run.views import clear_sums
+from sj_prune.run.views import clear_sums, initial_memory
 
-#: the one key that a wrapper's state_dict has beside ``net.*``
-EXTRA_STATE = "_extra_state"
 _FORMAT = 4
 # What format 2 called things.
 _RENAMED = {"asleep": "aside", "method_state": "memory"}
@@ -46,7 +44,7 @@ def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
         "aside": run.masks.aside(),
         "statistics": {name: node.activity.state_dict() for name, node in nodes.items()},
         "generator": {"seed": run.seed, "draws": run.draws},
-        "memory": {name: _cloned(state) for name, state in run.memory.items()},
+        "memory": _memory(net, run),
         "network_memory": _cloned(run.network_memory),
         "previous": _cloned(run.previous),
         "regrown": None if run.regrown is None else _cloned(run.regrown),
@@ -56,6 +54,14 @@ def extra_state(net: nn.Module, run: Run) -> dict[str, Any]:
 
 def _cloned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
+
+
+def _memory(net: nn.Module, run: Run) -> dict[str, dict[str, Tensor]]:
+    """Return the memory of all layers, of those not looked at yet as it would be made now."""
+    names = dict.fromkeys([*run.masks.layers, *run.memory])
+    absent = (name for name in names if name not in run.memory)
+    found = {**run.memory, **{name: initial_memory(net, run, name) for name in absent}}
+    return {name: _cloned(found[name]) for name in names}
 
 
 def check(
@@ -90,21 +96,15 @@ def check(
             f"{unknown[:5]} beside them: it comes from another architecture, or from a bare "
             "network (load that into model.net)"
         )
-    for key, value in mine.items():
-        other = state_dict.get(key, value)
-        if isinstance(value, Tensor) and tuple(getattr(other, "shape", ())) != tuple(value.shape):
-            raise ValueError(
-                f"Expected shape {tuple(value.shape)} at {key!r} but the checkpoint has "
-                f"{tuple(getattr(other, 'shape', ()))}: it comes from another architecture"
-            )
+    check_weights(mine, state_dict, {f"net.{name}" for name, _ in net.named_parameters()})
     if EXTRA_STATE in state_dict:
         _checked(net, run, method, state_dict[EXTRA_STATE])
 
 
 def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, Any]:  # noqa: ANN401
     """Return an extra state in the present format, once it is known to fit."""
-    if not isinstance(state, Mapping) or state.get("format") not in (2, 3, _FORMAT):
-        got = state.get("format") if isinstance(state, Mapping) else type(state).__name__
+    got = state.get("format") if isinstance(state, Mapping) else type(state).__name__
+    if type(got) is not int or got not in (2, 3, _FORMAT):
         raise ValueError(
             f"Expected {EXTRA_STATE!r} of format {_FORMAT} but got {got}: the checkpoint was "
             "written by another release of sj_prune"
@@ -113,84 +113,47 @@ def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, 
     for key, (first, default) in _SINCE.items():
         if state["format"] < first:
             found[key] = default
-    absent = [key for key in extra_state(net, run) if key not in found]
-    if absent:
-        raise ValueError(f"Expected {absent} in {EXTRA_STATE!r} of the checkpoint: it is damaged")
-    _check_parts(found)
-    check_same(method, found["method"], run.identity)
-    with _unlearned_on_error(run):
-        restore_inputs(net, run, found["inputs"])
-        _check_fits(net, run, found)
+    with _unlearned_on_error(net, run):
+        check_parts(found, next(net.parameters()).device)
+        check_same(method, found["method"], run.identity)
+        _learn(net, run, found["inputs"])
+        follow_statistics(net, run, recorded(found["statistics"]))
+        check_fits(net, run, found, old=state["format"] != _FORMAT)
     return found
 
 
+def _learn(net: nn.Module, run: Run, inputs: Any) -> None:  # noqa: ANN401
+    try:
+        restore_inputs(net, run, inputs)
+    except SettingsError:
+        raise  # the forward went well
+    except Exception as error:
+        raise ValueError(
+            f"Expected inputs of the network at '{EXTRA_STATE}.inputs' of the checkpoint but its "
+            f"forward raised {type(error).__name__}: {error}: it is damaged, or comes from another "
+            "architecture"
+        ) from error
+
+
 @contextmanager
-def _unlearned_on_error(run: Run) -> Iterator[None]:
+def _unlearned_on_error(net: nn.Module, run: Run) -> Iterator[None]:
     """Forget what the inputs of a checkpoint told, if it is refused after all."""
+    dims = {node: node.channel_dim for node in sensors(net).values()}
+    empty = [node.activity for node in dims if node.activity.sums is None]
     before = run.masks, replace(run.anatomy), run.draws, dict(run.memory), list(run.history)
     try:
         yield
     except Exception as error:
         run.masks, run.anatomy, run.draws, run.memory, run.history = before
+        for node, dim in dims.items():
+            node.channel_dim = dim
+        for activity in empty:
+            activity.sums = activity.samples = activity.overflowed = None
         if isinstance(error, ValueError):
             raise
         raise ValueError(
             f"Expected a whole {EXTRA_STATE!r} but it is damaged: {type(error).__name__}: {error}"
         ) from error
-
-
-def _check_fits(net: nn.Module, run: Run, found: Mapping[str, Any]) -> None:
-    run.masks.check_state(found["masks"])
-    run.masks.check_aside(found["masks"], found["aside"])
-    _check_regrown(run, found["regrown"] or {})
-    for name in found["uncounted"]:
-        if name not in found["masks"] or not found["masks"][name].all():
-            raise ValueError(
-                f"Expected a whole mask at {name!r}, which is not counted, but it is not: the "
-                "checkpoint is damaged"
-            )
-    for kind in ("memory", "previous"):
-        if unknown := [name for name in found[kind] if name not in run.layers]:
-            raise ValueError(f"Expected no {kind} of layers {unknown}, which are not pruned here")
-    for name in found["statistics"]:
-        if name not in sensors(net):
-            raise ValueError(
-                f"Expected no statistics of neuron layer {name!r}, which this network does not "
-                "have: the checkpoint comes from another architecture"
-            )
-
-
-def _check_regrown(run: Run, regrown: Mapping[str, Tensor]) -> None:
-    scopes = run.masks.scopes
-    for name, places in regrown.items():
-        size = scopes[name].size if name in scopes else 0
-        fits = places.ndim == 1 and places.dtype == torch.int64
-        if not fits or (len(places) and not 0 <= int(places.min()) <= int(places.max()) < size):
-            raise ValueError(
-                f"Expected places of regrown units below {size} at {name!r} but the checkpoint has "
-                "others: it is damaged"
-            )
-
-
-def _check_parts(state: Mapping[str, Any]) -> None:
-    """Build once what loading is going to build, so that it cannot fail halfway."""
-    try:
-        dict(state["method"])
-        int(state["step"]), int(state["generator"]["seed"]), int(state["generator"]["draws"])
-        for record in state["history"]:
-            UpdateRecord(**record)
-        for activity in state["statistics"].values():
-            Activity(activity["names"]).load_state_dict(activity)
-        tensors = [*state["masks"].values(), *state["previous"].values()]
-        tensors += (state["regrown"] or {}).values()
-        tensors += state["network_memory"].values()
-        tensors += [t for kept in state["memory"].values() for t in kept.values()]
-        tensors += [t for kept in state["aside"].values() for t in kept]
-        damaged = not all(isinstance(t, Tensor) for t in tensors)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"Expected a whole {EXTRA_STATE!r} but it is damaged: {error}") from error
-    if damaged:
-        raise ValueError(f"Expected tensors in {EXTRA_STATE!r} but it is damaged")
 
 
 def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -211,7 +174,9 @@ def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> di
     run.memory.clear()
     for name, tensors in found["memory"].items():
         device = run.masks.weight(name).device
-        run.memory[name] = {key: value.clone().to(device) for key, value in tensors.items()}
+        mine = {} if found["format"] == _FORMAT else initial_memory(net, run, name)
+        mine |= {key: value.clone().to(device) for key, value in tensors.items()}
+        run.memory[name] = mine
     run.history = [UpdateRecord(**record) for record in found["history"]]
     return found
 

@@ -15,6 +15,7 @@ from sj_prune.neurons.state import rest_channels
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.scores import GROWN_AT
 from sj_prune.run.state import Run
+from sj_prune.run.views import view
 
 logger = logging.getLogger("sj_prune")
 
@@ -54,9 +55,9 @@ def put(
     return cleared
 
 
-def _remember_growth(run: Run, found: Updates) -> None:
+def _remember_growth(net: nn.Module, run: Run, found: Updates) -> None:
     for name, update in found.items():
-        memory = run.memory.setdefault(run.masks.scopes[name].layers[0], {})
+        memory = view(net, run, run.masks.scopes[name].layers[0]).state
         before = memory.get(GROWN_AT, torch.full_like(update.grown, -1, dtype=torch.int64))
         grown = update.grown.to(before.device)
         memory[GROWN_AT] = torch.where(grown, run.draws, before)
@@ -97,7 +98,7 @@ def install(
     left = run.masks.ranked.keys() - found.keys()
     run.masks.uncounted = frozenset(filter(run.masks.whole, left))
     if run.plan.grow is not None and run.plan.grow.grace:
-        _remember_growth(run, found)
+        _remember_growth(net, run, found)
     run.draws += 1
     _record(run, step, target, exchanged, level)
 

@@ -21,6 +21,8 @@ from sj_prune.run.views import view
 
 #: in the memory of a scope's first layer: the update in which each unit was grown, or -1
 GROWN_AT = "grown at"
+#: in that of a layer whose channels are pruned: what each was dropped by while awake
+AWAKE = "awake"
 
 logger = logging.getLogger("sj_prune")
 
@@ -168,8 +170,8 @@ def _units(run: Run, name: str, value: Any, layer: LayerView) -> Tensor:  # noqa
 
 def _remember(run: Run, name: str, score: Tensor, layer: LayerView) -> None:
     """Keep what a layer's channels are dropped by while awake: asleep their scores mean nothing."""
-    before = layer.state.get("awake", torch.zeros_like(score))
-    layer.state["awake"] = torch.where(layer.mask.to(score.device), score, before.to(score))
+    before = layer.state.get(AWAKE, torch.zeros_like(score))
+    layer.state[AWAKE] = torch.where(layer.mask.to(score.device), score, before.to(score))
 
 
 def _protected(run: Run, scope: Scope, drop: Tensor, alive: Tensor) -> Tensor:
@@ -213,6 +215,6 @@ def _revived(run: Run, found: LayerScores) -> LayerScores:
 
 def _awake(run: Run, scope: Scope) -> Tensor | None:
     """Return what the units of a scope scored while they were awake."""
-    kept = {name: run.memory.get(name, {}).get("awake") for name in scope.layers}
+    kept = {name: run.memory.get(name, {}).get(AWAKE) for name in scope.layers}
     found = {name: score for name, score in kept.items() if score is not None}
     return scope.combine(found, "relative") if found else None

@@ -36,21 +36,33 @@ def view(net: nn.Module, run: Run, name: str, step: int | None = None) -> LayerV
         name: of the layer.
         step: the optimizer step, from 1; by default the one after those counted.
     """
+    first = name not in run.memory
+    state = run.memory.setdefault(name, {})
+    found = _view(net, run, name, state, run.step + 1 if step is None else step)
+    for key, value in state.items():
+        state[key] = value.to(found.weight.device)
+    if first:  # not before: weights may be loaded into a network that is wrapped already
+        state.update(_initial_memory(run, found))
+    return found
+
+
+def initial_memory(net: nn.Module, run: Run, name: str) -> dict[str, Tensor]:
+    """Return the tensors that the plan keeps of a layer, as they would be made now."""
+    return _initial_memory(run, _view(net, run, name, {}, run.step + 1))
+
+
+def _view(net: nn.Module, run: Run, name: str, state: dict[str, Tensor], step: int) -> LayerView:
     layer, masks = net.get_submodule(name), run.masks
     weight, bias = masks.weight(name), layer._parameters.get("bias")
     norm, norm_channels = _norm(run, name)
-    first = name not in run.memory
-    state = run.memory.setdefault(name, {})
-    for key, value in state.items():
-        state[key] = value.to(weight.device)
-    found = LayerView(
+    return LayerView(
         name=name,
         weight=masks.scored(name),
         grad=weight.grad,
         mask=masks.layer_mask(name),
         activity=_activity(net, run.anatomy.scoring.get(name, {})),
         norm=None if norm is None else net.get_submodule(norm),
-        step=run.step + 1 if step is None else step,
+        step=step,
         seed=_seed(run, name),
         norm_channels=norm_channels,
         state=state,
@@ -58,18 +70,15 @@ def view(net: nn.Module, run: Run, name: str, step: int | None = None) -> LayerV
         bias_grad=None if bias is None else bias.grad,
         transposed=layer.groups if isinstance(layer, TRANSPOSED) else 0,
     )
-    if first:  # not before: weights may be loaded into a network that is wrapped already
-        state.update(_initial_memory(run, found))
-    return found
 
 
 def _initial_memory(run: Run, layer: LayerView) -> dict[str, Tensor]:
-    """Return the tensors that the plan keeps of a layer, when it is first looked at."""
     found: dict[str, Tensor] = {}
     if isinstance(run.plan.binding, Hidden):
         found.update(run.plan.binding.transform.start(layer.weight, layer.state))
-    for score in run.plan.accumulating:
-        sums = score.sums(layer)
+    made = [score.sums for score in run.plan.accumulating]
+    for make in made + [p.keeps for p in run.plan.penalties if p.keeps is not None]:
+        sums = make(layer)
         if shared := found.keys() & sums.keys():
             raise ValueError(
                 f"Expected sums of different names from the scores of {run.plan.name} but "

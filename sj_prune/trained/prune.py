@@ -78,11 +78,11 @@ def prune(
         method: any scoring method, single weights or channels.
         batches: how many batches to calibrate on.
         budget: instead of the method's sparsity, what is to remain of the dense network:
-            ``{"synops": 0.3}``, ``{"macs": 0.5}`` (spikes multiplied like any number, as on a CPU
-            or GPU; pruned weights not counted) or ``{"parameters": 0.1}``, met within 1 % on the
-            first batch, before any fine-tuning, unless single channels are larger than that (then
-            a warning says so) or groups keep multiples of channels (then it is the nearest below,
-            and one line at INFO says which); or ``{"sparsity": 0.9}``, what goes.
+            ``{"synops": 0.3}``, ``{"macs": 0.5}`` or ``{"parameters": 0.1}``, as the report counts
+            them, met within 1 % on the first batch, before any fine-tuning, unless single channels
+            are larger than that (then a warning says so) or groups keep multiples of channels (then
+            it is the nearest below, and one line at INFO says which); or ``{"sparsity": 0.9}``,
+            what goes.
         loss: of methods that score gradients, called as ``loss(output, y)``; by default the cross
             entropy of the output's mean over time.
         fine_tune: called with the wrapped network, to train it: ``model.attach(optimizer)`` and

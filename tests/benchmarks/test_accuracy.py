@@ -60,11 +60,11 @@ def test_every_cell_has_a_row(finished):
         assert float(row["cpu_seconds"]) > 0
         assert 0 < float(row["wall_seconds"]) < 200
         assert float(row["energy_nj"]) * 1000 == pytest.approx(
-            4.6 * float(row["macs"]) + 0.9 * float(row["synops"]), rel=1e-3
+            4.6 * float(row["analog_macs"]) + 0.9 * float(row["synops"]), rel=1e-3
         )
     for row in (by_method["Criticality"], by_method["Magnitude"]):
         assert float(row["sparsity_reached"]) == pytest.approx(0.9, abs=1e-3)
-        assert float(row["macs"]) < float(by_method["dense"]["macs"])
+        assert float(row["analog_macs"]) < float(by_method["dense"]["analog_macs"])
         assert int(row["parameters"]) == int(by_method["dense"]["parameters"])
         assert int(row["parameters_nonzero"]) < 0.25 * int(row["parameters"])
         assert (row["imp_epochs"], row["epochs_over_imp"]) == ("18", "0.1111")
@@ -120,7 +120,7 @@ def results(rows):
         "best_accuracy",
         "sparsity_reached",
         "synops",
-        "macs",
+        "analog_macs",
         "parameters_nonzero",
     )
     return {row["cell"]: [row[name] for name in names] for row in rows}
@@ -175,7 +175,7 @@ def test_failure_is_told(tmp_path):
 
 CELL = Cell("quick", "main", QUICK, "Criticality", 0.98, ("--regrow", "0.01"))
 RESULT = {
-    **{"accuracy": 81.25, "best": 82.5, "sparsity": 0.98, "synops": 1000.4, "macs": 20.0},
+    **{"accuracy": 81.25, "best": 82.5, "sparsity": 0.98, "synops": 1000.4, "analog_macs": 20.0},
     **{"picojoules": 992.36, "parameters": 50, "parameters_nonzero": 5},
 }
 

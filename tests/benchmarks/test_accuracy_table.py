@@ -31,7 +31,7 @@ def row(method="dense", settings="", sparsity="0.0", seed=0, accuracy_=90.0, **o
         **{"suite": "cpu", "group": "main", "dataset": CIFAR, "network": "DVSNet"},
         **{"method": method, "settings": settings, "sparsity": sparsity},
         **{"sparsity_reached": sparsity, "seed": seed, "epochs": 8, "schedule": "short"},
-        **{"accuracy": accuracy_, "best_accuracy": 99, "synops": 2_000_000, "macs": 500_000},
+        **{"accuracy": accuracy_, "best_accuracy": 99, "synops": 2_000_000, "analog_macs": 500_000},
         **{"energy_nj": 4100.4, "parameters": 135_000, "parameters_nonzero": 13_500},
         **{"wall_seconds": 100.0, "cpu_seconds": 60.0, "sessions": 1, "imp_epochs": 72},
         **{"epochs_over_imp": 0.1111, "commit": "abc1234", "device": "cpu x1", "sj_prune": "1"},

@@ -1,5 +1,6 @@
 """What a user does with a deployed network, and what is refused, by name."""
 
+import re
 import threading
 
 import pytest
@@ -78,6 +79,38 @@ def test_saved_and_loaded(tmp_path):
     torch.save({"format": 0}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"SparseNetwork\.save"):
         sj_prune.load_deployed(tmp_path / "other.pt")
+
+
+def test_damaged_files_are_named_and_saving_keeps_the_old_one(tmp_path, monkeypatch):
+    path, fast = tmp_path / "net.pt", sj_prune.deploy(network(), X)
+    fast.save(path)
+    whole = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda state, file: file.write(b"half") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fast.save(path)
+    assert path.read_bytes() == whole
+    plain = torch.load(path, weights_only=True)
+    weights = fast._weights[min(fast._weights)].by_output.entries.numpy().tobytes()
+    files = {
+        "begins with b'hello'": lambda: path.write_bytes(b"hello"),
+        "is cut short": lambda: path.write_bytes(whole[:700]),
+        "is damaged: a checksum": lambda: path.write_bytes(
+            whole.replace(weights, bytes(len(weights)))
+        ),
+    }
+    for key in plain:
+        if key != "format":
+            less = {k: v for k, v in plain.items() if k != key}
+            files[f"is damaged: KeyError: '{key}'"] = lambda less=less: torch.save(less, path)
+        if key not in ("format", "difference"):
+            wrong = {**plain, key: 5}
+            files[f"{key} is five"] = lambda wrong=wrong: torch.save(wrong, path)
+    for message, write in files.items():
+        write()
+        pattern = "net.pt" if message.endswith("five") else re.escape(message)
+        with pytest.raises(ValueError, match=pattern):
+            sj_prune.load_deployed(path)
 
 
 def test_several_threads_call_at_once():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sj_prune import methods
+from sj_prune.methods.greg import nothing_chosen
 from tests.support.channel_cases import greg, view
 from tests.support.views import choose, drop_score, penalize
 
@@ -16,7 +17,7 @@ def chooses(method, step):
     """Tell whether filters are chosen in a step."""
     seen = view(step=step)
     choose(method, seen, torch.ones(6, dtype=torch.bool), step)
-    return "chosen" in seen.state
+    return bool(seen.state["chosen"].any())
 
 
 def factors_by_hand(method, chosen, last):
@@ -57,7 +58,7 @@ CASES = {
 def test_factor_follows_the_steps(case):
     method = CASES[case]
     chosen = torch.tensor([True, False, False, True, False, True])
-    state = {}
+    state = nothing_chosen(view())
     expected = factors_by_hand(method, chosen.tolist(), method.end + 2)
     steps = [step for step in range(1, method.end + 3) if chooses(method, step)]
     assert len(steps) == 1
@@ -79,7 +80,8 @@ def test_raises_stop_once_the_kept_are_so_many_times_larger(variant):
     """Before every raise the means of both parts are compared; what is reached stays."""
     method = greg(variant=variant, every=2, delta=0.05, end=40, stop_ratio=50.0)
     chosen = torch.tensor([True, False, False, True, False, True])
-    state, seen = {}, view()
+    seen = view()
+    state = nothing_chosen(seen)
     begin = next(step for step in range(1, 40) if chooses(method, step))
     factors = []
     for step in range(begin, begin + 10):
@@ -188,6 +190,8 @@ def test_choice_is_copied():
 def test_nothing_is_penalized_before_the_choice():
     """A layer that joined late, or a checkpoint from before, has none chosen."""
     seen = view(step=4)
+    (penalty,) = greg().plan().penalties
+    seen.state.update(penalty.keeps(seen))
     before = seen.grad.clone()
     penalize(greg(), seen)
     assert seen.grad.equal(before)

@@ -113,9 +113,17 @@ def test_totals_are_sums():
     wrapper = trained()
     found = wrapper.report(images())
     totals = found.totals
-    for name in ("synops", "synops_dense", "macs", "macs_dense", "dropped", "regrown"):
+    for name in (
+        "synops",
+        "synops_dense",
+        "macs",
+        "macs_dense",
+        "analog_macs",
+        "dropped",
+        "regrown",
+    ):
         assert totals[name] == pytest.approx(sum(getattr(row, name) for row in found.rows))
-    assert totals["energy"] == pytest.approx(4.6 * totals["macs"] + 0.9 * totals["synops"])
+    assert totals["energy"] == pytest.approx(4.6 * totals["analog_macs"] + 0.9 * totals["synops"])
     assert totals["parameters"] == sum(p.numel() for p in wrapper.parameters())
     gone = totals["weights"] - totals["weights_kept"]
     assert totals["parameters"] - totals["parameters_kept"] == gone > 0
@@ -360,7 +368,8 @@ def test_text():
     assert "same measured spikes" in text
     totals = [line for line in text.splitlines() if line.startswith("parameters: ")]
     assert len(totals) == 1
-    assert all(word in totals[0] for word in (" => ", "SynOps: ", "MACs: ", "energy: ", "J"))
+    words = (" => ", "SynOps: ", ", MACs: ", "analog MACs: ", "energy: ", "J")
+    assert all(word in totals[0] for word in words)
     stem = next(line for line in text.splitlines() if line.startswith("stem"))
     assert "6x2x3x3" in stem
     assert "MACs" in stem

@@ -1,6 +1,6 @@
-"""Saves checkpoint after checkpoint, each slowly, until somebody kills it; run by test_files.
+"""Saves file after file, each slowly, until somebody kills it; run by test_files.
 
-Every checkpoint holds one number in all its places, so a mixture of two would show.
+Every file holds one number in all its places, so a mixture of two would show.
 """
 
 import io
@@ -8,6 +8,8 @@ import sys
 import time
 
 import torch
+from spikingjelly.activation_based import layer, neuron
+from torch import nn
 
 import sj_prune
 
@@ -34,15 +36,40 @@ def say(*words):
     sys.stdout.flush()
 
 
-def main(path):
+def linear(number=0.0):
+    return nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))).apply(
+        lambda m: [nn.init.constant_(p, number) for p in m.parameters()]
+    )
+
+
+def checkpoint(path, number):
+    state = {"step": number, "weights": [torch.full((64, 64), float(number)) for _ in range(4)]}
+    sj_prune.save(path, state)
+
+
+def compact(path, number):
+    sj_prune.save_compact(path, linear(float(number)))
+
+
+def deployed(path, number, kept=[]):  # noqa: B006 - made once
+    if not kept:
+        net = nn.Sequential(layer.Linear(64, 64, step_mode="m"), neuron.IFNode(step_mode="m"))
+        kept.append(sj_prune.deploy(net.eval(), torch.rand(4, 1, 64)))
+    kept[0]._difference = float(number)
+    kept[0].save(path)
+
+
+KINDS = {"checkpoint": checkpoint, "compact": compact, "deployed": deployed}
+
+
+def main(path, kind):
     genuine = torch.save
     torch.save = lambda state, file: genuine(state, Slow(file))
     for number in range(1_000_000):
-        state = {"step": number, "weights": [torch.full((64, 64), float(number)) for _ in range(4)]}
         say("saving", number)
-        sj_prune.save(path, state)
+        KINDS[kind](path, number)
         say("saved", number)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -132,7 +132,9 @@ def test_damaged_places_are_refused(places):
     state = copy.deepcopy(model.state_dict())
     state["_extra_state"]["regrown"]["0"] = places
     other, _ = MAKE["Criticality"]()
-    with pytest.raises(ValueError, match="Expected places of regrown units below 72 at '0'"):
+    with pytest.raises(
+        ValueError, match="Expected places of units below 72 at '_extra_state.regrown.0'"
+    ):
         other.load_state_dict(state)
     assert other.history == []
 

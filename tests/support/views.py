@@ -74,5 +74,7 @@ def choose(method, layer, dropped, step):
         learning_rate=lambda name: 0.0,
     )
     for penalty in plan_of(method).penalties:
+        for key, value in (penalty.keeps(layer) if penalty.keeps else {}).items():
+            layer.state.setdefault(key, value)
         if penalty.prepare is not None:
             penalty.prepare(net)

@@ -110,16 +110,14 @@ def test_weights(method, kind, fraction, caplog):
         "synops": additions,
     }[kind]
     _, report = sj_prune.prune(net, found, method, budget={kind: fraction})
-    if regrown_at_zero:
-        if kind == "macs":
-            return
-        key = {"parameters": "parameters_kept", "synops": "synops"}[kind]
-        left = report.totals[key]
-    else:
-        left = measure(net, x)
     # Norms estimated anew make spikes jump in so small a network.
     warned = kind == "synops" and "nearest to the budget" in caplog.text
-    assert left / dense == pytest.approx(fraction, rel=0.06 if warned else 0.0101)
+    wanted = pytest.approx(fraction, rel=0.06 if warned else 0.0101)
+    before, after = ("", "_kept") if kind == "parameters" else ("_dense", "")
+    assert report.totals[f"{kind}{before}"] == pytest.approx(dense)
+    assert report.totals[f"{kind}{after}"] / dense == wanted, "one word means one thing"
+    if not regrown_at_zero:
+        assert measure(net, x) / dense == wanted
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.25, 0.9])

@@ -454,6 +454,7 @@ FAILURES = {
     "loader is none": (TypeError, {"loader": 3}),
     "loader raises": (OSError, {"loader": raises_later()}),
     "wrong shape": (ValueError, {"loader": [(torch.rand(T, N, 3, 6, 6), torch.zeros(N).long())]}),
+    "no time": (ValueError, {"loader": [(x[0], y) for x, y in batches(2)]}),
     "wrong type": (ValueError, {"loader": batches(1, dtype=torch.float64)}),
     "wrong shape later": (
         Exception,
@@ -495,6 +496,19 @@ def test_network_comes_back_when_something_fails(name):
     with pytest.raises(error):
         sj_prune.prune(net, arguments.pop("loader"), arguments.pop("method"), **arguments)
     assert_untouched(net, before)
+
+
+def test_batches_without_time_are_named():
+    net = trained_like()
+    images = [(x[0], y) for x, y in batches(2)]
+    message = (
+        r"Expected inputs \[T, N, C, H, W\], time first, but got shape \(6, 2, 6, 6\).*without "
+        r"time: repeat it along T, x\.unsqueeze\(0\)\.repeat\(T, 1, 1, 1, 1\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        sj_prune.prune(net, images, TAYLOR)
+    repeated = [(x.unsqueeze(0).repeat(3, 1, 1, 1, 1), y) for x, y in images]
+    sj_prune.prune(net, repeated, TAYLOR)
 
 
 def test_errors_say_what_to_do():

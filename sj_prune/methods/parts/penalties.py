@@ -29,6 +29,8 @@ class Penalty:
             mode, ``[T, N, *]`` (or a single step): returns the gradient ``dP/ds`` of a term in its
             shape, which is added there. Under a GradScaler: ``attach(optimizer, scaler=scaler)``.
         of: "weight", or "gamma": what the gradient term changes the gradient of.
+        keeps: called as ``keeps(layer)``: what it keeps of a layer in ``layer.state``, as it is at
+            first, by name. What is declared here is checked when a checkpoint is loaded.
     """
 
     gradient: Callable[[LayerView], None] | None = None
@@ -37,10 +39,11 @@ class Penalty:
     finish: Callable[[NetView], None] | None = None
     spikes: Callable[[Tensor], Tensor] | None = None
     of: str = "weight"
+    keeps: Callable[[LayerView], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         check_choice("of", self.of, ("weight", "gamma"))
-        for name in ("gradient", "proximal", "prepare", "finish", "spikes"):
+        for name in ("gradient", "proximal", "prepare", "finish", "spikes", "keeps"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"Expected {name} of a penalty to be a function but got {value!r}")
