@@ -62,7 +62,9 @@ class _Variant(NamedTuple):
 
     def _node(self) -> str:
         decay = "" if self.decay_input or self.kind == IF else " without decay_input"
-        return f"{('IF', 'LIF', 'PLIF')[self.kind]} nodes{decay} with {list(KNOWN)[self.surrogate]}"
+        node = f"{('IF', 'LIF', 'PLIF')[self.kind]} nodes{decay}"
+        derived = self.backward or self.statistics & _DERIVATIVE or self.store & 2
+        return f"{node} with {list(KNOWN)[self.surrogate]}" if derived else node
 
 
 def _forward_variant(
