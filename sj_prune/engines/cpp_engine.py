@@ -14,16 +14,15 @@ from torch import Tensor
 
 from sj_prune.engines import build, torch_engine
 from sj_prune.engines.request import requested
-from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
-from sj_prune.neurons.surrogates import KNOWN, Known
+from sj_prune.neurons.statistics import TABLE, Statistic, macros, rows_of
+from sj_prune.neurons.surrogates import KNOWN, Known, form_of
 
 logger = logging.getLogger("sj_prune")
 
 # ForwardArguments and BackwardArguments of lif.cpp. Packed: ctypes takes 1 us an argument.
 _FORWARD = struct.Struct("8P8q4dq")
 _BACKWARD = struct.Struct("8P5q4dq")
-_DERIVATIVE = 1 << STATISTICS.index("criticality_mean") | 1 << STATISTICS.index("criticality_max")
 _GRAIN = 1 << 15  # element-steps that make up for waking a thread, as in torch's own loops
 
 
@@ -33,28 +32,34 @@ def available() -> str | None:
 
 
 class _Variant(NamedTuple):
-    """One compilation of `lif.cpp`; settings that a pass ignores are 0, to compile fewer."""
+    """One compilation of `lif.cpp`; settings that a pass ignores are empty, to compile fewer."""
 
     backward: bool
     kind: int
     decay_input: bool
     detach: bool
-    surrogate: int
-    statistics: int
+    surrogate: str
+    statistics: tuple[Statistic, ...]
     store: int
     grads: int
     double: bool
 
     def defines(self) -> dict[str, object]:
         """Return the macros, explained in `step.h` and `lif_block.h`."""
-        macros = {f"SJ_{name.upper()}": int(value) for name, value in self._asdict().items()}
-        del macros["SJ_DOUBLE"]
-        return {**macros, "SJ_TYPE": "double" if self.double else "float"}
+        numbers = ("backward", "kind", "decay_input", "detach", "store", "grads")
+        defined: dict[str, object] = {f"SJ_{n.upper()}": int(getattr(self, n)) for n in numbers}
+        if self.surrogate:
+            defined["SJ_SURROGATE"] = self.surrogate
+        return {
+            **defined,
+            **macros(self.statistics),
+            "SJ_TYPE": "double" if self.double else "float",
+        }
 
     def __str__(self) -> str:
         """Return what a user may be told."""
         told = [f"CPU engine, {'backward' if self.backward else 'forward'} pass of {self._node()}"]
-        recorded = [name for i, name in enumerate(STATISTICS) if self.statistics >> i & 1]
+        recorded = [name for name, row in TABLE.items() if row in self.statistics]
         told += [f"recording {' '.join(recorded)}"] if recorded else []
         told += ["stored sequences"] if self.store else []
         told += ["float64"] if self.double else []
@@ -63,21 +68,23 @@ class _Variant(NamedTuple):
     def _node(self) -> str:
         decay = "" if self.decay_input or self.kind == IF else " without decay_input"
         node = f"{('IF', 'LIF', 'PLIF')[self.kind]} nodes{decay}"
-        derived = self.backward or self.statistics & _DERIVATIVE or self.store & 2
-        return f"{node} with {list(KNOWN)[self.surrogate]}" if derived else node
+        names = [cls.__name__ for cls, form in KNOWN.items() if form.code == self.surrogate]
+        return f"{node} with {names[0]}" if names else node
 
 
 def _forward_variant(
     eq: Equations, known: Known, statistics: int, store: int, dtype: torch.dtype
 ) -> _Variant:
-    surrogate = known.id if statistics & _DERIVATIVE or store & 2 else 0
+    rows = rows_of(statistics)
+    surrogate = form_of(known).code if store & 2 or "g" in [row.of for row in rows] else ""
     decay_input, double = eq.decay_input and eq.kind != IF, dtype == torch.float64
-    return _Variant(False, eq.kind, decay_input, False, surrogate, statistics, store, 0, double)
+    return _Variant(False, eq.kind, decay_input, False, surrogate, rows, store, 0, double)
 
 
 def _backward_variant(eq: Equations, known: Known, grads: int, dtype: torch.dtype) -> _Variant:
     decay_input, double = eq.decay_input and eq.kind != IF, dtype == torch.float64
-    return _Variant(True, eq.kind, decay_input, eq.detach_reset, known.id, 0, 0, grads, double)
+    code = form_of(known).code
+    return _Variant(True, eq.kind, decay_input, eq.detach_reset, code, (), 0, grads, double)
 
 
 @functools.cache

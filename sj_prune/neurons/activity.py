@@ -1,17 +1,7 @@
 """Mergeable statistics of one recording neuron layer.
 
-What is kept (METHODS: statistics), per sample and channel, over time `t` and the map `h, w`:
-
-=====================  ==========================================================
-``firing_rate``        mean of the spikes `S`
-``abs_potential``      mean of `|V|`, the potential after reset
-``abs_charge``         mean of `|H|`, the potential before reset
-``criticality_mean``   mean over the map of ``(1/T) sum_t g'(H[t] - V_th)``
-``criticality_max``    **max** over the map of the same time mean
-=====================  ==========================================================
-
-then the mean over samples. The maximum is taken per sample, so sums over samples are all that has
-to be stored: ``[C, k]`` in float64 and a count.
+Maxima over the map are taken per sample, so sums over samples are all that has to be stored:
+``[C, k]`` in float64 and a count.
 """
 
 from __future__ import annotations
@@ -22,27 +12,7 @@ from typing import Any
 
 import torch
 
-STATISTICS: tuple[str, ...] = (
-    "firing_rate",
-    "abs_potential",
-    "abs_charge",
-    "criticality_mean",
-    "criticality_max",
-)
-
-
-def check_statistics(names: Iterable[str]) -> tuple[str, ...]:
-    """Return `names` in the fixed order of `STATISTICS`.
-
-    Raises:
-        ValueError: for an unknown name; the message lists the known ones.
-    """
-    wanted = {names} if isinstance(names, str) else set(names)
-    if unknown := wanted.difference(STATISTICS):
-        raise ValueError(
-            f"Expected statistics among {list(STATISTICS)} but got {sorted(map(str, unknown))}"
-        )
-    return tuple(name for name in STATISTICS if name in wanted)
+from sj_prune.neurons.statistics import STATISTICS, check_statistics
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
@@ -55,7 +25,7 @@ class Activity:
     """Sums over samples of per-sample channel statistics.
 
     Args:
-        names: the statistics to keep, a subset of `STATISTICS`; all by default.
+        names: the statistics to keep, names of `statistics.TABLE`; by default `STATISTICS`.
     """
 
     def __init__(self, names: Iterable[str] = STATISTICS) -> None:

@@ -44,8 +44,8 @@ def watched_step(
             node.close_pass()
             current = Pass(node.statistics)
         current.step(u, spikes.detach(), h, lambda u: slope(node.surrogate_function, u, drawn))
-        if "abs_potential" in current.names:
-            current.potential(node.v.detach().to(dtype).abs())
+        if current.wants("v"):
+            current.potential(node.v.detach().to(dtype))
     return spikes, current
 
 
