@@ -13,8 +13,7 @@ from sj_prune import _host
 from sj_prune.neurons import surrogates
 from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.layout import check_input, move_back, step_dim
-from sj_prune.neurons.observe_pass import Pass
-from sj_prune.neurons.observe_single import watched_step
+from sj_prune.neurons.observe_pass import Pass, watched_step
 from sj_prune.neurons.op import Outputs, multi_step
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
 from sj_prune.neurons.statistics import STATISTICS, check_statistics
