@@ -15,6 +15,7 @@ import torch
 from sj_prune import _host
 from sj_prune._version import __version__
 from sj_prune.engines import choice
+from sj_prune.engines.request import NAMES
 from sj_prune.neurons import RecordingLIFNode
 
 Row = tuple[str, str]
@@ -130,14 +131,14 @@ def _try_engine(name: str, device: torch.device) -> str:
 
 def _chosen(device: torch.device) -> str:
     engine = choice.choose(device, torch.float32)
-    return next(name for name in choice.names() if choice.load(name) is engine)
+    return next(name for name in NAMES if choice.load(name) is engine)
 
 
 def engine_rows() -> list[Row]:
     """Return what each engine does on each device, ``ok`` or its error, and which one is used."""
     rows = []
     for device in _devices():
-        fitting = [name for name in choice.names() if choice.fits(name, device)]
+        fitting = [name for name in NAMES if choice.fits(name, device)]
         rows += [(f"{name} on {device}", _try_engine(name, device)) for name in fitting]
         rows.append((f"used on {device}", _attempt(partial(_chosen, device))))
     return rows

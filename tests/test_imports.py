@@ -13,7 +13,8 @@ from tests.support.sources import SOURCES, imports, imports_of, within
 ONLY = {
     "masks/": ("torch", "sj_prune.masks", "sj_prune._checks"),
     "methods/": ("torch", "sj_prune.methods", "sj_prune.masks", "sj_prune._checks"),
-    "neurons/activity.py": ("torch",),
+    "neurons/activity.py": ("torch", "sj_prune.neurons.statistics"),
+    "neurons/statistics.py": ("torch",),
 }
 # These files import none of what stands here.
 NEVER = {

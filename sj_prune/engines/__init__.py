@@ -5,6 +5,6 @@ An engine is a module-like object with ``forward`` and ``backward``; `choose` pi
 is an error, an unforced one falls back to torch and says so once.
 """
 
-from sj_prune.engines.choice import Engine, check_without_closed_form, choose, names
+from sj_prune.engines.choice import Engine, check_without_closed_form, choose
 
-__all__ = ["Engine", "check_without_closed_form", "choose", "names"]
+__all__ = ["Engine", "check_without_closed_form", "choose"]

@@ -6,16 +6,13 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from sj_prune.engines.request import NAMES, requested
-from sj_prune.neurons.reference import Equations
-from sj_prune.neurons.surrogates import Known
 
 logger = logging.getLogger("sj_prune")
 
@@ -25,42 +22,11 @@ _said: set[str] = set()
 
 
 class Engine(Protocol):
-    """What every engine module offers; it fills tensors that the op has allocated."""
+    """What every engine module offers, as `torch_engine`; it fills tensors of the op."""
 
-    def available(self) -> str | None:
-        """Return None if the engine runs here, else why not."""
-        ...
-
-    def forward(
-        self,
-        x_seq: Tensor,
-        v_init: Tensor,
-        w: Tensor | None,
-        eq: Equations,
-        known: Known,
-        statistics: int,
-        outputs: tuple[Tensor, ...],
-    ) -> None:
-        """Fill spikes, v, partials, v_seq, h_seq, g_seq."""
-        ...
-
-    def backward(
-        self,
-        grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-        x_seq: Tensor,
-        v_init: Tensor,
-        w: Tensor | None,
-        eq: Equations,
-        known: Known,
-        outputs: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
-        """Fill the gradients of x_seq, v_init and w."""
-        ...
-
-
-def names() -> tuple[str, ...]:
-    """Return the engines by name."""
-    return NAMES
+    available: Callable[[], str | None]
+    forward: Callable[..., None]
+    backward: Callable[..., None]
 
 
 def say_once(message: str) -> None:

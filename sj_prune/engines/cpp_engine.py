@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from sj_prune.engines import build, torch_engine
+from sj_prune.engines.memory import Layout, copy_back
 from sj_prune.engines.request import requested
-from sj_prune.neurons.activity import STATISTICS
-from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
-from sj_prune.neurons.surrogates import KNOWN, Known
+from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
+from sj_prune.neurons.statistics import TABLE, Statistic, macros, rows_of
+from sj_prune.neurons.surrogates import KNOWN, Known, form_of
 
 logger = logging.getLogger("sj_prune")
 
 # ForwardArguments and BackwardArguments of lif.cpp. Packed: ctypes takes 1 us an argument.
 _FORWARD = struct.Struct("8P8q4dq")
 _BACKWARD = struct.Struct("8P5q4dq")
-_DERIVATIVE = 1 << STATISTICS.index("criticality_mean") | 1 << STATISTICS.index("criticality_max")
 _GRAIN = 1 << 15  # element-steps that make up for waking a thread, as in torch's own loops
 
 
@@ -33,28 +33,34 @@ def available() -> str | None:
 
 
 class _Variant(NamedTuple):
-    """One compilation of `lif.cpp`; settings that a pass ignores are 0, to compile fewer."""
+    """One compilation of `lif.cpp`; settings that a pass ignores are empty, to compile fewer."""
 
     backward: bool
     kind: int
     decay_input: bool
     detach: bool
-    surrogate: int
-    statistics: int
+    surrogate: str
+    statistics: tuple[Statistic, ...]
     store: int
     grads: int
     double: bool
 
     def defines(self) -> dict[str, object]:
         """Return the macros, explained in `step.h` and `lif_block.h`."""
-        macros = {f"SJ_{name.upper()}": int(value) for name, value in self._asdict().items()}
-        del macros["SJ_DOUBLE"]
-        return {**macros, "SJ_TYPE": "double" if self.double else "float"}
+        numbers = ("backward", "kind", "decay_input", "detach", "store", "grads")
+        defined: dict[str, object] = {f"SJ_{n.upper()}": int(getattr(self, n)) for n in numbers}
+        if self.surrogate:
+            defined["SJ_SURROGATE"] = self.surrogate
+        return {
+            **defined,
+            **macros(self.statistics),
+            "SJ_TYPE": "double" if self.double else "float",
+        }
 
     def __str__(self) -> str:
         """Return what a user may be told."""
         told = [f"CPU engine, {'backward' if self.backward else 'forward'} pass of {self._node()}"]
-        recorded = [name for i, name in enumerate(STATISTICS) if self.statistics >> i & 1]
+        recorded = [name for name, row in TABLE.items() if row in self.statistics]
         told += [f"recording {' '.join(recorded)}"] if recorded else []
         told += ["stored sequences"] if self.store else []
         told += ["float64"] if self.double else []
@@ -62,20 +68,24 @@ class _Variant(NamedTuple):
 
     def _node(self) -> str:
         decay = "" if self.decay_input or self.kind == IF else " without decay_input"
-        return f"{('IF', 'LIF', 'PLIF')[self.kind]} nodes{decay} with {list(KNOWN)[self.surrogate]}"
+        node = f"{('IF', 'LIF', 'PLIF')[self.kind]} nodes{decay}"
+        names = [cls.__name__ for cls, form in KNOWN.items() if form.code == self.surrogate]
+        return f"{node} with {names[0]}" if names else node
 
 
 def _forward_variant(
     eq: Equations, known: Known, statistics: int, store: int, dtype: torch.dtype
 ) -> _Variant:
-    surrogate = known.id if statistics & _DERIVATIVE or store & 2 else 0
+    rows = rows_of(statistics)
+    surrogate = form_of(known).code if store & 2 or "g" in [row.of for row in rows] else ""
     decay_input, double = eq.decay_input and eq.kind != IF, dtype == torch.float64
-    return _Variant(False, eq.kind, decay_input, False, surrogate, statistics, store, 0, double)
+    return _Variant(False, eq.kind, decay_input, False, surrogate, rows, store, 0, double)
 
 
 def _backward_variant(eq: Equations, known: Known, grads: int, dtype: torch.dtype) -> _Variant:
     decay_input, double = eq.decay_input and eq.kind != IF, dtype == torch.float64
-    return _Variant(True, eq.kind, decay_input, eq.detach_reset, known.id, 0, 0, grads, double)
+    code = form_of(known).code
+    return _Variant(True, eq.kind, decay_input, eq.detach_reset, code, (), 0, grads, double)
 
 
 @functools.cache
@@ -130,41 +140,8 @@ def _numbers(eq: Equations, known: Known, w: Tensor | None) -> tuple[float, ...]
     return eq.v_threshold, eq.rest, decay, known.alpha
 
 
-def _channels_last(x_seq: Tensor) -> bool:
-    """Tell whether ``[T, N, C, *]`` lies in memory as ``[T, N, *, C]``."""
-    return x_seq.ndim > 3 and not x_seq.is_contiguous() and x_seq.movedim(2, -1).is_contiguous()
-
-
-def _like(x_seq: Tensor, tensor: Tensor, last: bool) -> Tensor:
-    """Return `tensor` (a sequence or one step) in the layout and type of the computation."""
-    tensor = tensor.to(compute_dtype(x_seq.dtype))
-    if not last:
-        return tensor.contiguous()
-    dim = 2 - (x_seq.ndim - tensor.ndim)
-    return tensor.movedim(dim, -1).contiguous().movedim(-1, dim)
-
-
-def _initial(x_seq: Tensor, v_init: Tensor, last: bool) -> tuple[Tensor, int]:
-    """Return the initial potentials and their stride: 0 where all are one number in memory."""
-    if not any(v_init.stride()) and v_init.dtype == compute_dtype(x_seq.dtype):
-        return v_init, 0
-    return _like(x_seq, v_init, last), 1
-
-
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()  # 0 too for a tensor without elements
-
-
-def _result(out: Tensor, layout: Tensor) -> Tensor:
-    """Return `out` if the engine can write into it, else a buffer to copy from."""
-    fits = out.dtype == layout.dtype and out.stride() == layout.stride()
-    return out if fits else torch.empty_like(layout)
-
-
-def _step_result(out: Tensor, x: Tensor) -> Tensor:
-    """Return `out` if the engine can write one step of `x` into it, else a buffer."""
-    fits = out.dtype == x.dtype and out.stride() == x.stride()[1:]
-    return out if fits else torch.empty_like(x[0])
 
 
 def forward(
@@ -184,11 +161,10 @@ def forward(
     if library is None:
         torch_engine.forward(x_seq, v_init, w, eq, known, statistics, outputs)
         return
-    last = _channels_last(x_seq)
-    x = _like(x_seq, x_seq, last)
-    v0, v0_stride = _initial(x_seq, v_init, last)
-    buffers = [_result(spikes, x), _step_result(v, x), partials]
-    buffers += [_result(s, x) if s.numel() else s for s in sequences]
+    layout = Layout.of(x_seq)
+    x, v0 = layout.arrange(x_seq), layout.initial(v_init)
+    buffers = [layout.writable(spikes), layout.writable(v), partials]
+    buffers += map(layout.writable, sequences)
     steps, samples = x.shape[:2]
     channels = x.shape[2] if x.ndim > 2 else 1
     arguments = _FORWARD.pack(
@@ -199,17 +175,15 @@ def forward(
         samples,
         channels,
         x.numel() // (steps * samples * channels),
-        v0_stride,
-        last,
+        int(any(v0.stride())),
+        layout.last,
         eq.v_reset is not None,
         _has_exact_inverse(eq),
         *_numbers(eq, known, w),
         _threads(x),
     )
     library.sj_forward(arguments)
-    for out, buffer in zip(outputs, buffers, strict=True):
-        if out is not buffer:
-            out.copy_(buffer)
+    copy_back(outputs, buffers)
 
 
 def backward(
@@ -227,12 +201,11 @@ def backward(
     if library is None:
         torch_engine.backward(grads, x_seq, v_init, w, eq, known, outputs)
         return
-    last = _channels_last(x_seq)
-    x = _like(x_seq, x_seq, last)
-    v0, v0_stride = _initial(x_seq, v_init, last)
-    given = [None if g is None else _like(x_seq, g, last) for g in grads]
+    layout = Layout.of(x_seq)
+    x, v0 = layout.arrange(x_seq), layout.initial(v_init)
+    given = [None if g is None else layout.arrange(g) for g in grads]
     grad_x, grad_v, grad_w = outputs
-    buffers = [_result(grad_x, x), _step_result(grad_v, x) if grad_v.numel() else grad_v]
+    buffers = [layout.writable(grad_x), layout.writable(grad_v)]
     grad_q = None
     if eq.kind == PLIF:
         grad_q = torch.empty(
@@ -247,7 +220,7 @@ def backward(
         _pointer(grad_q),
         x.shape[0],
         x.numel() // x.shape[0],
-        v0_stride,
+        int(any(v0.stride())),
         eq.v_reset is not None,
         _has_exact_inverse(eq),
         threshold,
@@ -257,8 +230,6 @@ def backward(
         _threads(x),
     )
     library.sj_backward(arguments)
-    for out, buffer in zip((grad_x, grad_v), buffers, strict=True):
-        if out is not buffer:
-            out.copy_(buffer)
+    copy_back((grad_x, grad_v), buffers)
     if grad_q is not None:
         grad_w.copy_(grad_q.sum() * (decay * (1.0 - decay)))

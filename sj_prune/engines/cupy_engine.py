@@ -13,7 +13,6 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from sj_prune.engines import geometry, launch
 from sj_prune.engines.launch import Launch, Variant
+from sj_prune.engines.memory import Layout, copy_back
 from sj_prune.neurons.reference import PLIF, Equations
 from sj_prune.neurons.surrogates import Known
 
@@ -128,50 +128,6 @@ def _processors(device: torch.device) -> int:
 # ---- tensors -------------------------------------------------------------------------------------
 
 
-def _channels_last(x_seq: Tensor) -> bool:
-    """Tell whether ``[T, N, C, *]`` lies in memory as ``[T, N, *, C]``."""
-    return x_seq.ndim > 3 and not x_seq.is_contiguous() and x_seq.movedim(2, -1).is_contiguous()
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Order of the memory of a computation: of `ndim` dimensions, channels `last` or not."""
-
-    ndim: int
-    last: bool
-
-    def _channel(self, tensor: Tensor) -> int:
-        """Return the dimension of the channels in a sequence or in one step of it."""
-        return 2 - (self.ndim - tensor.ndim)
-
-    def _view(self, tensor: Tensor) -> Tensor:
-        """Return `tensor` with its dimensions in the order of the memory."""
-        return tensor.movedim(self._channel(tensor), -1) if self.last else tensor
-
-    def arrange(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `tensor` itself if it is in this order and type, else a copy that is."""
-        dense = self._view(tensor.to(dtype)).contiguous()
-        return dense.movedim(-1, self._channel(tensor)) if self.last else dense
-
-    def initial(self, v_init: Tensor) -> Tensor:
-        """Return the initial potentials, as they are where all are one number in memory."""
-        if not any(v_init.stride()) and v_init.dtype == torch.float32:
-            return v_init
-        return self.arrange(v_init, torch.float32)
-
-    def writable(self, out: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return `out` if a kernel can write into it, else a buffer to copy from."""
-        if not out.numel() or (out.dtype == dtype and self._view(out).is_contiguous()):
-            return out
-        return self.arrange(torch.empty_like(out, dtype=dtype), dtype)
-
-
-def _copy_back(outputs: tuple[Tensor, ...], buffers: list[Tensor]) -> None:
-    for out, buffer in zip(outputs, buffers, strict=True):
-        if out is not buffer:
-            out.copy_(buffer)
-
-
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
@@ -205,11 +161,11 @@ def forward(
     outputs: tuple[Tensor, ...],
 ) -> None:
     """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted)."""
-    layout = _Layout(x_seq.ndim, _channels_last(x_seq))
+    layout = Layout.of(x_seq)
     x, v0 = layout.arrange(x_seq, x_seq.dtype), layout.initial(v_init)
     spikes, v, partials, *sequences = outputs
-    buffers = [layout.writable(spikes, x.dtype), layout.writable(v, torch.float32), partials]
-    buffers += [layout.writable(s, torch.float32) for s in sequences]
+    buffers = [layout.writable(spikes, x.dtype), layout.writable(v), partials]
+    buffers += map(layout.writable, sequences)
     elementwise = (x, *_each(v0), *buffers[:2], *buffers[3:])
     plan = geometry.forward_plan(x, layout.last, statistics, elementwise, _processors(x.device))
     split = statistics and plan.grid.splits > 1
@@ -235,7 +191,7 @@ def forward(
     if split:
         launches.append(_merge(scratch, partials))
     _run(x.device, variant, *launches)
-    _copy_back(outputs, buffers)
+    copy_back(outputs, buffers)
 
 
 def _merge(scratch: Tensor, partials: Tensor) -> Launch:
@@ -257,7 +213,7 @@ def backward(
     outputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Fill `outputs` (gradients of x_seq, v_init and w; empty where not wanted)."""
-    layout = _Layout(x_seq.ndim, _channels_last(x_seq))
+    layout = Layout.of(x_seq)
     x, v0 = layout.arrange(x_seq, x_seq.dtype), layout.initial(v_init)
     types = (x.dtype, torch.float32, torch.float32)
     given = [
@@ -265,7 +221,7 @@ def backward(
         for grad, dtype in zip(grads, types, strict=True)
     ]
     grad_x, grad_v, grad_w = outputs
-    buffers = [layout.writable(grad_x, x.dtype), layout.writable(grad_v, torch.float32)]
+    buffers = [layout.writable(grad_x, x.dtype), layout.writable(grad_v)]
     elementwise = (x, *_each(v0), *given, *buffers)
     plan = geometry.backward_plan(x, eq.kind, elementwise, _processors(x.device))
     starts = v0.new_empty(plan.chunks - 1, v0.numel())
@@ -288,7 +244,7 @@ def backward(
         buffers.append(grad_w if grad_w.dtype == torch.float32 else grad_w.float())
         launches.append(_finish(grad_q, q, buffers[2]))
     _run(x.device, variant, *launches)
-    _copy_back(outputs[: len(buffers)], buffers)
+    copy_back(outputs[: len(buffers)], buffers)
 
 
 def _finish(grad_q: Tensor, q: Tensor | None, grad_w: Tensor) -> Launch:

@@ -59,7 +59,6 @@ def _variant(kind: int, decay_input: bool, hard: bool, inverse: bool) -> ctypes.
             "SJ_HARD": int(hard),
             "SJ_INVERSE": int(inverse),
             "SJ_DETACH": 1,  # only forward
-            "SJ_SURROGATE": 0,
         },
         "the engine of deployed networks",
         _SOURCES,

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
-from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import IF, LIF, Equations
-from sj_prune.neurons.surrogates import Known
+from sj_prune.neurons.statistics import Statistic, macros, rows_of
+from sj_prune.neurons.surrogates import Known, form_of
 
 _TYPES = {torch.float32: "float", torch.float16: "Half", torch.bfloat16: "Bfloat16"}
-_CRITICALITY = 1 << STATISTICS.index("criticality_mean") | 1 << STATISTICS.index("criticality_max")
 
 
 @dataclass(frozen=True)
@@ -29,17 +28,19 @@ class Variant:
     hard: int
     detach: int
     inverse: int
-    surrogate: int
+    surrogate: str
     type: str
     vec: int
-    statistics: int = 0
+    statistics: tuple[Statistic, ...] = ()
     store: int = 0
     chunk: int = 0
     grads: int = 0
 
     def options(self) -> tuple[str, ...]:
         """Return the macros as compiler options."""
-        return tuple(f"-DSJ_{name.upper()}={value}" for name, value in asdict(self).items())
+        defined = {f"SJ_{f.name.upper()}": getattr(self, f.name) for f in fields(self)}
+        defined |= macros(defined.pop("SJ_STATISTICS"))
+        return tuple(f"-D{name}={value}" for name, value in defined.items() if value != "")
 
 
 def _single(value: float) -> float:
@@ -60,7 +61,7 @@ def _variant(eq: Equations, known: Known, dtype: torch.dtype, vec: int) -> Varia
         hard=int(eq.v_reset is not None),
         detach=int(eq.detach_reset),
         inverse=int(eq.kind == LIF and has_exact_inverse(eq.tau)),
-        surrogate=known.id,
+        surrogate=form_of(known).code,
         type=_TYPES[dtype],
         vec=vec,
     )
@@ -69,11 +70,11 @@ def _variant(eq: Equations, known: Known, dtype: torch.dtype, vec: int) -> Varia
 def forward_variant(
     eq: Equations, known: Known, dtype: torch.dtype, vec: int, statistics: int, store: int
 ) -> Variant:
-    """Return the forward variant; settings that it ignores are set to 0, to compile fewer."""
-    wants_derivative = statistics & _CRITICALITY or store & 2
+    """Return the forward variant; settings that it ignores are empty, to compile fewer."""
+    rows = rows_of(statistics)
     full = _variant(eq, known, dtype, vec)
-    surrogate = full.surrogate if wants_derivative else 0
-    return replace(full, detach=0, surrogate=surrogate, statistics=statistics, store=store)
+    surrogate = full.surrogate if store & 2 or "g" in [row.of for row in rows] else ""
+    return replace(full, detach=0, surrogate=surrogate, statistics=rows, store=store)
 
 
 def backward_variant(

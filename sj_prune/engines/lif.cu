@@ -16,7 +16,6 @@
 // A variant is step.h's macros and
 //   SJ_TYPE        float, Half or Bfloat16
 //   SJ_VEC         elements a thread; it divides all sizes and alignments: there are no remainders
-//   SJ_STATISTICS  bits in the order of STATISTICS in activity.py (forward)
 //   SJ_STORE       1: v_seq, 2: h_seq and g_seq (forward)
 //   SJ_CHUNK       steps whose potentials the backward pass keeps in registers; 0 for the forward
 //   SJ_GRADS       1: gradient of the spikes given, 2: of v_seq (backward)
@@ -149,19 +148,26 @@ constexpr int kUnroll = 4;  // loads in flight a thread
 // variants to fit one block more (seen).
 constexpr int kBlocksOfRows = 3, kBlocksOfColumns = 2;
 
-constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
-constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
-// Rows of `partials` are as long as there are statistics: an unknown one would shift them all.
-static_assert(SJ_STATISTICS < 32, "a statistic that this engine does not compute");
-constexpr bool kDerivative = kMean || kMax;
-constexpr bool kStoreV = SJ_STORE & 1, kTrace = SJ_STORE & 2;
-// Where each statistic stands in `Sums`; the maximum, where kept, is the last.
-constexpr int kPotentialAt = kRate, kChargeAt = kPotentialAt + kPotential;
-constexpr int kMeanAt = kChargeAt + kCharge, kMaxAt = kMeanAt + kMean, kNames = kMaxAt + kMax;
+using sj::is_maximum;
+using sj::kNames;
+using sj::kRows;
+using sj::kSums;
+using sj::sum_of;
 
-// Sums over time (and over the map) of K statistics, for E channels.
+// The sums of which a maximum is wanted, as bits: each element has its own.
+SJ_FN constexpr int sums_of_maxima() {
+  int found = 0;
+  for (int k = 0; k < kNames; ++k) found |= is_maximum(k) << sum_of(k);
+  return found;
+}
+constexpr int kOwn = sums_of_maxima();
+constexpr bool kStoreV = SJ_STORE & 1, kTrace = SJ_STORE & 2;
+
+// K statistics over time (and over the map), for E channels.
 template <int E>
-using Sums = float[kNames > 0 ? kNames : 1][E];
+using Sums = float[kRows][E];
+
+SJ_FN float combine(int k, float a, float b) { return is_maximum(k) ? sj::larger(a, b) : a + b; }
 
 struct ForwardArguments {  // its mirror: ForwardArguments in launch.py
   const Io* x;
@@ -188,9 +194,11 @@ struct ForwardArguments {  // its mirror: ForwardArguments in launch.py
 template <int E>
 SJ_FN void run(const ForwardArguments& f, const Neuron& n, Long at, Sums<E>& sums) {
   Pack<float> v = initial(f.v0, f.v0_each, at);
-  float g_sum[SJ_VEC];
+  float own[kRows][SJ_VEC];
 #pragma unroll
-  for (int e = 0; e < SJ_VEC; ++e) g_sum[e] = 0.0f;
+  for (int j = 0; j < kSums; ++j)
+#pragma unroll
+    for (int e = 0; e < SJ_VEC; ++e) own[j][e] = 0.0f;
   Long from = at;
   for (int t = 0; t < f.steps; t += kUnroll, from += kUnroll * f.stride) {
     Pack<Io> x[kUnroll];
@@ -209,16 +217,17 @@ SJ_FN void run(const ForwardArguments& f, const Neuron& n, Long at, Sums<E>& sum
         const float s = sj::fire(h, n);
         v.at[e] = sj::settle(h, s, n);
         narrow(s, spikes.at[e]);
-        const int c = E == 1 ? 0 : e;
-        if constexpr (kRate) sums[0][c] += s;
-        if constexpr (kPotential) sums[kPotentialAt][c] += sj::absolute(v.at[e]);
-        if constexpr (kCharge) sums[kChargeAt][c] += sj::absolute(h);
-        if constexpr (kDerivative || kTrace) {
-          const float g = sj::derivative(h - n.threshold, n);
-          g_sum[e] += g;
-          charges.at[e] = h;
-          derivatives.at[e] = g;
-        }
+        const float g = sj::derivative(h - n.threshold, n);
+        charges.at[e] = h;
+        derivatives.at[e] = g;
+        float value[kRows];
+        sj::quantities(value, s, v.at[e], h, g);
+#pragma unroll
+        for (int j = 0; j < kSums; ++j)
+          if (kOwn >> j & 1) own[j][e] += value[j];
+#pragma unroll
+        for (int k = 0; k < kNames; ++k)
+          if (!(kOwn >> sum_of(k) & 1)) sums[k][E == 1 ? 0 : e] += value[sum_of(k)];
       }
       store(f.spikes + to, spikes);
       if constexpr (kStoreV) store(f.v_seq + to, v);
@@ -230,24 +239,21 @@ SJ_FN void run(const ForwardArguments& f, const Neuron& n, Long at, Sums<E>& sum
   }
   store(f.v + at, v);
 #pragma unroll
-  for (int e = 0; e < SJ_VEC; ++e) {
-    const int c = E == 1 ? 0 : e;
-    if constexpr (kMean) sums[kMeanAt][c] += g_sum[e];
-    if constexpr (kMax) sums[kMaxAt][c] = sj::larger(sums[kMaxAt][c], g_sum[e]);
-  }
+  for (int k = 0; k < kNames; ++k)
+    if (kOwn >> sum_of(k) & 1)
+#pragma unroll
+      for (int e = 0; e < SJ_VEC; ++e) {
+        float& sum = sums[k][E == 1 ? 0 : e];
+        sum = combine(k, sum, own[sum_of(k)][e]);
+      }
 }
 
-// g' >= 0 for every surrogate of the table, so 0 is neutral for the maximum too.
 template <int E>
 SJ_FN void clear(Sums<E>& sums) {
 #pragma unroll
   for (int k = 0; k < kNames; ++k)
 #pragma unroll
-    for (int e = 0; e < E; ++e) sums[k][e] = 0.0f;
-}
-
-SJ_FN float combine(int k, float a, float b) {
-  return kMax && k == kMaxAt ? sj::larger(a, b) : a + b;
+    for (int e = 0; e < E; ++e) sums[k][e] = is_maximum(k) ? -__uint_as_float(0x7f800000u) : 0.0f;
 }
 
 // Joins the sums of the `1 << log_lanes` threads that lie `1 << log_columns` apart, within a warp
@@ -292,7 +298,7 @@ SJ_FN void write(const ForwardArguments& f, Long channel, const Sums<E>& sums, i
   const float per_element = 1.0f / static_cast<float>(f.steps * f.map);
 #pragma unroll
   for (int k = 0; k < kNames; ++k)
-    f.partials[channel * kNames + k] = sums[k][e] * (kMax && k == kMaxAt ? per_step : per_element);
+    f.partials[channel * kNames + k] = sums[k][e] * (is_maximum(k) ? per_step : per_element);
 }
 
 SJ_FN Neuron neuron(const ForwardArguments& f) {

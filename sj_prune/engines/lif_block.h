@@ -5,9 +5,6 @@
 
 #include "step.h"
 
-#ifndef SJ_STATISTICS  // bits in the order of STATISTICS in activity.py
-#define SJ_STATISTICS 0
-#endif
 #ifndef SJ_BACKWARD  // 1: the library has the backward pass, 0: the forward pass
 #define SJ_BACKWARD 0
 #endif
@@ -24,6 +21,11 @@
 using A = SJ_TYPE;
 using std::int64_t;
 using std::size_t;
+using sj::is_maximum;
+using sj::kNames;
+using sj::kRows;
+using sj::kSums;
+using sj::sum_of;
 
 namespace {
 
@@ -31,14 +33,8 @@ using V = sj::Lanes<A>;
 constexpr int kLanes = V::kCount;
 constexpr int kWidth = 4;   // blocks side by side
 constexpr int kTile = 256;  // elements summed in the type of the computation
-constexpr bool kRate = SJ_STATISTICS & 1, kPotential = SJ_STATISTICS & 2;
-constexpr bool kCharge = SJ_STATISTICS & 4, kMean = SJ_STATISTICS & 8, kMax = SJ_STATISTICS & 16;
-// Rows of `partials` are as long as there are statistics: an unknown one would shift them all.
-static_assert(SJ_STATISTICS < 32, "a statistic that this engine does not compute");
 constexpr bool kStoreV = SJ_STORE & 1, kTrace = SJ_STORE & 2;
 constexpr bool kSpikes = SJ_GRADS & 1, kSequence = SJ_GRADS & 2;
-constexpr bool kDerivative = kMean || kMax;
-constexpr int kNames = kRate + kPotential + kCharge + kMean + kMax;
 
 // A block at `p`, or what is left of one: `count` elements and zeros.
 template <bool kWhole>
@@ -47,10 +43,6 @@ SJ_FN V get(const A* p, int count) {
 }
 
 SJ_FN int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-SJ_FN void fill(A* from, A* to, A value) {
-  while (from != to) *from++ = value;
-}
 
 // Calls `run` with the neuron of these numbers (threshold, reset, decay, alpha): kinds of reset and
 // decay are settled here, once a call, and not in the loops.

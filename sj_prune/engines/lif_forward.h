@@ -5,60 +5,66 @@
 
 namespace {
 
-// Sums over time of one block; `derivative` is that of g'.
+constexpr A kLowest = -__builtin_huge_val();
+
+// Sums over time of one block.
 struct Block {
-  V rate = 0, potential = 0, charge = 0, derivative = 0;
+  V of[kRows] = {};
+
+  SJ_MEMBER void add(V s, V v, V h, V g) {
+    V value[kRows];
+    sj::quantities(value, s, v, h, g);
+#pragma GCC unroll 16
+    for (int k = 0; k < kSums; ++k) of[k] += value[k];
+  }
 };
 
-// Sums over time for the elements of a tile, or over time and map for a tile of channels.
+// Statistics of the elements of a tile over time, or of a tile of channels over time and map.
 struct Sums {
-  A rate[kTile + kLanes], potential[kTile + kLanes], charge[kTile + kLanes];
-  A mean[kTile + kLanes], max[kTile + kLanes];  // a block may end beyond the tile: never read
+  A of[kRows][kTile + kLanes];  // a block may end beyond the tile: never read
 
   void clear(int count) {
-    count += kLanes;
-    if (kRate) fill(rate, rate + count, A(0));
-    if (kPotential) fill(potential, potential + count, A(0));
-    if (kCharge) fill(charge, charge + count, A(0));
-    if (kDerivative) {
-      fill(mean, mean + count, A(0));
-      fill(max, max + count, A(0));  // g' >= 0 for every surrogate of the table
-    }
+    for (int k = 0; k < kNames; ++k)
+      for (int i = 0; i < count; i += kLanes) V(is_maximum(k) ? kLowest : A(0)).store(of[k] + i);
   }
 
   SJ_MEMBER void add(int at, const Block& block) {
-    if (kRate) (V::load(rate + at) + block.rate).store(rate + at);
-    if (kPotential) (V::load(potential + at) + block.potential).store(potential + at);
-    if (kCharge) (V::load(charge + at) + block.charge).store(charge + at);
-    if (kMean) (V::load(mean + at) + block.derivative).store(mean + at);
-    if (kMax) sj::larger(V::load(max + at), block.derivative).store(max + at);
+#pragma GCC unroll 16
+    for (int k = 0; k < kNames; ++k) {
+      const V now = V::load(of[k] + at), more = block.of[sum_of(k)];
+      (is_maximum(k) ? sj::larger(now, more) : now + more).store(of[k] + at);
+    }
   }
 };
 
-// Sums over time and map of one channel.
+// Statistics of one channel over time and map.
 struct Channel {
-  double rate = 0, potential = 0, charge = 0, mean = 0, max = 0;
+  double of[kRows];
+
+  Channel() {
+    for (int k = 0; k < kNames; ++k) of[k] = is_maximum(k) ? kLowest : 0;
+  }
+  SJ_MEMBER Channel(const Sums& sums, int i) {
+    for (int k = 0; k < kNames; ++k) of[k] = sums.of[k][i];
+  }
+
+  SJ_MEMBER void add(int k, double more) {
+    of[k] = is_maximum(k) ? sj::larger(of[k], more) : of[k] + more;
+  }
 
   // Adds the elements first .. last of a tile.
   void add(const Sums& sums, int first, int last) {
-    for (int i = first; i < last; ++i) {
-      if (kRate) rate += sums.rate[i];
-      if (kPotential) potential += sums.potential[i];
-      if (kCharge) charge += sums.charge[i];
-      if (kMean) mean += sums.mean[i];
-      if (kMax) max = sj::larger(max, double(sums.max[i]));
-    }
+    Channel found = *this;  // in registers
+    for (int i = first; i < last; ++i)
+#pragma GCC unroll 16
+      for (int k = 0; k < kNames; ++k) found.add(k, sums.of[k][i]);
+    *this = found;
   }
 
   // Writes the means: the sums divided by the number of steps and elements of the map.
-  void write(A* out, double steps, double map) const {
+  SJ_MEMBER void write(A* out, double steps, double map) const {
     const double per_step = 1.0 / steps, per_element = 1.0 / (steps * map);
-    int k = 0;
-    if (kRate) out[k++] = A(rate * per_element);
-    if (kPotential) out[k++] = A(potential * per_element);
-    if (kCharge) out[k++] = A(charge * per_element);
-    if (kMean) out[k++] = A(mean * per_element);
-    if (kMax) out[k++] = A(max * per_step);
+    for (int k = 0; k < kNames; ++k) out[k] = A(of[k] * (is_maximum(k) ? per_step : per_element));
   }
 };
 
@@ -92,14 +98,12 @@ struct Forward {
         const V s = sj::fire(h, n);
         now[k] = sj::settle(h, s, n);
         put<kWhole>(spikes + here, count, s);
-        if (kRate) sums[k].rate += s;
-        if (kPotential) sums[k].potential += sj::absolute(now[k]);
-        if (kCharge) sums[k].charge += sj::absolute(h);
-        if (kDerivative) sums[k].derivative += sj::derivative(h - n.threshold, n);
+        const V g = sj::derivative(h - n.threshold, n);
+        sums[k].add(s, now[k], h, g);
         if (kStoreV) put<kWhole>(v_seq + here, count, now[k]);
         if (kTrace) {
           put<kWhole>(h_seq + here, count, h);
-          put<kWhole>(g_seq + here, count, sj::derivative(h - n.threshold, n));
+          put<kWhole>(g_seq + here, count, g);
         }
       }
     }
@@ -133,14 +137,18 @@ struct Forward {
   // `count` elements from `at` of one channel.
   void tile(int64_t at, int count, Channel& channel) const {
     Block all;
-    V max = 0;
+    V most[kRows];
+    for (V& one : most) one = kLowest;
     int i = 0;
     auto take = [&](const Block& one) {
-      all.rate += one.rate;
-      all.potential += one.potential;
-      all.charge += one.charge;
-      all.derivative += one.derivative;
-      max = sj::select(max > one.derivative, max, one.derivative);
+#pragma GCC unroll 16
+      for (int k = 0; k < kSums; ++k) all.of[k] += one.of[k];
+#pragma GCC unroll 16
+      for (int k = 0; k < kNames; ++k)
+        if (is_maximum(k)) {
+          const V more = one.of[sum_of(k)];
+          most[k] = sj::select(most[k] > more, most[k], more);
+        }
     };
     for (; i + kWidth * kLanes <= count; i += kWidth * kLanes) {
       Block sums[kWidth];
@@ -148,14 +156,11 @@ struct Forward {
       for (const Block& one : sums) take(one);
     }
     for (; i + kLanes <= count; i += kLanes) take(block(at + i));
-    if (kRate) channel.rate += sj::total(all.rate);
-    if (kPotential) channel.potential += sj::total(all.potential);
-    if (kCharge) channel.charge += sj::total(all.charge);
-    if (kMean) channel.mean += sj::total(all.derivative);
-    if (kMax) {
+#pragma GCC unroll 16
+    for (int k = 0; k < kNames; ++k) {
+      const A sum = sj::total(all.of[sum_of(k)]);
       // The maximum of numbers is the cheaper one; the sum knows of a nan (else this adds 0).
-      const A sum = sj::total(all.derivative);
-      channel.max = sj::larger(channel.max, double(sj::largest(max) + (sum - sum)));
+      channel.add(k, is_maximum(k) ? sj::largest(most[k]) + (sum - sum) : sum);
     }
     if (i < count) rest(at + i, count - i, channel);
   }
@@ -163,11 +168,10 @@ struct Forward {
   // The last elements of a channel, fewer than a block has.
   void rest(int64_t at, int count, Channel& channel) const {
     Sums sums;
-    sums.clear(0);
+    sums.clear(count);
     sums.add(0, part(at, count));
     channel.add(sums, 0, count);
   }
-
 };
 
 // Channels first, a map that blocks divide or a large one: one channel, tile by tile.
@@ -212,9 +216,7 @@ void columns(const Forward<N>& f, int64_t sample, int64_t first, int count, int6
   if (map <= kTile || !kNames) {
     columns_once(f, begin, count, channels, map, sums);
     if (!kNames) return;
-    for (int i = 0; i < count; ++i)
-      Channel{sums.rate[i], sums.potential[i], sums.charge[i], sums.mean[i], sums.max[i]}.write(
-          out + i * kNames, steps, size);
+    for (int i = 0; i < count; ++i) Channel(sums, i).write(out + i * kNames, steps, size);
     return;
   }
   Channel found[kTile];

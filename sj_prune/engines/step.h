@@ -7,7 +7,8 @@
 //   SJ_DECAY_INPUT  input decays too
 //   SJ_HARD         hard reset to `reset`, else soft reset by `threshold` (*)
 //   SJ_DETACH       the reset carries no gradient
-//   SJ_SURROGATE    row of the table in surrogates.py
+//   SJ_SURROGATE    statements that return g' of u, with parameter a: from the table in surrogates.py
+//   SJ_NAMES, SJ_SUMS, SJ_OF, SJ_MAXIMA, SJ_STEP  what is recorded: from the table in statistics.py
 //   SJ_INVERSE      (LIF, optional) `decay` is 1 / tau of a tau that is a power of two, where the
 //                   product equals the quotient to the last bit (*)
 //
@@ -23,6 +24,16 @@
 #endif
 #ifndef SJ_HARD
 #define SJ_HARD 0
+#endif
+#ifndef SJ_SURROGATE  // where no g' is needed
+#define SJ_SURROGATE return u;
+#endif
+#ifndef SJ_NAMES
+#define SJ_NAMES 0
+#define SJ_SUMS 0
+#define SJ_OF 0
+#define SJ_MAXIMA 0
+#define SJ_STEP
 #endif
 
 #ifdef SJ_DEVICE
@@ -161,37 +172,24 @@ SJ_FN A settle(A h, A s, const N& n) {
 template <typename A, typename N>
 SJ_FN A derivative(A u, const N& n) {
   const A a = n.alpha;
-#if SJ_SURROGATE == 0  // Sigmoid: a s (1 - s); with e = exp(-a |u|) nothing overflows
-  const A e = exponential(minus_absolute(a * u));
-  const A d = A(1) + e;
-  return ratio(a * e, d * d);
-#elif SJ_SURROGATE == 1  // ATan
-  const A z = A(1.5707963267948966) * a * u;
-  return ratio(a * A(0.5), fused(z, z, A(1)));
-#elif SJ_SURROGATE == 2  // PiecewiseQuadratic
-  const A z = a - a * a * absolute(u);
-  return select(z < A(0), A(0), z);  // a nan stays one
-#elif SJ_SURROGATE == 3  // PiecewiseExp
-  return a * A(0.5) * exponential(a * minus_absolute(u));
-#elif SJ_SURROGATE == 4  // SoftSign: 1 / (2 a (1 / a + |u|)^2) = (a / 2) / (1 + a |u|)^2
-  const A z = fused(a, absolute(u), A(1));
-  return ratio(a * A(0.5), z * z);
-#elif SJ_SURROGATE == 5  // SuperSpike
-  const A z = A(1) + absolute(u);
-  return ratio(a, z * z);
-#elif SJ_SURROGATE == 6  // Erf
-  const A z = a * u;
-  return a * A(0.56418958354775629) * exponential(-(z * z));
-#elif SJ_SURROGATE == 7  // Rect
-  return select(absolute(u) < A(0.5) / a, a, A(0));
-#elif SJ_SURROGATE == 8  // Tanh: 1 / cosh(z)^2 = 4 e / (1 + e)^2 with e = exp(-2 |z|)
-  const A e = exponential(A(2) * minus_absolute(a * u));
-  const A d = A(1) + e;
-  const A t = exponential(-a);  // tanh(a / 2) = (1 - t) / (1 + t)
-  return a / (A(2) * ((A(1) - t) / (A(1) + t))) * ratio(A(4) * e, d * d);
-#else
-#error "SJ_SURROGATE is not a row of the surrogate table"
-#endif
+  SJ_SURROGATE
+}
+
+// ---- statistics --------------------------------------------------------------------------------
+
+// Statistics are the mean or the maximum over a map of sums over time; two may be of one sum.
+constexpr int kNames = SJ_NAMES, kSums = SJ_SUMS;
+constexpr int kRows = kNames ? kNames : 1;  // of arrays, which are never empty
+
+// The sum that statistic k is of.
+SJ_FN constexpr int sum_of(int k) { return SJ_OF >> 4 * k & 15; }
+
+SJ_FN constexpr bool is_maximum(int k) { return SJ_MAXIMA >> k & 1; }
+
+// What is summed over time, at one step: spikes s, V after the reset, H before it, and g'.
+template <typename A>
+SJ_FN void quantities(A (&value)[kRows], A s, A v, A h, A g) {
+  SJ_STEP
 }
 
 // ---- backward ----------------------------------------------------------------------------------

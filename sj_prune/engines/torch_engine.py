@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from sj_prune.neurons import reference
-from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import Equations
+from sj_prune.neurons.statistics import names_of
 from sj_prune.neurons.surrogates import Known
 
 
@@ -31,8 +31,8 @@ def forward(
 ) -> None:
     """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted)."""
     spikes, v, partials, v_seq, h_seq, g_seq = outputs
-    names = tuple(name for i, name in enumerate(STATISTICS) if statistics >> i & 1)
     store, trace = v_seq.numel() > 0, h_seq.numel() > 0
+    names = names_of(statistics)
     result = reference.forward(x_seq, v_init, w, eq, known, names, store, trace)
     _fill(spikes, result.spikes)
     v.copy_(result.v)

@@ -1,83 +1,18 @@
 """Mergeable statistics of one recording neuron layer.
 
-What is kept (METHODS: statistics), per sample and channel, over time `t` and the map `h, w`:
-
-=====================  ==========================================================
-``firing_rate``        mean of the spikes `S`
-``abs_potential``      mean of `|V|`, the potential after reset
-``abs_charge``         mean of `|H|`, the potential before reset
-``criticality_mean``   mean over the map of ``(1/T) sum_t g'(H[t] - V_th)``
-``criticality_max``    **max** over the map of the same time mean
-=====================  ==========================================================
-
-and what functions of spikes ``[T, N, C, *] -> [N, C]`` say, by the name ``module:function``;
-then the mean over samples. The maximum is taken per sample, so sums over samples are all that has
-to be stored: ``[C, k]`` in float64 and a count.
+Maxima over the map are taken per sample, so sums over samples are all that has to be stored:
+``[C, k]`` in float64 and a count.
 """
 
 from __future__ import annotations
 
 import math
-import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-STATISTICS: tuple[str, ...] = (
-    "firing_rate",
-    "abs_potential",
-    "abs_charge",
-    "criticality_mean",
-    "criticality_max",
-)
-
-
-def check_statistics(names: Iterable[str]) -> tuple[str, ...]:
-    """Return `names` in the fixed order of `STATISTICS`, names of functions behind them.
-
-    Raises:
-        ValueError: for an unknown name; the message lists the known ones.
-    """
-    wanted = {names} if isinstance(names, str) else set(names)
-    functions = sorted(name for name in wanted if is_function(name))
-    if unknown := wanted.difference(STATISTICS, functions):
-        raise ValueError(
-            f"Expected statistics among {list(STATISTICS)} but got {sorted(map(str, unknown))}"
-        )
-    return (*(name for name in STATISTICS if name in wanted), *functions)
-
-
-def is_function(name: object) -> bool:
-    """Tell whether a statistic is a function of spikes, named ``module:function``."""
-    return isinstance(name, str) and ":" in name
-
-
-@torch.compiler.disable
-@torch.no_grad()
-def of_spikes(name: str, spikes: torch.Tensor) -> torch.Tensor:
-    """Return what a function says of spikes ``[T, N, C, *]``, as ``[N, C]``.
-
-    Raises:
-        ValueError: if it returns anything else.
-    """
-    spikes = spikes.detach() if spikes.ndim > 2 else spikes.detach().unsqueeze(-1)
-    found = pkgutil.resolve_name(name)(spikes)
-    if not isinstance(found, torch.Tensor) or found.shape != spikes.shape[1:3]:
-        raise ValueError(
-            f"Expected {name} to return a tensor of shape {tuple(spikes.shape[1:3])} for spikes of "
-            f"shape {tuple(spikes.shape)} but got {getattr(found, 'shape', found)!r}"
-        )
-    return found
-
-
-def completed(names: tuple[str, ...], partials: torch.Tensor, spikes: torch.Tensor) -> torch.Tensor:
-    """Return ``[N, C, k]`` of all names: what an engine has reduced, and functions of spikes."""
-    more = [of_spikes(name, spikes) for name in names if is_function(name)]
-    if not more:
-        return partials
-    said = torch.stack(more, -1)
-    return said if len(more) == len(names) else torch.cat([partials, said.to(partials.device)], -1)
+from sj_prune.neurons.statistics import STATISTICS, check_statistics
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
@@ -90,7 +25,7 @@ class Activity:
     """Sums over samples of per-sample channel statistics.
 
     Args:
-        names: the statistics to keep, a subset of `STATISTICS`; all by default.
+        names: the statistics to keep, names of `statistics.TABLE`; by default `STATISTICS`.
     """
 
     def __init__(self, names: Iterable[str] = STATISTICS) -> None:
@@ -247,11 +182,7 @@ class Activity:
         """Replace the content by `state`, on `device`; by default on the present one."""
         if device is None and self.sums is not None:
             device = self.sums.device
-        names = check_statistics(state["names"])
-        if strange := {name for name in names if is_function(name)}.difference(self.names):
-            # A checkpoint does not say what is to be called.
-            raise ValueError(f"Expected statistics {self.names} but got {sorted(strange)}")
-        self.names = names
+        self.names = check_statistics(state["names"])
         self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
         self.samples = None if state["samples"] is None else state["samples"].clone().to(device)
         self.overflowed = None if self.samples is None else torch.zeros_like(self.samples)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sj_prune import _host
 from sj_prune.neurons import surrogates
-from sj_prune.neurons.activity import STATISTICS, Activity, check_statistics, completed, is_function
+from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.layout import check_input, move_back, step_dim
-from sj_prune.neurons.observe_pass import Pass
-from sj_prune.neurons.observe_single import watched_step
+from sj_prune.neurons.observe_pass import Pass, watched_step
 from sj_prune.neurons.op import Outputs, multi_step
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
+from sj_prune.neurons.statistics import STATISTICS, check_statistics, completed, is_function
 
 _COMPILED = "in single-step mode it keeps nothing inside torch.compile"
 
@@ -37,7 +37,7 @@ class RecordingNode:
     Attributes:
         recording: keep statistics in train mode. A new node records.
         record_in_eval: keep them in eval mode too.
-        statistics: which ones, a subset of `STATISTICS`; setting it forgets what was recorded.
+        statistics: which ones, names of `statistics.TABLE`; setting it forgets what was recorded.
         activity: the statistics so far, an `Activity`; they survive ``reset_net``.
         channel_dim: the dimension of ``x_seq`` that counts channels: 2 for ``[T, N, C, *]``; -1
             for features last, as after a linear layer over tokens.

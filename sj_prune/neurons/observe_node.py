@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune.neurons.statistics import TABLE
 from sj_prune.neurons.surrogates import Tanh
 
 # The threshold of these is none that `v_threshold` says.
@@ -58,12 +59,12 @@ def absent(node: nn.Module) -> dict[str, str]:
     """Return the statistics that a neuron cannot have, as far as can be told before it runs."""
     reasons = {}
     if isinstance(node, _UNRESET):
-        reasons["abs_potential"] = "it resets within the next charge and keeps no potential after"
+        reasons["v"] = "it resets within the next charge and keeps no potential after"
     if getattr(node, "v_threshold", None) is None:
-        reasons["abs_charge"] = "it has no attribute v_threshold"
+        reasons["h"] = "it has no attribute v_threshold"
     elif _threshold(node, 2) is None:
-        reasons["abs_charge"] = "its threshold is not its attribute v_threshold"
-    return reasons
+        reasons["h"] = "its threshold is not its attribute v_threshold"
+    return {name: reasons[row.of] for name, row in TABLE.items() if row.of in reasons}
 
 
 def _threshold(node: Any, ndim: int) -> Tensor | float | None:  # noqa: ANN401

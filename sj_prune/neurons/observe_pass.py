@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sj_prune.neurons.activity import Activity, completed, is_function
+from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.layout import step_dim
+from sj_prune.neurons.reference import Equations, charge, compute_dtype
+from sj_prune.neurons.statistics import Sums, is_function, of_spikes
 from sj_prune.neurons.surrogates import autograd_derivative, derivative, lookup
-
-_CRITICALITY = ("criticality_mean", "criticality_max")
 
 
 def at_least_single(tensor: Tensor) -> Tensor:
@@ -26,18 +27,21 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-class Pass:
+class Pass(Sums):
     """Running sums over the steps of one pass.
 
     Args:
-        names: the statistics to keep, a subset of `STATISTICS` in its order.
+        names: the statistics to keep, a subset of `TABLE` in its order.
+
+    Attributes:
+        steps: how many were added.
+        seen: of how many of them the potential after reset ``"v"`` and before it ``"h"`` is known.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
+        super().__init__(names)
         self.steps = 0
-        self.potentials = 0
-        self.sums: dict[str, Tensor] = {}
+        self.seen = {"v": 0, "h": 0}
         self._spikes: list[Tensor] | None = [] if any(map(is_function, names)) else None
         self._like: tuple[torch.Size, torch.device] | None = None
 
@@ -58,67 +62,38 @@ class Pass:
         """
         self._like = (u.shape, u.device)
         self.steps += 1
+        self.seen["h"] += charge is not None
         if self._spikes is not None:
             self._spikes.append(spikes.clone())
-        if "firing_rate" in self.names:
-            self._add("firing_rate", spikes.to(u.dtype))
-        if charge is not None and "abs_charge" in self.names:
-            self._add("abs_charge", charge.abs())
-        if any(name in self.names for name in _CRITICALITY):
-            self._add("criticality", slope(u))
+        self.add(s=spikes.to(u.dtype), h=charge, g=slope(u) if self.wants("g") else None)
 
-    def potential(self, absolute: Tensor) -> None:
-        """Add `|V|` of the step that was added last, if it is that: a value for every neuron."""
-        if self._like is not None and absolute.numel() == self._like[0].numel():
-            self.potentials += 1
-            self._add("abs_potential", absolute.reshape(self._like[0]))
-
-    def _add(self, key: str, value: Tensor) -> None:
-        total = self.sums.get(key)
-        # A clone: what is added may be a tensor that its owner writes to.
-        self.sums[key] = value.clone() if total is None else total.add_(value)
-
-    def partials(self, names: tuple[str, ...], channel_dim: int) -> Tensor:
-        """Return the statistics ``[N, C, k]`` of each sample, in the order of `names`.
-
-        Args:
-            names: statistics of which every step was added.
-            channel_dim: the dimension of a sequence ``[T, N, *]`` that counts channels.
-        """
-        reduced = []
-        for name in names:
-            if is_function(name):
-                continue
-            total = self.sums["criticality" if name in _CRITICALITY else name]
-            maps = _as_maps(total, channel_dim) / self.steps
-            reduced.append(maps.amax(-1) if name == "criticality_max" else maps.mean(-1))
-        if self._spikes is None:
-            return torch.stack(reduced, -1)
-        spikes = torch.stack(self._spikes)
-        spikes = spikes.movedim(channel_dim, 2) if spikes.ndim > 3 else spikes
-        partials = torch.stack(reduced, -1) if reduced else spikes
-        return completed(names, partials, spikes)
+    def potential(self, v: Tensor) -> None:
+        """Add `V` of the step that was added last, if it is that: a value for every neuron."""
+        if self._like is not None and v.numel() == self._like[0].numel():
+            self.seen["v"] += 1
+            self.add(v=v.reshape(self._like[0]))
 
     def add_to(self, activity: Activity, channel_dim: int) -> None:
         """Reduce this pass into `activity`.
+
+        Args:
+            activity: of statistics of which every step was added.
+            channel_dim: the dimension of a sequence ``[T, N, *]`` that counts channels.
 
         Raises:
             ValueError: if `activity` has another number of channels.
         """
         if not activity.names:
             return
-        partials = self.partials(activity.names, channel_dim)
+        self.names = activity.names
+        reduced = self.partials(self.steps, step_dim(channel_dim))
+        if self._spikes is not None:
+            spikes = torch.stack(self._spikes)
+            spikes = spikes.movedim(channel_dim, 2) if spikes.ndim > 3 else spikes
+            reduced += [of_spikes(name, spikes) for name in self.names if is_function(name)]
+        partials = torch.stack(reduced, -1)
         activity.move_to(partials.device)
         activity.update(partials)
-
-
-def _as_maps(step: Tensor, channel_dim: int) -> Tensor:
-    """Return one step ``[N, *]`` as ``[N, C, positions]``."""
-    if step.ndim == 1:  # one neuron a sample
-        return step.reshape(-1, 1, 1)
-    if step.ndim > 2:
-        step = step.movedim(step_dim(channel_dim), 1)
-    return step.reshape(*step.shape[:2], -1)
 
 
 def slope(function: Callable[[Tensor], Tensor], u: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -155,6 +130,49 @@ def _set_random_state(like: Tensor, state: Tensor) -> None:
         torch.cuda.set_rng_state(state, like.device)
     else:
         torch.set_rng_state(state)
+
+
+def watched_step(
+    node: Any,  # noqa: ANN401
+    equations: Equations,
+    step: Callable[[], Tensor],
+    x: Tensor,
+    current: Pass | None,
+) -> tuple[Tensor, Pass]:
+    """Return the spikes of one step, and the pass over time that it was added to.
+
+    Args:
+        node: a recording node; its potential is read before and after the step.
+        equations: its settings.
+        step: the host's step.
+        x: its input ``[N, *]``.
+        current: the pass under way, or None for one of `node`'s statistics that begins here.
+    """
+    drawn = None if lookup(node.surrogate_function) else random_state(x)
+    dtype = compute_dtype(x.dtype)
+    # Sums outlive inference mode; what is made from its tensors in here can be added to.
+    with torch.inference_mode(False), torch.no_grad():
+        v = _before(node.v, x, equations.rest).to(dtype).clone()
+        w = getattr(node, "w", None)
+        decay = equations.tau if w is None else w.to(dtype).sigmoid()
+    spikes = step()
+    with torch.inference_mode(False), torch.no_grad():
+        h = charge(x.to(dtype), v, equations, decay)
+        u = h - equations.v_threshold
+        if current is None or not current.fits(u):
+            node.close_pass()
+            current = Pass(node.statistics)
+        current.step(u, spikes.detach(), h, lambda u: slope(node.surrogate_function, u, drawn))
+        if current.wants("v"):
+            current.potential(node.v.detach().to(dtype))
+    return spikes, current
+
+
+def _before(v: Tensor | float, x: Tensor, rest: float) -> Tensor:
+    """Return the potential that the host starts from; from rest, if the old one does not fit."""
+    if isinstance(v, Tensor):
+        return v.detach().to(x.device) if v.shape == x.shape else torch.full_like(x, rest)
+    return torch.full_like(x, v)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune.neurons import surrogates
-from sj_prune.neurons.activity import STATISTICS, Activity, check_statistics
+from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.observe_node import absent, charge, obstacle, potential
 from sj_prune.neurons.observe_pass import Pass, at_least_single, random_state, slope
+from sj_prune.neurons.statistics import STATISTICS, TABLE, check_statistics
 
 _COMPILED = "it runs inside torch.compile, where its surrogate function cannot be listened to"
 
@@ -131,11 +132,11 @@ class Observer:
         self._flush(done)
         if done is None or not done.steps:
             return
-        if "abs_potential" in done.names and done.potentials != done.steps:
+        if done.seen["v"] != done.steps:
             held = "is not seen at every step" if hasattr(self.node, "v") else "is no attribute v"
-            self._miss("abs_potential", f"its potential after reset {held}")
-        if "abs_charge" in done.names and "abs_charge" not in done.sums:
-            self._miss("abs_charge", "its threshold does not fit the potentials")
+            self._miss(done.names, "v", f"its potential after reset {held}")
+        if done.seen["h"] != done.steps:
+            self._miss(done.names, "h", "its threshold does not fit the potentials")
         if not set(self._activity.names) <= set(done.names):
             return
         try:
@@ -188,7 +189,7 @@ class Observer:
         The last that is heard of before the next step counts.
         """
         now = self._pass
-        if now is None or "abs_potential" not in now.names or not isinstance(v, Tensor):
+        if now is None or not now.wants("v") or not isinstance(v, Tensor):
             return
         if not self.listens():
             return
@@ -197,7 +198,7 @@ class Observer:
             return  # a method inside of another that is done has shown this very potential
         self._source = source
         with torch.inference_mode(False), torch.no_grad():
-            self._potential = at_least_single(v).abs()
+            self._potential = at_least_single(v).clone()
 
     def entered(self, node: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hear that the node is called: a forward pre-hook."""
@@ -257,20 +258,20 @@ class Observer:
             self._pass = Pass(self._activity.names)
         function = self.function
         assert function is not None  # noqa: S101 (for the type checker)
-        wants_charge = not {"abs_charge", "abs_potential"}.isdisjoint(self._pass.names)
-        h = charge(self.node, u) if wants_charge else None
+        h = charge(self.node, u) if self._pass.wants("h", "v") else None
         self._pass.step(u, spikes, h, lambda u: slope(function, u, drawn))
         if self._frame is not None and self._frame.resets_as_host:
             self.finished(potential(self.node, spikes, h))
 
     def _flush(self, now: Pass | None) -> None:
-        absolute, self._potential, self._source = self._potential, None, (None, 0)
-        if now is not None and absolute is not None:
-            now.potential(absolute)
+        v, self._potential, self._source = self._potential, None, (None, 0)
+        if now is not None and v is not None:
+            now.potential(v)
 
-    def _miss(self, name: str, reason: str) -> None:
-        self.missing[name] = reason
-        self._activity.drop([name])
+    def _miss(self, names: tuple[str, ...], of: str, reason: str) -> None:
+        gone = [name for name in names if TABLE[name].of == of]
+        self.missing.update(dict.fromkeys(gone, reason))
+        self._activity.drop(gone)
 
     def _refuse(self, why: str) -> None:
         self._why = why

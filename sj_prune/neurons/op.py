@@ -19,8 +19,8 @@ from torch.autograd import forward_ad
 
 from sj_prune.engines import check_without_closed_form, choose
 from sj_prune.neurons import reference
-from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import PLIF, Equations, compute_dtype
+from sj_prune.neurons.statistics import bits as bits_of
 from sj_prune.neurons.surrogates import Known, spike
 
 # `Equations` and `Known`, field by field, as the custom ops take them.
@@ -42,10 +42,6 @@ class Outputs(NamedTuple):
     v_seq: Tensor | None
     h_seq: Tensor | None
     g_seq: Tensor | None
-
-
-def _bits(names: tuple[str, ...]) -> int:
-    return sum(1 << STATISTICS.index(name) for name in names)
 
 
 def _channels(x_seq: Tensor) -> int:
@@ -282,7 +278,7 @@ def multi_step(
         known.id,
         known.alpha,
     )
-    wanted = (_bits(names), store_v_seq, trace)
+    wanted = (bits_of(names), store_v_seq, trace)
     if _plain(x_seq):
         outputs = _Eager.apply(x_seq, v_init, w, settings, eq, known, *wanted)
     else:

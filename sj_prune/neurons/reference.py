@@ -30,7 +30,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sj_prune.neurons.sums import Sums
+from sj_prune.neurons.statistics import Sums
 from sj_prune.neurons.surrogates import Known, derivative, spike_and_derivative
 
 IF, LIF, PLIF = range(3)
@@ -118,7 +118,7 @@ def forward(
         w: PLIF's parameter, a scalar; None otherwise.
         eq: the neuron's settings.
         known: the surrogate; None where no derivative is wanted.
-        names: the statistics to reduce, a subset of `STATISTICS` in its order.
+        names: the statistics to reduce, in the order of `statistics.TABLE`.
         store_v_seq: keep `V` of every step.
         trace: keep `H` and `g'` of every step.
     """
@@ -130,9 +130,10 @@ def forward(
         h = charge(x.to(dtype), result.v, eq, decay)
         s = (h >= eq.v_threshold).to(dtype)
         result.v = reset(h, s, eq)
-        wanted = known is not None and (trace or sums.wants_derivative)
-        g = derivative(h - eq.v_threshold, known) if wanted and known is not None else None
-        sums.step(s, result.v, h, g)
+        g = None
+        if known is not None and (trace or sums.wants("g")):
+            g = derivative(h - eq.v_threshold, known)
+        sums.add(s=s, v=result.v, h=h, g=g)
         _collect(result, s.to(x_seq.dtype), h, g, store_v_seq, trace)
     result.partials = sums.partials(len(x_seq))
     return result
@@ -244,7 +245,7 @@ def differentiable(
     dtype = compute_dtype(x_seq.dtype)
     sums = Sums(names)
     result = Pass([], v, [], [], [], [])
-    wanted = trace or sums.wants_derivative
+    wanted = trace or sums.wants("g")
     for x in x_seq:
         h = charge(x.to(dtype), result.v, eq, decay)
         u = h - eq.v_threshold
@@ -252,7 +253,7 @@ def differentiable(
         s = s.to(dtype)
         result.v = reset(h, s.detach() if eq.detach_reset else s, eq)
         with torch.no_grad():
-            sums.step(s.detach(), result.v.detach(), h.detach(), g)
+            sums.add(s=s.detach(), v=result.v.detach(), h=h.detach(), g=g)
         _collect(result, s.to(x_seq.dtype), h.detach(), g, store_v_seq, trace)
     result.partials = sums.partials(len(x_seq))
     return result

@@ -1,8 +1,8 @@
-"""Surrogate functions: which of the host's have a closed-form derivative that engines know.
+"""Surrogate functions: which of them have a closed-form derivative that engines know.
 
 `g'(u)` is the derivative that a surrogate uses at ``u = H - V_threshold`` (METHODS: symbols).
-`lookup` gives an id and the one parameter for the classes below; every other function, a subclass
-included, is served by autograd through the function itself.
+`lookup` gives an id and the one parameter for the classes in `KNOWN`; every other function, a
+subclass included, is served by autograd through the function itself.
 """
 
 from __future__ import annotations
@@ -15,12 +15,6 @@ import torch
 from torch import nn
 
 from sj_prune import _host
-
-
-def _tanh_derivative(u: torch.Tensor, k: float) -> torch.Tensor:
-    # 1/cosh(x)^2 = 4e/(1+e)^2 with e = exp(-2|x|): cosh overflows, and then its gradient is nan.
-    e = torch.exp(-2.0 * k * u.abs())
-    return 2.0 * k / math.tanh(k / 2.0) * e / (1.0 + e).square()
 
 
 class Tanh(nn.Module):
@@ -56,7 +50,7 @@ class Tanh(nn.Module):
     @staticmethod
     def spiking_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
         """Return spikes of ``x = H - V_threshold``, with `g'` as gradient."""
-        return spike(x, Known(_TANH, alpha))
+        return spike(x, Known(list(KNOWN).index(Tanh), alpha))
 
     @staticmethod
     def primitive_function(x: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -67,7 +61,7 @@ class Tanh(nn.Module):
     @staticmethod
     def backward(grad_output: torch.Tensor, x: torch.Tensor, alpha: float) -> torch.Tensor:
         """Return ``grad_output * g'(x)``."""
-        return grad_output * _tanh_derivative(x, alpha)
+        return grad_output * _tanh(x, alpha)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return spikes, or the smooth `g` when ``spiking`` is False."""
@@ -76,10 +70,23 @@ class Tanh(nn.Module):
 
 
 class Known(NamedTuple):
-    """A surrogate with a closed form: its id in the engines and its parameter."""
+    """A surrogate with a closed form: its place in `KNOWN` and its parameter."""
 
     id: int
     alpha: float
+
+
+class ClosedForm(NamedTuple):
+    """`g'` of a surrogate class with one parameter `a`, the function's ``alpha``.
+
+    Attributes:
+        derivative: ``g'(u, a)`` in torch, elementwise, differentiable itself.
+        code: C++ statements that return the same of `u` and `a`, with the functions of
+            ``engines/step.h``; `exponential` is for arguments up to 0, and nothing may overflow.
+    """
+
+    derivative: Callable[[torch.Tensor, float], torch.Tensor]
+    code: str
 
 
 def _sigmoid(u: torch.Tensor, a: float) -> torch.Tensor:
@@ -87,54 +94,63 @@ def _sigmoid(u: torch.Tensor, a: float) -> torch.Tensor:
     return a * (s * (1.0 - s))
 
 
-def _atan(u: torch.Tensor, a: float) -> torch.Tensor:
-    return (a / 2.0) / (1.0 + (math.pi / 2.0 * a * u).square())
+def _tanh(u: torch.Tensor, a: float) -> torch.Tensor:
+    # 1/cosh(x)^2 = 4e/(1+e)^2 with e = exp(-2|x|): cosh overflows, and then its gradient is nan.
+    e = torch.exp(-2.0 * a * u.abs())
+    return 2.0 * a / math.tanh(a / 2.0) * e / (1.0 + e).square()
 
 
-def _piecewise_quadratic(u: torch.Tensor, a: float) -> torch.Tensor:
-    return (a - a * a * u.abs()).clamp_min(0.0)
-
-
-def _piecewise_exp(u: torch.Tensor, a: float) -> torch.Tensor:
-    return a / 2.0 * torch.exp(-a * u.abs())
-
-
-def _soft_sign(u: torch.Tensor, a: float) -> torch.Tensor:
-    return 1.0 / (2.0 * a * (1.0 / a + u.abs()).square())
-
-
-def _super_spike(u: torch.Tensor, a: float) -> torch.Tensor:
-    return a / (1.0 + u.abs()).square()
-
-
-def _erf(u: torch.Tensor, a: float) -> torch.Tensor:
-    return a / math.sqrt(math.pi) * torch.exp(-(a * u).square())
-
-
-def _rect(u: torch.Tensor, a: float) -> torch.Tensor:
-    return a * (u.abs() < 0.5 / a).to(u.dtype)
-
-
-#: class name on the host -> `g'(u, alpha)`; the position in this table is the id in the engines.
-KNOWN: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
-    "Sigmoid": _sigmoid,
-    "ATan": _atan,
-    "PiecewiseQuadratic": _piecewise_quadratic,
-    "PiecewiseExp": _piecewise_exp,
-    "SoftSign": _soft_sign,
-    "SuperSpike": _super_spike,
-    "Erf": _erf,
-    "Rect": _rect,
-    "Tanh": _tanh_derivative,
+_HOSTS: dict[str, ClosedForm] = {
+    "Sigmoid": ClosedForm(
+        _sigmoid,
+        # a s (1 - s), with e = exp(-a |u|)
+        "const A e = exponential(minus_absolute(a * u)); const A d = A(1) + e;"
+        "return ratio(a * e, d * d);",
+    ),
+    "ATan": ClosedForm(
+        lambda u, a: (a / 2.0) / (1.0 + (math.pi / 2.0 * a * u).square()),
+        "const A z = A(1.5707963267948966) * a * u;return ratio(a * A(0.5), fused(z, z, A(1)));",
+    ),
+    "PiecewiseQuadratic": ClosedForm(
+        lambda u, a: (a - a * a * u.abs()).clamp_min(0.0),
+        "const A z = a - a * a * absolute(u);return select(z < A(0), A(0), z);",  # a nan stays one
+    ),
+    "PiecewiseExp": ClosedForm(
+        lambda u, a: a / 2.0 * torch.exp(-a * u.abs()),
+        "return a * A(0.5) * exponential(a * minus_absolute(u));",
+    ),
+    "SoftSign": ClosedForm(
+        lambda u, a: 1.0 / (2.0 * a * (1.0 / a + u.abs()).square()),
+        # (a / 2) / (1 + a |u|)^2
+        "const A z = fused(a, absolute(u), A(1)); return ratio(a * A(0.5), z * z);",
+    ),
+    "SuperSpike": ClosedForm(
+        lambda u, a: a / (1.0 + u.abs()).square(),
+        "const A z = A(1) + absolute(u); return ratio(a, z * z);",
+    ),
+    "Erf": ClosedForm(
+        lambda u, a: a / math.sqrt(math.pi) * torch.exp(-(a * u).square()),
+        "const A z = a * u; return a * A(0.56418958354775629) * exponential(-(z * z));",
+    ),
+    "Rect": ClosedForm(
+        lambda u, a: a * (u.abs() < 0.5 / a).to(u.dtype),
+        "return select(absolute(u) < A(0.5) / a, a, A(0));",
+    ),
 }
-_BY_ID = tuple(KNOWN.values())
-_TANH = list(KNOWN).index("Tanh")
-# A class of the host is known by identity, so that a user's subclass with its own curve is not.
-_CLASSES: dict[type, int] = {
-    cls: index
-    for index, name in enumerate(KNOWN)
-    if (cls := Tanh if name == "Tanh" else getattr(_host.surrogate, name, None)) is not None
+_TANH = ClosedForm(
+    _tanh,
+    # 1 / cosh(z)^2 = 4 e / (1 + e)^2 with e = exp(-2 |z|), tanh(a / 2) = (1 - t) / (1 + t)
+    "const A e = exponential(A(2) * minus_absolute(a * u)); const A d = A(1) + e;"
+    "const A t = exponential(-a);"
+    "return a / (A(2) * ((A(1) - t) / (A(1) + t))) * ratio(A(4) * e, d * d);",
+)
+#: class -> `g'`. A class is known by identity: a user's subclass with its own curve is not.
+KNOWN: dict[type, ClosedForm] = {
+    cls: form  # not every release has all of them
+    for name, form in _HOSTS.items()
+    if (cls := getattr(_host.surrogate, name, None)) is not None
 }
+KNOWN[Tanh] = _TANH
 
 
 def lookup(function: Callable[[torch.Tensor], torch.Tensor]) -> Known | None:
@@ -143,18 +159,22 @@ def lookup(function: Callable[[torch.Tensor], torch.Tensor]) -> Known | None:
     None also for ``spiking=False`` and for a parameter that is not a plain number (a learnable
     one needs its gradient): such functions run through autograd.
     """
-    index = _CLASSES.get(type(function))
     alpha = getattr(function, "alpha", None)
-    if index is None or not getattr(function, "spiking", False):
+    if type(function) not in KNOWN or not getattr(function, "spiking", False):
         return None
     if not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
         return None
-    return Known(index, float(alpha))
+    return Known(list(KNOWN).index(type(function)), float(alpha))
+
+
+def form_of(known: Known) -> ClosedForm:
+    """Return the row of `KNOWN`."""
+    return list(KNOWN.values())[known.id]
 
 
 def derivative(u: torch.Tensor, known: Known) -> torch.Tensor:
     """Return `g'(u)`, elementwise, same shape and dtype as `u`."""
-    return _BY_ID[known.id](u, known.alpha)
+    return form_of(known).derivative(u, known.alpha)
 
 
 class _Spike(torch.autograd.Function):

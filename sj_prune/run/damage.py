@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sj_prune.masks.bindings import Hidden
 from sj_prune.network.inputs import from_plain
-from sj_prune.neurons.activity import check_statistics
 from sj_prune.neurons.convert import sensors
+from sj_prune.neurons.statistics import check_statistics
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.scores import AWAKE, GROWN_AT
 from sj_prune.run.state import Run

@@ -13,8 +13,8 @@ from sj_prune import _host
 from sj_prune.masks.manager import MaskManager
 from sj_prune.methods.identity import describe
 from sj_prune.methods.plan import Plan, plan_of
-from sj_prune.neurons.activity import check_statistics
 from sj_prune.neurons.convert import sense, sensor_of, to_stock
+from sj_prune.neurons.statistics import check_statistics
 from sj_prune.run import looks, spikes
 from sj_prune.run.agreement import Agreement
 from sj_prune.run.arguments import check_seed, check_sparsity, select_layers

@@ -14,6 +14,7 @@ import pytest
 from sj_prune.engines import cupy_engine
 from sj_prune.engines.launch import Variant
 from sj_prune.neurons.reference import IF, LIF, PLIF
+from sj_prune.neurons.statistics import TABLE, rows_of
 from sj_prune.neurons.surrogates import KNOWN
 from tests.support import nvrtc
 
@@ -23,23 +24,34 @@ WIDTHS = [("float", v) for v in (1, 2, 4)]
 WIDTHS += [(name, v) for name in ("Half", "Bfloat16") for v in (1, 2, 4, 8)]
 CHUNKS = (4, 8, 16)
 
+CODES = {cls.__name__: form.code for cls, form in KNOWN.items()}
+SIGMOID, SOFT, TANH = CODES["Sigmoid"], CODES["SoftSign"], CODES["Tanh"]
+EVERY = tuple(TABLE.values())
 BASE = Variant(
-    kind=LIF, decay_input=1, hard=1, detach=0, inverse=0, surrogate=0, type="float", vec=4
+    kind=LIF, decay_input=1, hard=1, detach=0, inverse=0, surrogate=SIGMOID, type="float", vec=4
 )
-FORWARD = replace(BASE, statistics=31)
+FORWARD = replace(BASE, statistics=EVERY)
 BACKWARD = replace(BASE, chunk=4, grads=1)
 # Those that need the most registers.
 WORST = [
     replace(FORWARD, type="Half", vec=8, store=3),
-    replace(FORWARD, type="Bfloat16", vec=8, kind=PLIF, surrogate=8),
-    replace(FORWARD, store=3, surrogate=8),
-    replace(FORWARD, type="Bfloat16", vec=8, kind=IF, decay_input=0, store=3, surrogate=4),
+    replace(FORWARD, type="Bfloat16", vec=8, kind=PLIF, surrogate=TANH),
+    replace(FORWARD, store=3, surrogate=TANH),
+    replace(
+        FORWARD,
+        type="Bfloat16",
+        vec=8,
+        kind=IF,
+        decay_input=0,
+        store=3,
+        surrogate=SOFT,
+    ),
     replace(BACKWARD, chunk=16, grads=3),
     replace(BACKWARD, chunk=16, vec=1, grads=3),
-    replace(BACKWARD, type="Half", vec=8, chunk=8, grads=3, surrogate=8),
+    replace(BACKWARD, type="Half", vec=8, chunk=8, grads=3, surrogate=TANH),
     replace(BACKWARD, type="Bfloat16", vec=8, chunk=8, hard=0, grads=3),
     replace(BACKWARD, type="Half", vec=8, chunk=4, kind=PLIF, grads=3),
-    replace(BACKWARD, chunk=8, kind=PLIF, grads=3, surrogate=8),
+    replace(BACKWARD, chunk=8, kind=PLIF, grads=3, surrogate=TANH),
 ]
 
 
@@ -66,12 +78,12 @@ def turns(variants, **fields):
 
 def forward_variants():
     """Every neuron with every surrogate, and all that is recorded with all that is stored."""
-    neurons = [
-        replace(v, surrogate=i) for v in settings() if not v.detach for i in range(len(KNOWN))
-    ]
-    recorded = [replace(BASE, statistics=k, store=s) for k, s in product(range(32), range(4))]
-    found = turns(neurons, statistics=[31, 8, 17, 24, 7], store=[0, 1, 2, 3])
-    found += turns(recorded, kind=[LIF, IF, PLIF], surrogate=list(range(len(KNOWN))))
+    neurons = [replace(v, surrogate=c) for v in settings() if not v.detach for c in CODES.values()]
+    chosen = [rows_of(k) for k in range(1 << len(TABLE))]
+    recorded = [replace(BASE, statistics=k, store=s) for k, s in product(chosen, range(4))]
+    some = [EVERY, *(chosen[k] for k in (8, 17, 24, 7))]
+    found = turns(neurons, statistics=some, store=[0, 1, 2, 3])
+    found += turns(recorded, kind=[LIF, IF, PLIF], surrogate=list(CODES.values()))
     widths = cycle(WIDTHS)
     return [replace(v, **dict(zip(("type", "vec"), next(widths), strict=True))) for v in found]
 
@@ -83,13 +95,13 @@ def backward_variants():
         for kind, (name, vec), chunk, grads in product((LIF, PLIF), WIDTHS, CHUNKS, (1, 3))
     ]
     sizes = [v for v in sizes if fits(v)]
-    neurons = [replace(v, surrogate=i) for v in settings() for i in range(len(KNOWN))]
+    neurons = [replace(v, surrogate=c) for v in settings() for c in CODES.values()]
     by_kind = {kind: cycle([v for v in sizes if v.kind == kind]) for kind in (LIF, PLIF)}
     found = []
     for v in neurons:
         size = next(by_kind[PLIF if v.kind == PLIF else LIF])
         found.append(replace(v, type=size.type, vec=size.vec, chunk=size.chunk, grads=size.grads))
-    return found + turns(sizes, surrogate=list(range(len(KNOWN))), hard=[1, 0])
+    return found + turns(sizes, surrogate=list(CODES.values()), hard=[1, 0])
 
 
 def compile_(variant, architecture, **kwargs):
@@ -106,7 +118,10 @@ def assert_compiles(variant, architecture):
 
 
 def name_of(variant):
-    return "-".join(str(value) for value in vars(variant).values())
+    named = {code: name for name, code in CODES.items()}
+    recorded = "".join(str(int(row in variant.statistics)) for row in EVERY)
+    fields = {**vars(variant), "surrogate": named[variant.surrogate], "statistics": recorded}
+    return "-".join(map(str, fields.values()))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -118,8 +133,8 @@ def test_largest_variants(variant, architecture):
 def largest_of_every_surrogate():
     """Return forward variants that record and store everything, eight elements a thread."""
     full = [
-        replace(FORWARD, vec=8, store=3, surrogate=i, kind=kind, decay_input=int(kind != IF))
-        for i, kind in product(range(len(KNOWN)), (IF, LIF, PLIF))
+        replace(FORWARD, vec=8, store=3, surrogate=code, kind=kind, decay_input=int(kind != IF))
+        for code, kind in product(CODES.values(), (IF, LIF, PLIF))
     ]
     return turns(full, type=["Half", "Bfloat16"], hard=[1, 0, 1, 1, 0])
 
@@ -179,7 +194,7 @@ def test_accesses_are_16_bytes_wide(name, vec, tmp_path):
     pytest.importorskip("triton")
     wide = {"type": name, "vec": vec}
     for kernel, narrow, variant in (
-        ("sj_rows", 0, replace(FORWARD, **wide, statistics=0)),
+        ("sj_rows", 0, replace(FORWARD, **wide, statistics=())),
         ("sj_rows", 5, replace(FORWARD, **wide, store=3)),
         ("sj_columns", 5 * vec, replace(FORWARD, **wide)),
         ("sj_backward", 0, replace(BACKWARD, **wide, grads=3)),

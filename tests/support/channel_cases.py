@@ -10,7 +10,7 @@ from torch import nn
 from sj_prune import methods
 from sj_prune.masks import Global, Uniform
 from sj_prune.methods import LayerActivity, LayerView
-from sj_prune.neurons.activity import STATISTICS
+from sj_prune.neurons.statistics import STATISTICS
 from tests.support.pruning_cases import batch, vary_norms, wrapped
 from tests.support.views import sums
 

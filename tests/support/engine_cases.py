@@ -12,13 +12,13 @@ import torch
 
 from sj_prune.engines import cupy_engine
 from sj_prune.neurons import reference
-from sj_prune.neurons.activity import STATISTICS
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
+from sj_prune.neurons.statistics import STATISTICS
 from sj_prune.neurons.surrogates import KNOWN, Known, derivative
 
 # Defaults of the host and of METHODS.md.
 ALPHA = {"Sigmoid": 4.0, "ATan": 2.0, "SoftSign": 2.0, "Erf": 2.0, "Tanh": 3.0}
-SURROGATES = [Known(i, ALPHA.get(name, 1.0)) for i, name in enumerate(KNOWN)]
+SURROGATES = [Known(i, ALPHA.get(cls.__name__, 1.0)) for i, cls in enumerate(KNOWN)]
 LAYOUTS = ("contiguous", "channels_last", "batch_first")
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 _MARGIN = 64

@@ -11,7 +11,7 @@ from torch import nn
 import sj_prune
 from sj_prune import _host, methods
 from sj_prune.methods.taylor import SquaredGate
-from sj_prune.neurons.activity import STATISTICS
+from sj_prune.neurons.statistics import STATISTICS
 from sj_prune.trained.calibration import calibrate, mean_cross_entropy
 from tests.support.trained_cases import (
     Residual,
