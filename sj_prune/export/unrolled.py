@@ -37,7 +37,7 @@ class Unrolled(nn.Module):
                 raise refuse(step, target, "attention is not taken apart")
             elif step.op == "adaptive" and windows(made, step) is None:
                 raise refuse(
-                    step, target, "its windows are not equal: only such pooling has a node"
+                    step, target, "it pools by windows that are not equal"
                 )
 
     def _keep(self, layer: Layer) -> None:
