@@ -1,8 +1,9 @@
 """Pruning of spiking neural networks for SpikingJelly, from what happens inside the neurons."""
 
-from sj_prune import data, integrations, masks, methods, neurons, plots
+from sj_prune import chips, data, integrations, masks, methods, neurons, plots
 from sj_prune._files import save
 from sj_prune._version import __version__
+from sj_prune.chips.fits import fits
 from sj_prune.compaction import (
     CompactionError,
     architecture,
@@ -13,6 +14,9 @@ from sj_prune.compaction import (
     save_compact,
 )
 from sj_prune.deploy.network import SparseNetwork, deploy, load_deployed
+from sj_prune.export.nir_file import export_nir
+from sj_prune.export.onnx_file import export_onnx
+from sj_prune.export.synapses import synapses
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
@@ -27,12 +31,16 @@ __all__ = [
     "SparseNetwork",
     "__version__",
     "architecture",
+    "chips",
     "compact",
     "compact_with_optimizer",
     "compare",
     "cost",
     "data",
     "deploy",
+    "export_nir",
+    "export_onnx",
+    "fits",
     "integrations",
     "load_compact",
     "load_deployed",
@@ -45,6 +53,7 @@ __all__ = [
     "renormalize",
     "save",
     "save_compact",
+    "synapses",
     "to_recording",
     "to_stock",
 ]

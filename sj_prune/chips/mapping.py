@@ -1,0 +1,172 @@
+"""What a network asks of a chip: its layers with all that is computed beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sj_prune.deploy.plan import Layer, Plan, Step
+from sj_prune.export.folded import folded, windows
+from sj_prune.export.synapses import fans
+from sj_prune.neurons.reference import IF, LIF
+
+_KINDS = {IF: "IF", LIF: "LIF"}
+
+
+@dataclass
+class Mapped:
+    """One layer of weights with its neurons.
+
+    Attributes:
+        name: of the layer.
+        shape_in: ``(C, H, W)`` of what it reads; of a linear layer behind a flattening the map
+            before it.
+        shape_out: ``(C, H, W)`` of its neurons.
+        kernel: height and width.
+        stride: likewise.
+        padding: likewise.
+        groups: of the convolution.
+        bias: whether it has one, after norms are folded.
+        neuron: "IF", "LIF" or "PLIF"; None: no neurons follow.
+        fan_in: synapses that each neuron receives.
+        fan_out: synapses that leave each input.
+        pool: window of the average pooling behind its neurons; 1 without.
+        sources: names of the layers that it reads, ``"input"`` for the network's input.
+        readers: how many layers read it; for the last one, the outside.
+        problems: what no chip here does, in words.
+    """
+
+    name: str
+    shape_in: tuple[int, int, int]
+    shape_out: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int
+    bias: bool
+    neuron: str | None
+    fan_in: np.ndarray
+    fan_out: np.ndarray
+    pool: int = 1
+    sources: tuple[str, ...] = ()
+    readers: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def neurons(self) -> int:
+        """How many."""
+        return int(np.prod(self.shape_out))
+
+    @property
+    def synapses(self) -> int:
+        """How many connections, one by one."""
+        return int(self.fan_in.sum())
+
+    @property
+    def weights(self) -> int:
+        """Kernel entries of the layer, zeros too."""
+        channels = self.shape_in[0] // self.groups
+        return self.shape_out[0] * channels * int(np.prod(self.kernel))
+
+
+def mapped(net: nn.Module, x_seq: Tensor) -> list[Mapped]:
+    """Return the layers of a network in order.
+
+    Args:
+        net: a stock network in multi-step mode; left as it was.
+        x_seq: an input ``[T, N, *]`` or ``[N, *]``; only its shape matters.
+
+    Raises:
+        ValueError: (`UnsupportedError`) for what the graph does not understand, by name.
+    """
+    shape = x_seq.shape if isinstance(x_seq, Tensor) else ()
+    seeded = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=seeded) if shape and 0 not in shape else x_seq
+    return _Mapping(folded(net, x)).layers
+
+
+class _Mapping:
+    """Which layers feed each value, and through which pooling."""
+
+    def __init__(self, made: Plan) -> None:
+        self.made = made
+        self.layers: list[Mapped] = []
+        self.feeds: dict[int, list[Mapped | None]] = {0: [None]}
+        self.maps: dict[int, tuple[int, int, int]] = {}
+        for step in made.steps:
+            self._layer(step) if isinstance(step, Layer) else self._step(step)
+        for feed in self.feeds[made.graph.output]:
+            if feed is not None:
+                feed.readers += 1
+
+    def _layer(self, layer: Layer) -> None:
+        feeds = self.feeds[layer.input]
+        if layer.rest is not None:
+            feeds = feeds + self.feeds[layer.rest]
+        if layer.weight is None:
+            self._neurons_alone(layer, feeds)
+            return
+        into, out = fans(self.made, layer)
+        shape = self.maps.get(layer.input, self.made.values[layer.input].shape)
+        kernel = layer.geometry["kernel"]
+        # A linear layer behind a flattening is a convolution over the whole map.
+        kernel = shape[1:] if layer.input in self.maps else kernel
+        eq = layer.eq
+        made = Mapped(
+            layer.name,
+            shape,
+            self.made.values[layer.output].shape,
+            kernel,
+            layer.geometry["stride"],
+            layer.geometry["padding"],
+            layer.geometry["groups"],
+            layer.bias is not None,
+            None if eq is None else _KINDS.get(eq.kind, "PLIF"),
+            into,
+            out,
+        )
+        self._read(made, feeds)
+        if layer.rest is not None:
+            made.problems.append("currents are added to it that come from elsewhere")
+        self.layers.append(made)
+        self.feeds[layer.output] = [made]
+
+    def _read(self, made: Mapped, feeds: list[Mapped | None]) -> None:
+        made.sources = tuple("input" if feed is None else feed.name for feed in feeds)
+        for feed in feeds:
+            if feed is not None:
+                feed.readers += 1
+
+    def _neurons_alone(self, layer: Layer, feeds: list[Mapped | None]) -> None:
+        for feed in feeds:
+            if feed is not None:
+                feed.problems.append(f"{layer.name} fires on what is made of it, not on its sums")
+        self.feeds[layer.output] = feeds
+
+    def _step(self, step: Step) -> None:
+        feeds = [feed for i in step.inputs for feed in self.feeds[i]]
+        self.feeds[step.output] = feeds
+        if step.op == "reshape":
+            given = step.inputs[0]
+            self.maps[step.output] = self.maps.get(given, self.made.values[given].shape)
+        elif step.op in ("avgpool", "adaptive"):
+            self._pool(step, feeds)
+        elif step.op not in ("add", "cat", "mean", "voting"):
+            for feed in feeds:
+                if feed is not None:
+                    feed.problems.append(f"the operation {step.op} follows ({step.name})")
+
+    def _pool(self, step: Step, feeds: list[Mapped | None]) -> None:
+        window = windows(self.made, step)
+        for feed in feeds:
+            if feed is None:
+                continue
+            if window is None or len({*window[0], *window[1]}) != 1 or any(window[2]):
+                feed.problems.append(f"{step.name} pools by windows that are not equal squares")
+            elif feed.neuron is None:
+                feed.problems.append(f"{step.name} pools its sums: pool the spikes behind neurons")
+            else:
+                feed.pool *= window[0][0]

@@ -1,0 +1,132 @@
+"""A plan as one module without state: neurons unrolled over time, for exporters of whole graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sj_prune.deploy import leaves
+from sj_prune.deploy.plan import Layer, Plan, Step
+from sj_prune.export.folded import refuse, windows
+from sj_prune.neurons.reference import PLIF, Equations, charge
+
+_CONV = ("stride", "padding", "dilation", "groups")
+
+
+class Unrolled(nn.Module):
+    """What a plan computes from neurons at rest, ``[T, N, *]`` to what its network returns.
+
+    Args:
+        made: of `folded`.
+        target: the format that this is for, in errors.
+
+    Raises:
+        ExportError: for a part that stays in torch.
+    """
+
+    def __init__(self, made: Plan, target: str) -> None:
+        super().__init__()
+        self.plan = made
+        for step in made.steps:
+            if isinstance(step, Layer):
+                self._keep(step)
+            elif step.op == "torch":
+                raise refuse(step, target, "attention is not taken apart")
+            elif step.op == "adaptive" and windows(made, step) is None:
+                raise refuse(
+                    step, target, "it pools by windows that are not equal"
+                )
+
+    def _keep(self, layer: Layer) -> None:
+        for kind in ("weight", "bias"):
+            tensor = getattr(layer, kind)
+            if tensor is not None:
+                # A pruned weight times a negative scale is -0.0, which does not compress.
+                self.register_buffer(f"{kind}{layer.output}", tensor.float() + 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the network's output for ``[T, N, *]``, or ``[N, *]`` for still images."""
+        graph = self.plan.graph
+        x = x if graph.sequence else x.unsqueeze(0).expand(graph.steps, *x.shape)
+        values = {0: self._shaped(x, 0)}
+        for step in self.plan.steps:
+            if isinstance(step, Layer):
+                values[step.output] = self._layer(step, values)
+            else:
+                values[step.output] = self._step(step, values)
+        out = values[graph.output]
+        # Not -1 for time and batch both: the batch may be dynamic.
+        out = out.reshape(out.shape[0], -1, *self.plan.values[graph.output].tail)
+        return out if graph.timed else out[0]
+
+    def _shaped(self, x: Tensor, value: int) -> Tensor:
+        return x.reshape(x.shape[0], -1, *self.plan.values[value].shape)
+
+    def _layer(self, layer: Layer, values: dict[int, Tensor]) -> Tensor:
+        x = values[layer.input]
+        if layer.weight is not None:
+            weight = getattr(self, f"weight{layer.output}")
+            bias = getattr(self, f"bias{layer.output}", None)
+            settings = (layer.geometry[name] for name in _CONV)
+            x = self._shaped_as(x, F.conv2d(x.flatten(0, 1), weight, bias, *settings))
+        if layer.rest is not None:
+            x = x + values[layer.rest]
+        return x if layer.eq is None else fire(x, layer.eq, layer.decay)
+
+    def _step(self, step: Step, values: dict[int, Tensor]) -> Tensor:
+        given = [values[i] for i in step.inputs]
+        x = given[0]
+        if step.op == "reshape":
+            return self._shaped(x, step.output)
+        if step.op == "mean":
+            return x.mean(0, keepdim=True) if step.settings["mean"] else x.sum(0, keepdim=True)
+        if step.op == "voting":
+            classes, voters = self.plan.values[step.output].size, step.settings["voters"]
+            return self._shaped(x.reshape(len(x), -1, classes, voters).mean(-1), step.output)
+        if step.op == "adaptive" and (window := windows(self.plan, step)):
+            return self._shaped_as(x, F.avg_pool2d(x.flatten(0, 1), *window))
+        if step.op in _POINTWISE:
+            return _POINTWISE[step.op](step, given)
+        return self._shaped_as(x, leaves.pooled(step.op, step.settings, x.flatten(0, 1)))
+
+    def _shaped_as(self, x: Tensor, flat: Tensor) -> Tensor:
+        return flat.reshape(x.shape[0], -1, *flat.shape[1:])
+
+
+def fire(x_seq: Tensor, eq: Equations, decay: float) -> Tensor:
+    """Return the spikes of neurons at rest, ``[T, N, *]`` both.
+
+    Args:
+        x_seq: currents.
+        eq: the neurons' settings.
+        decay: ``sigmoid(w)`` of PLIF.
+    """
+    v: Tensor = torch.full_like(x_seq[0], eq.rest)
+    spikes = []
+    for x in x_seq.unbind(0):
+        h = charge(x, v, eq, decay if eq.kind == PLIF else eq.tau)
+        fired = h >= eq.v_threshold
+        spikes.append(fired.to(x.dtype))
+        if eq.v_reset is None:
+            v = h - spikes[-1] * eq.v_threshold
+        else:
+            v = torch.where(fired, eq.v_reset, h)
+    return torch.stack(spikes)
+
+
+def _affine(step: Step, given: list[Tensor]) -> Tensor:
+    scale, shift = (step.settings[name].view(-1, 1, 1) for name in ("scale", "shift"))
+    return given[0] * scale.to(given[0].dtype) + shift.to(given[0].dtype)
+
+
+_POINTWISE: dict[str, Callable[[Step, list[Tensor]], Tensor]] = {
+    "norm": _affine,
+    "add": lambda step, given: given[0] + given[1],
+    "and": lambda step, given: given[0] * given[1],
+    "complement": lambda step, given: 1 - given[0],
+    "cat": lambda step, given: torch.cat(given, 2),
+    "scale": lambda step, given: given[0] * step.settings["factor"],
+}
