@@ -87,7 +87,8 @@ class Unrolled(nn.Module):
             classes, voters = self.plan.values[step.output].size, step.settings["voters"]
             return self._shaped(x.reshape(len(x), -1, classes, voters).mean(-1), step.output)
         if step.op == "adaptive" and (window := windows(self.plan, step)):
-            return self._shaped_as(x, F.avg_pool2d(x.flatten(0, 1), *window))
+            kernel, stride, padding = window
+            return self._shaped_as(x, F.avg_pool2d(x.flatten(0, 1), kernel, stride, padding))
         if step.op in _POINTWISE:
             return _POINTWISE[step.op](step, given)
         return self._shaped_as(x, leaves.pooled(step.op, step.settings, x.flatten(0, 1)))
