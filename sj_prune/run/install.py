@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -95,12 +95,19 @@ def install(
     grown = {name: update.grown for name, update in found.items()}
     exchanged = _exchange(run, run.masks.alive, survivors, grown)
     run.masks.keep_still(put(net, run, found, optimizers))
-    left = run.masks.ranked.keys() - found.keys()
-    run.masks.uncounted = frozenset(filter(run.masks.whole, left))
+    _leave_out(run, run.masks.ranked.keys() - found.keys(), level)
     if run.plan.grow is not None and run.plan.grow.grace:
         _remember_growth(net, run, found)
     run.draws += 1
     _record(run, step, target, exchanged, level)
+
+
+def _leave_out(run: Run, unscored: Iterable[str], level: int) -> None:
+    """Leave what is whole and has no score out of the count, and say so when that changes."""
+    left = frozenset(filter(run.masks.whole, unscored))
+    if left != run.masks.uncounted:
+        logger.log(level, "dense and not counted, for want of a score: %s", sorted(left) or "none")
+    run.masks.uncounted = left
 
 
 def record_emergent(run: Run, step: int, level: int = logging.INFO) -> None:

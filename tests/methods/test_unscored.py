@@ -233,9 +233,13 @@ def test_a_trained_network_at_once(budget):
     assert report.totals["sparsity"] == pytest.approx(1 - rest / 328)
 
 
-def test_the_end_is_not_said_to_be_too_dense(caplog):
+def test_one_line_says_so_and_the_end_is_not_said_to_be_too_dense(caplog):
     model, optimizer = wrapped(own_plan(drop=not_eight))
-    train(model, optimizer, 7)
+    with caplog.at_level(logging.INFO, "sj_prune"):
+        train(model, optimizer, 7)
+    said = [record.getMessage() for record in caplog.records if "score" in record.getMessage()]
+    assert said == ["dense and not counted, for want of a score: ['8']"]
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "sj_prune"):
         model.finalize()
     assert not caplog.records
