@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from torch import Tensor
 from sj_prune.neurons.reference import compute_dtype
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """Order of the memory of a computation, of `ndim` dimensions, channels `last` or not.
 
     Attributes:

@@ -17,6 +17,7 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from sj_prune._checks import check_integer
 from sj_prune.masks.allocation import ERK, Allocation
 from sj_prune.masks.bindings import AtUpdates, Binding, Hidden, Sleep
 from sj_prune.masks.held import Held, HeldElements, HeldRows
@@ -112,10 +113,7 @@ class Channels:
 
     def __post_init__(self) -> None:
         for name, reason in (("min_keep", " (no group is ever emptied)"), ("multiple", "")):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"Expected {name} to be an integer but got {value!r}")
-            if value < 1:
+            if (value := check_integer(name, getattr(self, name))) < 1:
                 raise ValueError(f"Expected {name} of at least 1{reason} but got {value}")
 
     def units(self, scores: Tensor, weight: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 from spikingjelly.activation_based import functional, layer, surrogate
 from torch import Tensor, nn
 
+from sj_prune._checks import check_integer
+
 MakeNeuron = Callable[[], nn.Module]
 
 
@@ -32,19 +34,6 @@ def neuron_maker(
     return lambda: kind(**deepcopy(arguments))  # as the host does: a surrogate for each layer
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise unless `value` is an integer of at least `least`.
-
-    Raises:
-        TypeError: for anything but an integer.
-        ValueError: below `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Expected {name} to be an integer but got {value!r}")
-    if value < least:
-        raise ValueError(f"Expected {name} to be at least {least} but got {value}")
-
-
 def check_widths(widths: Sequence[int], number: int) -> tuple[int, ...]:
     """Return `widths` as a tuple.
 
@@ -57,7 +46,7 @@ def check_widths(widths: Sequence[int], number: int) -> tuple[int, ...]:
             f"{len(widths)}: {tuple(widths)}"
         )
     for i, width in enumerate(widths):
-        check_count(f"widths[{i}]", width)
+        check_integer(f"widths[{i}]", width, 1)
     return tuple(widths)
 
 
@@ -115,7 +104,7 @@ def pooled(size: int, times: int) -> int:
     Raises:
         ValueError: if nothing is left.
     """
-    check_count("size", size)
+    check_integer("size", size, 1)
     if size >> times == 0:
         raise ValueError(
             f"Expected size to be at least {1 << times}, for {times} poolings by two, but got "
@@ -183,7 +172,7 @@ class SpikingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if T is not None:
-            check_count("T", T)
+            check_integer("T", T, 1)
         self.T, self.size, self.least, self.in_channels = T, size, least, in_channels
         self.features, self.classifier = features, classifier
         self._initialize()

@@ -9,11 +9,11 @@ from typing import Any
 from spikingjelly.activation_based import layer, neuron, surrogate
 from torch import nn
 
+from sj_prune._checks import check_integer
 from sj_prune.models.blocks import (
     MakeNeuron,
     SpikingNetwork,
     average_pool,
-    check_count,
     check_widths,
     convolutions,
     max_pool,
@@ -118,7 +118,7 @@ def _pooled_stack(
     make_pool: Callable[[], nn.Module] = average_pool,
 ) -> tuple[nn.Sequential, nn.Sequential]:
     """Return convolutions with pooling, and one linear layer over what is left."""
-    check_count("num_classes", num_classes)
+    check_integer("num_classes", num_classes, 1)
     left = pooled(size, len(pools))
     features = convolutions(widths, pools, make_pool, make_neuron, in_channels)
     features["flatten"] = layer.Flatten()

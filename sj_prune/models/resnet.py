@@ -10,10 +10,10 @@ from typing import Any
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import Tensor, nn
 
+from sj_prune._checks import check_integer
 from sj_prune.models.blocks import (
     MakeNeuron,
     SpikingNetwork,
-    check_count,
     check_widths,
     conv_norm_neuron,
     criticality_neuron,
@@ -82,7 +82,7 @@ class ResNet19(SpikingNetwork):
     ) -> None:
         make = neuron_maker(spiking_neuron, kwargs, neuron.LIFNode, criticality_neuron())
         widths = check_widths(widths, 3)
-        check_count("num_classes", num_classes)
+        check_integer("num_classes", num_classes, 1)
         features: OrderedDict[str, nn.Module] = OrderedDict()
         stem = conv_norm_neuron(in_channels, widths[0], make)
         features["conv1"], features["norm1"], features["neuron1"] = stem
@@ -102,7 +102,7 @@ class ResNet19(SpikingNetwork):
 
 
 def _stage(before: int, width: int, depth: int, stride: int, make: MakeNeuron) -> nn.Sequential:
-    check_count("blocks", depth)
+    check_integer("blocks", depth, 1)
     first = ResidualBlock(before, width, stride, make)
     return nn.Sequential(first, *(ResidualBlock(width, width, 1, make) for _ in range(depth - 1)))
 
@@ -146,7 +146,7 @@ def sew_resnet18(
     )
     functional.set_step_mode(net, "m")
     if T is not None:
-        check_count("T", T)
+        check_integer("T", T, 1)
         net.register_forward_pre_hook(partial(_show, T))
     return net
 

@@ -9,12 +9,12 @@ from typing import Any
 from spikingjelly.activation_based import layer, neuron
 from torch import nn
 
+from sj_prune._checks import check_integer
 from sj_prune.models.blocks import (
     FeatureNorm,
     MakeNeuron,
     SpikingNetwork,
     average_pool,
-    check_count,
     check_widths,
     convolutions,
     criticality_neuron,
@@ -61,7 +61,7 @@ class VGG16(SpikingNetwork):
     ) -> None:
         make = neuron_maker(spiking_neuron, kwargs, neuron.LIFNode, criticality_neuron())
         widths = check_widths(widths, len(VGG16_WIDTHS))
-        check_count("num_classes", num_classes)
+        check_integer("num_classes", num_classes, 1)
         features = convolutions(widths, VGG16_POOLS, average_pool, make, in_channels)
         features["average"] = layer.AdaptiveAvgPool2d(1)
         features["flatten"] = layer.Flatten()
@@ -105,8 +105,8 @@ class VGG16SCA(SpikingNetwork):
     ) -> None:
         make = neuron_maker(spiking_neuron, kwargs, neuron.IFNode, sca_neuron())
         widths = check_widths(widths, len(VGG16_WIDTHS))
-        check_count("num_classes", num_classes)
-        check_count("hidden", hidden)
+        check_integer("num_classes", num_classes, 1)
+        check_integer("hidden", hidden, 1)
         left = pooled(size, len(VGG16_POOLS))
         features = convolutions(widths, VGG16_POOLS, max_pool, make, in_channels)
         features["flatten"] = layer.Flatten()
@@ -168,7 +168,7 @@ class SixConvTwoFC(SpikingNetwork):
         make = neuron_maker(spiking_neuron, kwargs, neuron.LIFNode, criticality_neuron())
         widths = check_widths(widths, 6)
         for name, value in (("num_classes", num_classes), ("hidden", hidden), ("voters", voters)):
-            check_count(name, value)
+            check_integer(name, value, 1)
         left = pooled(size, 2)
         features = convolutions(widths, (3, 6), max_pool, make, in_channels)
         features["flatten"] = layer.Flatten()

@@ -15,12 +15,6 @@ from sj_prune.network.coupling import Coupling, Group
 from sj_prune.network.layers import Layer, prunable_layers
 
 
-def check_seed(seed: object) -> None:
-    """Refuse what is no integer."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"Expected seed to be an integer but got {seed!r}")
-
-
 def select_layers(
     net: nn.Module, skip: Iterable[str], structure: Structure
 ) -> tuple[dict[str, Layer], dict[str, str]]:

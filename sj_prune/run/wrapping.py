@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from sj_prune import _host
+from sj_prune._checks import check_integer
 from sj_prune.masks.manager import MaskManager
 from sj_prune.methods.identity import describe
 from sj_prune.methods.plan import Plan, plan_of
@@ -17,7 +18,7 @@ from sj_prune.neurons.convert import sense, sensor_of, to_stock
 from sj_prune.neurons.statistics import check_statistics
 from sj_prune.run import looks, spikes
 from sj_prune.run.agreement import Agreement
-from sj_prune.run.arguments import check_seed, check_sparsity, select_layers
+from sj_prune.run.arguments import check_sparsity, select_layers
 from sj_prune.run.hooks import Hooks, owned_parameters
 from sj_prune.run.processes import check_whole
 from sj_prune.run.recording import Recorder
@@ -48,7 +49,7 @@ def wrap(
     if any(getattr(module, "is_pruning_wrapper", False) for module in net.modules()):
         raise ValueError("Expected a bare network but it is wrapped already: finalize() it")
     plan = plan_of(method)
-    check_seed(seed)
+    seed = check_integer("seed", seed)
     _check_plan(plan)
     layers, dense = select_layers(net, skip, plan.structure)
     masks = _masks(net, plan, tuple(layers))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune._checks import check_steps
 from sj_prune.masks.bindings import AtUpdates, Strict
 from sj_prune.masks.schedule import Manual
 from sj_prune.methods.base import ScheduledMethod
@@ -202,10 +203,7 @@ def _fine_tune(model: PruningWrapper, fine_tune: Callable[[PruningWrapper], obje
 
 def _check_arguments(net: object, batches: object, loss: object, fine_tune: object) -> None:
     _host.check_module(net)
-    if isinstance(batches, bool) or not isinstance(batches, int):
-        raise TypeError(f"Expected batches to be an integer but got {batches!r}")
-    if batches < 1:
-        raise ValueError(f"Expected batches of at least 1 but got {batches}")
+    check_steps("batches", batches)
     for name, callback in (("loss", loss), ("fine_tune", fine_tune)):
         if not callable(callback) and (name == "loss" or callback is not None):
             raise TypeError(f"Expected {name} to be callable but got {callback!r}")
