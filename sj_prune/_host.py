@@ -148,6 +148,22 @@ def _is_plain_class(kind: type) -> bool:
     )
 
 
+def nir_importer() -> Callable[..., Any]:
+    """Return SpikingJelly's reader of NIR graphs.
+
+    Raises:
+        ImportError: on 0.0.0.0.14, which has none.
+    """
+    try:
+        from spikingjelly.activation_based.nir_exchange import import_from_nir
+    except ImportError as error:
+        raise ImportError(
+            f"Expected SpikingJelly 2.0.0 or later, whose importer proves the file, but "
+            f"{release()} is installed: prove=False writes it without"
+        ) from error
+    return import_from_nir
+
+
 def find_legacy_node(net: nn.Module) -> str | None:
     """Return the name of the first ``clock_driven`` node of `net`, or None.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class Mapped:
         sources: names of the layers that it reads, ``"input"`` for the network's input.
         readers: how many layers read it; for the last one, the outside.
         problems: what no chip here does, in words.
+        plan: what it is a part of.
+        layer: its part in the plan.
     """
 
     name: str
@@ -54,6 +56,41 @@ class Mapped:
     sources: tuple[str, ...] = ()
     readers: int = 0
     problems: list[str] = field(default_factory=list)
+    plan: Plan | None = field(default=None, repr=False)
+    layer: Layer | None = field(default=None, repr=False)
+
+    def under(self, mask: Tensor, channels: bool) -> Mapped:
+        """Return what is asked for under a mask, without building the network that is left.
+
+        Args:
+            mask: True = kept, in the weight's shape; where channels are pruned those that read
+                them are False too.
+            channels: rows and columns without any weight are gone, and not only 0.
+        """
+        assert self.plan is not None  # noqa: S101 (of a network)
+        assert self.layer is not None  # noqa: S101
+        assert self.layer.weight is not None  # noqa: S101
+        kept = mask.to("cpu").reshape(self.layer.weight.shape)
+        into, out = fans(self.plan, replace(self.layer, weight=self.layer.weight * kept))
+        if not channels:
+            return replace(self, fan_in=into, fan_out=out)
+        rows, columns = kept.flatten(1).any(1), kept.transpose(0, 1).flatten(1).any(1)
+        groups, read = self.groups, columns.reshape(self.shape_in[0] // self.groups, -1).any(1)
+        if groups == 1:
+            out = out[columns.numpy()]
+        elif len(read) == 1:  # a depthwise filter goes with its input; other groups stay whole
+            read = rows.reshape(groups, -1).any(1)
+            out, groups = out[read.numpy()], int(read.sum())
+        else:
+            read = torch.ones(self.shape_in[0])
+        return replace(
+            self,
+            shape_in=(int(read.sum()), *self.shape_in[1:]),
+            shape_out=(int(rows.sum()), *self.shape_out[1:]),
+            groups=groups,
+            fan_in=into[rows.numpy()],
+            fan_out=out,
+        )
 
     @property
     def neurons(self) -> int:
@@ -127,6 +164,8 @@ class _Mapping:
             None if eq is None else _KINDS.get(eq.kind, "PLIF"),
             into,
             out,
+            plan=self.made,
+            layer=layer,
         )
         self._read(made, feeds)
         if layer.rest is not None:

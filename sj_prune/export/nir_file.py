@@ -109,13 +109,7 @@ def _prove(
     dt: float,
     built: tuple[Plan, dict[str, str]],
 ) -> None:
-    try:
-        from spikingjelly.activation_based.nir_exchange import import_from_nir
-    except ImportError as error:
-        raise ImportError(
-            f"Expected SpikingJelly 2.0.0 or later, whose importer proves the file, but "
-            f"{_host.release()} is installed: prove=False writes it without"
-        ) from error
+    import_from_nir = _host.nir_importer()
     made, names = built
     for layer in layers(made):
         given = given_weight(layer)

@@ -62,9 +62,25 @@ def update_now(session: Session, sparsity: float | None) -> None:
         record_emergent(run, run.step, session.agreement.log_level)
         return
     _update(session, run.step, target)
-    run.masks.enforce(None, session.hooks.slot_owners)
-    if not in_window(run, bool(session.hooks.optimizers)):  # the coming one needs its statistics
-        clear_statistics(net, run)
+    _settle(session)
+
+
+@torch.no_grad()
+def install_now(session: Session, found: dict[str, LayerUpdate]) -> None:
+    """Put an update in force outside of a step, whoever made it."""
+    net, run = session.net, session.run
+    kept = sum(count([update.mask for update in found.values()]))
+    target = 1.0 - kept / sum(update.mask.numel() for update in found.values())
+    level = session.agreement.log_level
+    install(net, run, found, session.hooks.slot_owners, run.step, target, level)
+    _settle(session)
+
+
+def _settle(session: Session) -> None:
+    session.run.masks.enforce(None, session.hooks.slot_owners)
+    # A window that has begun needs its statistics.
+    if not in_window(session.run, bool(session.hooks.optimizers)):
+        clear_statistics(session.net, session.run)
 
 
 def clear_statistics(net: nn.Module, run: Run) -> None:

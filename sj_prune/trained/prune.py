@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune._checks import check_steps
+from sj_prune.chips.limits import Chip
 from sj_prune.masks.bindings import AtUpdates, Strict
 from sj_prune.masks.schedule import Manual
 from sj_prune.methods.base import ScheduledMethod
@@ -21,7 +22,7 @@ from sj_prune.network.restore import restored_on_error
 from sj_prune.reports import cost
 from sj_prune.reports.measured import report as measured
 from sj_prune.reports.report import Report
-from sj_prune.run.update import check_ready
+from sj_prune.run.update import check_ready, install_now
 from sj_prune.run.views import view
 from sj_prune.trained.budget import check_budget, sparsity_for
 from sj_prune.trained.calibration import (
@@ -32,6 +33,7 @@ from sj_prune.trained.calibration import (
     mean_cross_entropy,
 )
 from sj_prune.trained.calibration import renormalize as estimate_norms
+from sj_prune.trained.hardware import chip_in, fitted
 from sj_prune.wrapper import PruningWrapper
 
 logger = logging.getLogger("sj_prune")
@@ -52,7 +54,7 @@ def prune(
     method: Any,  # noqa: ANN401
     *,
     batches: int = 16,
-    budget: Mapping[str, float] | None = None,
+    budget: Mapping[str, Any] | None = None,
     loss: Loss = mean_cross_entropy,
     fine_tune: Callable[[PruningWrapper], object] | None = None,
     renormalize: bool = True,
@@ -82,8 +84,11 @@ def prune(
             ``{"synops": 0.3}``, ``{"macs": 0.5}`` or ``{"parameters": 0.1}``, as the report counts
             them, met within 1 % on the first batch, before any fine-tuning, unless single channels
             are larger than that (then a warning says so) or groups keep multiples of channels (then
-            it is the nearest below, and one line at INFO says which); or ``{"sparsity": 0.9}``,
-            what goes.
+            it is the nearest below, and one line at INFO says which); ``{"sparsity": 0.9}``, what
+            goes; or hardware that the network is to fit, pruned as little as that takes:
+            ``{"chip": "speck2f"}`` or a `sj_prune.chips.Chip`, or limits of one's own among
+            `fan_in`, `fan_out`, `mean_fan_in`, `mean_fan_out`, `cores`, `neurons_per_core` and
+            `synapses_per_core` (each layer on one core where `cores` is not given).
         loss: of methods that score gradients, called as ``loss(output, y)``; by default the cross
             entropy of the output's mean over time.
         fine_tune: called with the wrapped network, to train it: ``model.attach(optimizer)`` and
@@ -103,9 +108,11 @@ def prune(
             The network is as it was then, and likewise if a callback raises.
     """
     plan = _at_once(method)
-    kind, value = ("sparsity", plan.sparsity) if budget is None else check_budget(budget)
+    chip = chip_in(budget)
+    known = budget is None or chip is not None
+    kind, value = ("sparsity", plan.sparsity) if known else check_budget(budget)
     # Where it is searched for, no sparsity is out of reach beforehand.
-    final = value if kind == "sparsity" else 0.0
+    final = value if kind == "sparsity" and chip is None else 0.0
     rewrite = plan.rewrite
     if isinstance(plan.binding, AtUpdates):  # no other update follows that zeroes what comes back
         plan = replace(plan, binding=Strict())
@@ -117,7 +124,7 @@ def prune(
         model = PruningWrapper(net, plan, example_input=found[0][0], skip=skip, seed=seed)
         try:
             before = cost.measure(model.net, found[0][0])
-            _update(model, found, kind, value, loss, renormalize, rewrite)
+            _update(model, found, chip or (kind, value), loss, renormalize, rewrite)
             if fine_tune is not None:
                 _fine_tune(model, fine_tune)
             report = measured(model.net, model.session.run, found[0][0], before)
@@ -132,8 +139,7 @@ def prune(
 def _update(
     model: PruningWrapper,
     found: Batches,
-    kind: str,
-    value: float,
+    budget: Chip | tuple[str, float],
     loss: Loss,
     renormalize: bool,
     rewrite: Rewrite | None,
@@ -144,11 +150,17 @@ def _update(
 
     gradients = {p: p.grad for p in model.parameters()}
     calibrate(model, found, loss)
-    if kind != "sparsity":
-        check_ready(model.net, model.session.run, model.session.hooks)
-        with torch.no_grad():
-            value = sparsity_for(model, kind, value, found[0][0], prepare)
-    model.update_masks(value)
+    args, session = found[0][0], model.session
+    if isinstance(budget, Chip):
+        check_ready(model.net, session.run, session.hooks)
+        install_now(session, fitted(model, budget, args))
+    else:
+        kind, value = budget
+        if kind != "sparsity":
+            check_ready(model.net, session.run, session.hooks)
+            with torch.no_grad():
+                value = sparsity_for(model, kind, value, args, prepare)
+        model.update_masks(value)
     if rewrite is not None:
         _rewrite(model, rewrite)
     for parameter in model.parameters():
