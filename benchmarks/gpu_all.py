@@ -31,7 +31,7 @@ PARTS = {
         *["--amp", "bfloat16"],
     ],
     "mask update": [sys.executable, str(HERE / "mask_update.py"), "--device", "cuda"],
-    "mask apply": [sys.executable, str(HERE / "mask_apply.py"), "--device", "cuda"],
+    "holding": [sys.executable, str(HERE / "holding.py"), "--device", "cuda"],
 }
 
 

@@ -21,7 +21,7 @@ from measure import environment, label, seconds, write_csv
 from torch import nn
 from torch.nn.utils import prune
 
-from sj_prune.masks import Global, LayerScores, MaskManager, prune_and_regrow
+from sj_prune.masks import Global, LayerScores, Strict, Unstructured, prune_and_regrow
 
 LAYERS = 10
 SPARSITY = 0.95
@@ -49,7 +49,7 @@ class Update:
 
     def __init__(self, layers: dict[str, nn.Linear], optimizer: torch.optim.Optimizer) -> None:
         self.layers, self.optimizer = layers, optimizer
-        self.manager = MaskManager(layers)
+        self.manager = Unstructured().masks(nn.ModuleDict(layers), layers, (), Strict())
         self.masks = {n: torch.ones_like(x.weight, dtype=torch.bool) for n, x in layers.items()}
         self.total = sum(mask.numel() for mask in self.masks.values())
         self.channels = {n: torch.rand(len(x.weight), 1).to(x.weight) for n, x in layers.items()}

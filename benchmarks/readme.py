@@ -39,6 +39,16 @@ def mask_update() -> str:
     return tabulate(table, ["", "time", "ratio"], tablefmt="github", disable_numparse=True)
 
 
+def holding() -> str:
+    table = [
+        [r["optimizer"], r["contender"], f"{float(r['milliseconds']):.0f} ms"]
+        + [f"{float(r['ratio_to_bare']):.2f}"]
+        for r in rows("holding_cpu1")
+    ]
+    headers = ["", "", "CPU time of a step", "over bare"]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
 def neuron_step() -> str:
     found = [r for r in rows("neuron_step_cpu2") if r["contender"] in NEURON_STEP]
     cases = list(dict.fromkeys((r["shape"], r["surrogate"]) for r in found))
@@ -288,6 +298,7 @@ PAGES = {
         "neuron step table": neuron_step,
         "training step table": training_step,
         "mask update table": mask_update,
+        "holding table": holding,
     },
     "docs/observing.md": {"observe table": observe},
     "docs/deploy.md": {"deploy table": deploy, "deploy figures": deploy_figures},

@@ -164,5 +164,5 @@ class Masks(Mapping[str, Tensor]):
 
     def resting(self) -> list[tuple[str, Tensor]]:
         """Return neuron layers, and the channels of them that are pruned and so at rest."""
-        found = (scope.resting(~self.alive(name)) for name, scope in self._scopes.items())
+        found = (scope.resting(self.alive(name)) for name, scope in self._scopes.items())
         return [item for table in found for item in table.items()]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sj_prune.masks.allocation import Allocation, Pool
 from sj_prune.masks.multiples import allowed_counts, nearest_counts
-from sj_prune.masks.select import count, top_k
+from sj_prune.masks.select import count, distinct, top_k
 from sj_prune.masks.units import LayerScores, keep_top
 
 
@@ -52,7 +52,7 @@ def _check_scores(layer: LayerScores) -> None:
                 f"{tuple(layer.mask.shape)} but got {tuple(score.shape)}"
             )
         # One pass for both: a NaN anywhere makes both ends NaN.
-        low, high = torch.aminmax(score)
+        low, high = torch.aminmax(distinct(score))
         if not (torch.isfinite(high) & torch.isfinite(low)):
             raise ValueError(
                 f"Expected finite {kind} scores for layer {layer.name!r} but found NaN or inf: "
@@ -198,11 +198,12 @@ def _update_pool(
         )
     survivors = keep_top(layers, survive, generator)
     if survive == keep:
-        return [LayerUpdate(s, torch.zeros_like(s)) for s in survivors]
+        return [LayerUpdate(s, s.new_zeros(()).expand_as(s)) for s in survivors]
     new = top_k(
         [layer.grow for layer in layers if layer.grow is not None],
         keep - survive,
-        [~s for s in survivors],
+        survivors,
+        outside=True,
         ties=_ties(layers),
         generator=generator,
         exact=exact_ties,

@@ -113,7 +113,7 @@ class LayerScope:
         """Write which weights are kept."""
         masks[self.name] = alive.clone()
 
-    def resting(self, pruned: Tensor) -> dict[str, Tensor]:
+    def resting(self, alive: Tensor) -> dict[str, Tensor]:
         """Return no neurons: single weights silence none."""
         return {}
 
@@ -224,9 +224,9 @@ class GroupScope:
             masks[layer] = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
         return masks[layer]
 
-    def resting(self, pruned: Tensor) -> dict[str, Tensor]:
+    def resting(self, alive: Tensor) -> dict[str, Tensor]:
         """Return the channels of neuron layers behind pruned units."""
-        found = {name: rows[pruned].flatten() for name, rows in self.group.neurons.items()}
+        found = {name: rows[~alive].flatten() for name, rows in self.group.neurons.items()}
         return {name: channels for name, channels in found.items() if len(channels)}
 
 

@@ -101,7 +101,8 @@ def _of(
         growth = _joined(run, scope, _moving(run, grow.score, views), grow.score, "mean")
     tie = None
     if growth is not None and grow is not None and callable(grow.ties):
-        tie = _joined(run, scope, views, grow.ties, "mean")
+        shared = grow.ties is score and len(views) == 1  # nothing to join: the same numbers
+        tie = drop if shared else _joined(run, scope, views, grow.ties, "mean")
     return LayerScores(
         scope.name,
         torch.ones_like(alive) if run.plan.from_scratch else alive,
