@@ -223,8 +223,8 @@ REFUSED = {
         r"0 \(BatchNorm2d\).*running statistics",
     ),
     "upsampling": (
-        lambda: nn.Sequential(spiking(2), layer.Upsample(scale_factor=2)),
-        r"1 \(Upsample\).*upsample_nearest2d",
+        lambda: nn.Sequential(spiking(2), nn.Upsample(scale_factor=2)),
+        r"1 \(Upsample\).*upsample_nearest",
     ),
     "layer norm": (
         lambda: nn.Sequential(spiking(2), nn.LayerNorm(5)),
