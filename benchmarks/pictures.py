@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from matplotlib import pyplot
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator
 from readme import DEPLOY, NEURON_STEP, ROOT, deploy_cases, rows
 
 _COLORS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#0072B2")  # Okabe and Ito
@@ -57,6 +58,9 @@ def deploy() -> None:
                 ax.plot(places, times, marker="o", color=color, label=name)
         ax.set_xticks(range(len(here)), [f"{s:.0%}" if s else "dense" for s, _ in here])
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("")
         ax.set_xlabel("sparsity")
         ax.set_title(f"VGG16, 32 x 32, N = {samples}", fontsize="medium")
         ax.grid(alpha=0.3)

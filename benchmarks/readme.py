@@ -90,13 +90,12 @@ DEPLOY = {
     "torch.compile": "torch.compile",
     "ONNX Runtime": "ONNX Runtime",
 }
-Case = tuple[str, str, str, str]
 
 
-def deploy_cases() -> dict[Case, dict[str, dict[str, str]]]:
+def deploy_cases() -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
     """Return case -> contender -> row; measured by the clock if an idle machine was at hand."""
     idle = (RESULTS / "deploy_cpu2.csv").exists()
-    cases: dict[Case, dict[str, dict[str, str]]] = {}
+    cases: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows("deploy_cpu2" if idle else "deploy_cpu1"):
         case = (row["network"], row["densities"], row["sparsity"], row["N"])
         cases.setdefault(case, {})[row["contender"]] = row
@@ -119,8 +118,7 @@ def deploy() -> str:
     row = next(iter(cases.values()))["deployed"]
     clock = "Processor time of one thread" if row["clock"] == "cpu" else "Time by the clock"
     first = f"{clock} ({row['device']}, torch {row['torch']}), medians of {row['turns']} turns:"
-    text = tabulate(table, headers, tablefmt="github", disable_numparse=True)
-    return f"{first}\n\n{text}"
+    return first + "\n\n" + tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
 def deploy_figures() -> str:
