@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from matplotlib import pyplot
 from matplotlib.colors import LogNorm
-from readme import NEURON_STEP, ROOT, rows
+from matplotlib.ticker import LogLocator
+from readme import DEPLOY, NEURON_STEP, ROOT, deploy_cases, rows
+
+_COLORS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#0072B2")  # Okabe and Ito
 
 
 def neuron_step() -> None:
@@ -35,6 +38,35 @@ def neuron_step() -> None:
         ax.set_xlabel("milliseconds; x: speed over the stock node")
     axes[0, 0].legend(loc="lower right", fontsize="small")
     fig.savefig(ROOT / "docs" / "neuron_step.png", dpi=110)
+
+
+def deploy() -> None:
+    """Time of VGG16 against its sparsity: a panel a batch size, a line a contender."""
+    cases = {c: r for c, r in deploy_cases().items() if c[0] == "VGG16" and c[1] == "uniform"}
+    numbers = list(dict.fromkeys(case[3] for case in cases))
+    fig, axes = pyplot.subplots(
+        1, len(numbers), figsize=(5 * len(numbers), 3.6), squeeze=False, layout="constrained"
+    )
+    names = {**DEPLOY, "deployed": "deployed"}
+    for ax, samples in zip(axes[0], numbers, strict=True):
+        here = sorted((float(c[2]), found) for c, found in cases.items() if c[3] == samples)
+        for (contender, name), color in zip(names.items(), _COLORS, strict=True):
+            points = [(s, found[contender]) for s, found in here if contender in found]
+            if points:
+                places = [[s for s, _ in here].index(s) for s, _ in points]
+                times = [float(r["milliseconds"]) for _, r in points]
+                ax.plot(places, times, marker="o", color=color, label=name)
+        ax.set_xticks(range(len(here)), [f"{s:.0%}" if s else "dense" for s, _ in here])
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("")
+        ax.set_xlabel("sparsity")
+        ax.set_title(f"VGG16, 32 x 32, N = {samples}", fontsize="medium")
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("milliseconds")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    fig.savefig(ROOT / "docs" / "deploy.png", dpi=110)
 
 
 def deploy_layers() -> None:
@@ -70,4 +102,5 @@ def deploy_layers() -> None:
 
 if __name__ == "__main__":
     neuron_step()
+    deploy()
     deploy_layers()

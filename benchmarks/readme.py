@@ -100,17 +100,15 @@ DEPLOY = {
     "torch.compile": "torch.compile",
     "ONNX Runtime": "ONNX Runtime",
 }
-_DEPLOY_CASE = ("network", "densities", "sparsity", "N")
-Case = tuple[str, str, str, str]
 
 
-def deploy_cases() -> dict[Case, dict[str, dict[str, str]]]:
+def deploy_cases() -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
     """Return case -> contender -> row; measured by the clock if an idle machine was at hand."""
     idle = (RESULTS / "deploy_cpu2.csv").exists()
-    cases: dict[Case, dict[str, dict[str, str]]] = {}
+    cases: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
     for row in rows("deploy_cpu2" if idle else "deploy_cpu1"):
-        network, densities, sparsity, samples = (row[k] for k in _DEPLOY_CASE)
-        cases.setdefault((network, densities, sparsity, samples), {})[row["contender"]] = row
+        case = (row["network"], row["densities"], row["sparsity"], row["N"])
+        cases.setdefault(case, {})[row["contender"]] = row
     return cases
 
 
@@ -130,8 +128,7 @@ def deploy() -> str:
     row = next(iter(cases.values()))["deployed"]
     clock = "Processor time of one thread" if row["clock"] == "cpu" else "Time by the clock"
     first = f"{clock} ({row['device']}, torch {row['torch']}), medians of {row['turns']} turns:"
-    text = tabulate(table, headers, tablefmt="github", disable_numparse=True)
-    return f"{first}\n\n{text}"
+    return first + "\n\n" + tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
 def deploy_figures() -> str:
@@ -139,26 +136,19 @@ def deploy_figures() -> str:
     cases = deploy_cases()
     deployed = [found["deployed"] for found in cases.values()]
     slowest = max(float(r["deploy_seconds"]) for r in deployed if r["network"] == "VGG16")
-    dense = min(
-        float(found["nodes"]["ratio_to_deployed"])
-        for case, found in cases.items()
-        if not float(case[2])
-    )
+    whole = [found["nodes"] for case, found in cases.items() if not float(case[2])]
+    dense = min(float(r["ratio_to_deployed"]) for r in whole)
     memory = [r for r in rows("deploy_memory_cpu") if r["contender"] == "deployed"]
-    bits = [r for r in rows("deploy_layers_cpu1") if r["kernel"] == "bits"]
-    best = max(bits, key=lambda r: float(r["peak_fraction"]))
-    build = deployed[0]
+    layers = rows("deploy_layers_cpu1")
+    best = max(float(r["peak_fraction"]) for r in layers if r["kernel"] == "bits")
+    build = ", ".join(f"{deployed[0][k]} s" for k in ("build_seconds", "cached_seconds"))
     table = [
         ["dense network, over norms folded and fused neurons, at least", f"{dense:.2f}"],
         ["peak memory over SpikingJelly's, VGG16 at 95 %, N = " + ", ".join(r["N"] for r in memory)]
         + [", ".join(r["ratio_to_stock"] for r in memory)],
-        [
-            "products of weights that are not 0, over the peak of fused multiply-adds, best layer",
-            f"{float(best['peak_fraction']):.0%}",
-        ],
-        ["engine for a kind of neuron: compiled", f"{build['build_seconds']} s"],
-        ["engine for a kind of neuron: from the cache", f"{build['cached_seconds']} s"],
-        ["`deploy` of VGG16 without proof, engine and choice of kernels, at most", f"{slowest} s"],
+        ["products of nonzero weights over the FMA peak, best layer", f"{best:.0%}"],
+        ["engine for a kind of neuron, compiled; from the cache", build],
+        ["`deploy` of VGG16 without proof, at most", f"{slowest} s"],
     ]
     return tabulate(table, ["", ""], tablefmt="github", disable_numparse=True)
 
