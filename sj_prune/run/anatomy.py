@@ -24,7 +24,7 @@ from sj_prune.network.inputs import (
 from sj_prune.network.layers import Layer, prunable_layers
 from sj_prune.network.topology import Topology, scoring_neurons, trace
 from sj_prune.neurons.convert import sensor_of, sensors
-from sj_prune.run.arguments import SettingsError, check_sparsity, select_groups
+from sj_prune.run.arguments import SettingsError, check_names, check_sparsity, select_groups
 from sj_prune.run.start import start_masks
 from sj_prune.run.state import Run
 
@@ -103,6 +103,7 @@ def _masks(
         plan, coupling, net, lambda layer: bool(scoring_neurons(topology, coupling, layer))
     )
     masks = plan.structure.masks(net, run.layers, groups, plan.binding)
+    check_names(masks)
     check_sparsity(plan, masks.scopes.values(), plan.sparsity)
     run.anatomy.coupling, run.anatomy.dense = coupling, dense
     return masks

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
 from sj_prune._checks import check_fraction
+from sj_prune.masks.keys import instead
 from sj_prune.masks.scopes import Scope
 from sj_prune.methods.plan import Plan
 from sj_prune.network.coupling import Coupling, Group
-from sj_prune.network.layers import Layer, prunable_layers
+from sj_prune.network.layers import Layer, prunable_layers, weighted_layers
+
+logger = logging.getLogger("sj_prune")
 
 
 def check_seed(seed: object) -> None:
@@ -30,10 +34,10 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
     if isinstance(skip, str) or not isinstance(skip, Iterable):
         hint = f": write skip=({skip!r},)" if isinstance(skip, str) else ""
         raise TypeError(f"Expected skip to be a sequence of names but got {skip!r}{hint}")
-    layers = prunable_layers(net)
+    layers, every = prunable_layers(net), weighted_layers(net)
     skipped = set()
     for name in skip:
-        below = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
+        below = [layer for layer in every if layer == name or layer.startswith(f"{name}.")]
         if not below:
             close = difflib.get_close_matches(str(name), layers, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -43,21 +47,45 @@ def select_layers(net: nn.Module, skip: Iterable[str]) -> dict[str, Layer]:
             )
         skipped.update(below)
     chosen = {name: layer for name, layer in layers.items() if name not in skipped}
+    computed = _computed({n: m for n, m in every.items() if n not in {*layers, *skipped}})
     if not chosen:
         raise ValueError(
             "Expected at least one convolution or linear layer to prune but the network has none"
-            f"{' outside skip' if skipped else ''}"
+            f"{' outside skip' if skipped else ''}{f'; {computed}' if computed else ''}"
         )
-    if "total" in chosen:
-        raise ValueError(
-            "Expected no pruned layer of the name 'total', which stands for all layers in "
-            "sparsity(), but there is one: rename it or name it in skip"
-        )
+    if computed:
+        logger.warning("%s", computed)
     return chosen
+
+
+def _computed(layers: Mapping[str, Layer]) -> str:
+    """Say of layers whose weights are no parameters that no mask can hold them."""
+    if not layers:
+        return ""
+    listed = ", ".join(f"{name} ({instead(m, 'weight')})" for name, m in layers.items())
+    return (
+        f"layers whose weights are computed anew at every forward stay dense, and are not in "
+        f"sparsity(): {listed}; take that off before wrapping to prune them "
+        "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+        "remove_spectral_norm, prune.remove), or name them in skip"
+    )
 
 
 class SettingsError(ValueError):
     """Raised for settings that do not fit the network, whatever its forward does."""
+
+
+def check_names(masks: Iterable[str]) -> None:
+    """Refuse a layer or norm whose mask has the name that `sparsity` gives to all of them.
+
+    Raises:
+        SettingsError: if there is one.
+    """
+    if "total" in masks:
+        raise SettingsError(
+            "Expected no pruned layer or norm of the name 'total', which stands for all layers in "
+            "sparsity(), but there is one: rename it or name it in skip"
+        )
 
 
 def check_sparsity(plan: Plan, scopes: Iterable[Scope], sparsity: float) -> None:

@@ -231,7 +231,11 @@ def _penalize(session: Session, optimizer: Optimizer) -> None:
     for penalty in session.run.plan.penalties:
         if penalty.gradient is not None:
             for name in _layers(session, optimizer, penalty.of):
-                penalty.gradient(view(session.net, session.run, name, step))
+                layer = view(session.net, session.run, name, step)
+                gamma = gamma_of(session.net, session.run, name)
+                moved = layer.grad if penalty.of == "weight" or gamma is None else gamma.grad
+                if moved is not None:  # frozen, or absent from the batch: it does not step
+                    penalty.gradient(layer)
 
 
 def _evaluate(session: Session, optimizer: Optimizer) -> None:
