@@ -205,8 +205,20 @@ def learn_from(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str
     gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     if run.anatomy.topology is not None or not gradients:
         return False
+    if not run.plan.needs_graph:
+        if run.anatomy.inputs is None:
+            remember_inputs(run, args, kwargs)
+        return False
     learn(net, run, args, kwargs)
     return True
+
+
+def learn_seen(net: nn.Module, run: Run) -> None:
+    """Learn what a plan had no need of, from zeros of the inputs seen; no neuron fires on those."""
+    if run.anatomy.topology is None and run.anatomy.inputs is not None:
+        ensure_topology(net, run)
+        for fact in run.anatomy.topology.facts.values():  # type: ignore[attr-defined]
+            fact.firing_rate = fact.criticality = None
 
 
 def learn_example(net: nn.Module, run: Run, example_input: Any) -> None:  # noqa: ANN401

@@ -16,7 +16,7 @@ from sj_prune.masks.bindings import Hidden
 from sj_prune.masks.keys import Place
 from sj_prune.methods.view import NetView
 from sj_prune.run import looks
-from sj_prune.run.anatomy import check_sensed, ensure_masks, learn_example, learn_from
+from sj_prune.run.anatomy import check_sensed, ensure_masks, learn_example, learn_from, learn_seen
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_, with_inner
 from sj_prune.run.install import record_emergent
 from sj_prune.run.recording import close_passes, in_window, switch
@@ -55,8 +55,11 @@ def before_forward(session: Session, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def learn_now(session: Session, example_input: Any) -> None:  # noqa: ANN401
-    """Learn from an example."""
-    learn_example(session.net, session.run, example_input)
+    """Learn from an example; without one, from the shapes of the inputs seen so far."""
+    if example_input is None:
+        learn_seen(session.net, session.run)
+    else:
+        learn_example(session.net, session.run, example_input)
     switch_recording(session)
 
 
