@@ -118,7 +118,7 @@ def test_totals_are_sums():
         "synops_dense",
         "macs",
         "macs_dense",
-        "analog_macs",
+        "total_macs",
         "dropped",
         "regrown",
     ):
