@@ -101,7 +101,7 @@ def medians(nets: dict[str, nn.Module], x: torch.Tensor, device: str, repeats: i
 
 def macs(net: nn.Module, x: torch.Tensor) -> float:
     # Zeros too: that is what takes time.
-    return sum(c.macs_dense for c in sj_prune.reports.cost.measure(net, x).values())
+    return sum(c.total_macs_dense for c in sj_prune.reports.cost.measure(net, x).values())
 
 
 def rows_of(name: str, args: argparse.Namespace) -> list[dict[str, object]]:

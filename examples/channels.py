@@ -118,7 +118,7 @@ def operations(trainer):
     """Return the operations per test image, over all time steps, of the network as trained."""
     x, _ = next(iter(trainer.test_data))
     layers = cost.measure(trainer.net, trainer.to_input(x)).values()
-    macs, synops = sum(c.macs_dense for c in layers), sum(c.synops for c in layers)
+    macs, synops = sum(c.total_macs_dense for c in layers), sum(c.synops for c in layers)
     return {"macs_dense": macs, "synops_dense": synops}
 
 

@@ -186,14 +186,14 @@ def operations(model, x_seq):
         totals = model.report(x_seq).totals
     else:
         layers = cost.measure(model, x_seq).values()
-        keys = ("synops_dense", "synops", "analog_macs_dense", "analog_macs")
+        keys = ("synops_dense", "synops", "macs_dense", "macs")
         totals = {"sparsity": 0.0} | {key: sum(getattr(c, key) for c in layers) for key in keys}
     return {
         "sparsity_reached": totals["sparsity"],
         "synops_before": round(totals["synops_dense"]),
         "synops_after": round(totals["synops"]),
-        "analog_macs_before": round(totals["analog_macs_dense"]),
-        "analog_macs_after": round(totals["analog_macs"]),
+        "analog_macs_before": round(totals["macs_dense"]),
+        "analog_macs_after": round(totals["macs"]),
     }
 
 

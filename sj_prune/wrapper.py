@@ -170,8 +170,7 @@ class PruningWrapper(Shown):
             example_input: one input, if neither the constructor nor a forward has seen one yet.
         """
         self._check_usable()
-        if example_input is not None:
-            step.learn_now(self.session, example_input)
+        step.learn_now(self.session, example_input)
         return explain(self.net, self.session.run)
 
     def report(self, example_input: Any) -> Report:  # noqa: ANN401

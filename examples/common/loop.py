@@ -332,7 +332,7 @@ class Trainer:
             sizes = [(p.numel(), int(p.count_nonzero())) for p in net.parameters()]
             values = [
                 sum(c.synops for c in counts),
-                sum(c.analog_macs for c in counts),
+                sum(c.macs for c in counts),
                 sum(c.energy for c in counts),
                 sum(size for size, _ in sizes),
                 sum(nonzero for _, nonzero in sizes),
@@ -422,7 +422,7 @@ class Trainer:
         parameters = sum(p.numel() for p in self.net.parameters())
         counts = cost.measure(self.net, x, samples=len(y)).values()
         synops = sum(c.synops_dense for c in counts)
-        macs = sum(c.analog_macs_dense for c in counts)
+        macs = sum(c.macs_dense for c in counts)
         marks = sorted({0, round(args.warmup * len(self.train_data)), self.steps // 2})
         lrs = [f"{rates.learning_rate(args, k, self.steps):.4g} at step {k:,}" for k in marks]
         print(

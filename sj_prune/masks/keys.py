@@ -52,7 +52,7 @@ class Place:
         if found is None:
             raise RuntimeError(
                 f"Expected a parameter {self.attribute!r} of layer {self.module!r} but it was "
-                f"replaced after wrapping ({_instead(owner, self.attribute)}): masks cannot hold "
+                f"replaced after wrapping ({instead(owner, self.attribute)}): masks cannot hold "
                 "what is computed anew at every forward; remove it and finalize() before you "
                 "parametrize the network, or parametrize before wrapping, which leaves the layer "
                 "dense"
@@ -60,7 +60,7 @@ class Place:
         return found
 
 
-def _instead(owner: nn.Module, attribute: str) -> str:
+def instead(owner: nn.Module, attribute: str) -> str:
     """Return what stands where a parameter was, by name."""
     known = getattr(owner, "parametrizations", None)
     if known is not None and attribute in known:

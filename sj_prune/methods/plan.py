@@ -147,6 +147,13 @@ class Plan:
         return frozenset().union(*(reads_of(score).statistics for score in self.scores))
 
     @property
+    def needs_graph(self) -> bool:
+        """Whether it matters which norms and neurons follow a weight: else nothing is traced."""
+        gamma = any(reads_of(score).what & {"gamma", "gamma gradient"} for score in self.scores)
+        penalized = any(penalty.of == "gamma" for penalty in self.penalties)
+        return bool(self.statistics) or gamma or penalized or self.structure.needs_forward
+
+    @property
     def gradient(self) -> str:
         """When the *dense* gradient is needed: "never", at an "update", or "always"."""
         if isinstance(self.binding, Hidden):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sj_prune import _host
 from sj_prune.network.connection import zero_disconnects
@@ -36,16 +37,21 @@ def weight_identity(layer: nn.Module) -> int:
 
 
 def weighted_layers(net: nn.Module) -> dict[str, Layer]:
-    """Return all convolutions and linear layers by name, each weight once.
+    """Return all convolutions and linear layers by name, each weight once, none without weights.
 
     Beside `prunable_layers` these are the layers that `why_not` says something of: they are not
     pruned, and they cost all the same.
     """
     layers: dict[int, tuple[str, Layer]] = {}
     for name, module in net.named_modules():
-        if isinstance(module, WEIGHTED):
+        if isinstance(module, WEIGHTED) and not _is_empty(module):
             layers.setdefault(weight_identity(module), (name, module))
     return dict(layers.values())
+
+
+def _is_empty(layer: Layer) -> bool:
+    weight = layer._parameters.get("weight")
+    return weight is not None and not is_lazy(weight) and not weight.numel()
 
 
 def prunable_layers(net: nn.Module) -> dict[str, Layer]:

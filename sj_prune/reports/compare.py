@@ -111,10 +111,9 @@ def compare(
     totals = {
         "parameters": (_parameters(before), _parameters(after)),
         "nonzero": (_nonzero(before), _nonzero(after)),
-        **{
-            kind: (_sum(first, kind), _sum(second, kind))
-            for kind in ("macs_dense", "macs", "synops", "energy")
-        },
+        "macs_dense": (_sum(first, "total_macs_dense"), _sum(second, "total_macs_dense")),
+        "macs": (_sum(first, "total_macs"), _sum(second, "total_macs")),
+        **{kind: (_sum(first, kind), _sum(second, kind)) for kind in ("synops", "energy")},
     }
     if latency:
         totals["latency"] = _latencies(before, after, example_input)
@@ -142,8 +141,8 @@ def _row(
         name=name,
         shapes=(before, after),
         weights=(first.parameters_nonzero, second.parameters_nonzero),
-        macs_dense=(first.macs_dense, second.macs_dense),
-        macs=(first.macs, second.macs),
+        macs_dense=(first.total_macs_dense, second.total_macs_dense),
+        macs=(first.total_macs, second.total_macs),
         synops=(first.synops, second.synops),
     )
 

@@ -44,11 +44,11 @@ class LayerCost:
         binary_input: every input it got was a spike train (all 0 or 1).
         synops_dense: accumulations on binary inputs if every weight were nonzero.
         synops: accumulations on binary inputs, nonzero weights only.
-        macs_dense: multiply-accumulates if every weight were nonzero, with spikes multiplied like
-            any number, as a CPU or GPU does.
-        macs: multiply-accumulates, nonzero weights only.
-        analog_macs_dense: those of `macs_dense` on inputs that are no spikes.
-        analog_macs: those of `macs` on inputs that are no spikes.
+        total_macs_dense: multiply-accumulates if every weight were nonzero, with spikes multiplied
+            like any number, as a CPU or GPU does.
+        total_macs: multiply-accumulates, nonzero weights only.
+        macs_dense: those of `total_macs_dense` on inputs that are no spikes.
+        macs: those of `total_macs` on inputs that are no spikes.
         parameters: number of weights.
         parameters_nonzero: number of weights that are not 0.
         calls: how often it ran in the forward; with 0 nothing above was measured.
@@ -58,10 +58,10 @@ class LayerCost:
     binary_input: bool
     synops_dense: float
     synops: float
+    total_macs_dense: float
+    total_macs: float
     macs_dense: float
     macs: float
-    analog_macs_dense: float
-    analog_macs: float
     parameters: int
     parameters_nonzero: int
     calls: int = 1
@@ -69,12 +69,12 @@ class LayerCost:
     @property
     def energy(self) -> float:
         """Energy in pJ per sample: 4.6 an analog MAC and 0.9 a SynOp."""
-        return PICOJOULES_PER_MAC * self.analog_macs + PICOJOULES_PER_AC * self.synops
+        return PICOJOULES_PER_MAC * self.macs + PICOJOULES_PER_AC * self.synops
 
     @property
     def energy_dense(self) -> float:
         """Energy in pJ per sample with every weight, on the same inputs."""
-        return PICOJOULES_PER_MAC * self.analog_macs_dense + PICOJOULES_PER_AC * self.synops_dense
+        return PICOJOULES_PER_MAC * self.macs_dense + PICOJOULES_PER_AC * self.synops_dense
 
 
 def measure(
@@ -142,10 +142,10 @@ def _cost(name: str, counter: Counter, samples: int) -> LayerCost:
         binary_input=counter.calls > 0 and counter.analog_calls == 0,
         synops_dense=counter.synops_dense / samples,
         synops=counter.synops / samples,
-        macs_dense=counter.size * counter.positions / samples,
-        macs=counter.nonzero * counter.positions / samples,
-        analog_macs_dense=counter.size * counter.analog_positions / samples,
-        analog_macs=counter.nonzero * counter.analog_positions / samples,
+        total_macs_dense=counter.size * counter.positions / samples,
+        total_macs=counter.nonzero * counter.positions / samples,
+        macs_dense=counter.size * counter.analog_positions / samples,
+        macs=counter.nonzero * counter.analog_positions / samples,
         parameters=counter.size,
         parameters_nonzero=counter.nonzero,
         calls=counter.calls,

@@ -161,10 +161,10 @@ def report(
             binary_input=found.binary_input,
             synops_dense=found.synops_dense,
             synops=found.synops,
+            total_macs_dense=found.total_macs_dense,
+            total_macs=found.total_macs,
             macs_dense=found.macs_dense,
             macs=found.macs,
-            analog_macs_dense=found.analog_macs_dense,
-            analog_macs=found.analog_macs,
             note=_note(name, net, run, found),
             channels=widths[name][0] if name in widths else None,
             channels_kept=widths[name][1] if name in widths else None,
@@ -181,8 +181,8 @@ def _instead(found: cost.LayerCost, before: cost.LayerCost) -> cost.LayerCost:
     return replace(
         found,
         synops_dense=before.synops_dense,
+        total_macs_dense=before.total_macs_dense,
         macs_dense=before.macs_dense,
-        analog_macs_dense=before.analog_macs_dense,
     )
 
 
@@ -216,7 +216,7 @@ def _totals(
         "regrown": sum(history.totals(run.history, "grown").values()),
         **{
             f"{kind}{which}": sum(getattr(each, f"{kind}{which}") for each in costs)
-            for kind in ("synops", "macs", "analog_macs", "energy")
+            for kind in ("synops", "total_macs", "macs", "energy")
             for which in ("_dense", "")
         },
     }

@@ -48,11 +48,11 @@ class ReportRow:
             spikes where it was measured before it was pruned (`Report.measured_before`), else on
             the spikes of the network as it is.
         synops: with the kept ones, those that have just been regrown and are 0 still too.
-        macs_dense: multiply-accumulates per sample with every weight, likewise, spikes multiplied
-            like any number.
+        total_macs_dense: multiply-accumulates per sample with every weight, likewise, spikes
+            multiplied like any number.
+        total_macs: with the kept ones.
+        macs_dense: those of `total_macs_dense` on inputs that are no spikes.
         macs: with the kept ones.
-        analog_macs_dense: those of `macs_dense` on inputs that are no spikes.
-        analog_macs: with the kept ones.
         note: why it is not pruned, or not measured; else empty.
         channels: number of output channels, where whole channels are pruned; else None.
         channels_kept: number of them that are kept.
@@ -72,10 +72,10 @@ class ReportRow:
     binary_input: bool
     synops_dense: float
     synops: float
+    total_macs_dense: float
+    total_macs: float
     macs_dense: float
     macs: float
-    analog_macs_dense: float
-    analog_macs: float
     note: str = ""
     channels: int | None = None
     channels_kept: int | None = None
@@ -85,7 +85,7 @@ class ReportRow:
         """Return the texts of the table."""
         kinds = (
             ("SynOps", self.synops_dense, self.synops),
-            ("analog MACs", self.analog_macs_dense, self.analog_macs),
+            ("analog MACs", self.macs_dense, self.macs),
         )
         operations = [f"{before_after(b, a)} {kind}" for kind, b, a in kinds if b or a]
         return [
@@ -128,7 +128,7 @@ class Report:
         rows: one a layer.
         totals: sums over layers. ``parameters`` and ``parameters_kept`` are those of the whole
             network, biases and norms included; ``weights`` and ``weights_kept`` those of the
-            layers that are pruned; ``synops``, ``macs``, ``analog_macs`` and ``energy`` (pJ) are
+            layers that are pruned; ``synops``, ``total_macs``, ``macs`` and ``energy`` (pJ) are
             per sample, each with its ``..._dense`` before; ``survival`` is that of all regrown
             units, if there is any.
         measured_before: "before" is what the dense network did, measured before it was pruned, as
@@ -149,8 +149,8 @@ class Report:
             *([f"channels: {channels}"] if channels else []),
             f"parameters: {before_after(t['parameters'], t['parameters_kept'])}",
             f"SynOps: {before_after(t['synops_dense'], t['synops'])}",
-            f"MACs: {before_after(t['macs_dense'], t['macs'])}",
-            f"analog MACs: {before_after(t['analog_macs_dense'], t['analog_macs'])}",
+            f"MACs: {before_after(t['total_macs_dense'], t['total_macs'])}",
+            f"analog MACs: {before_after(t['macs_dense'], t['macs'])}",
             f"energy: {before_after(t['energy_dense'], t['energy'], 'J', -12)}",
         )
         return ", ".join(parts)

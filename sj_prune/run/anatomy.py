@@ -25,7 +25,7 @@ from sj_prune.network.inputs import (
 from sj_prune.network.layers import Layer, prunable_layers
 from sj_prune.network.topology import trace
 from sj_prune.neurons.convert import sensor_of, sensors
-from sj_prune.run.arguments import SettingsError, check_sparsity, select_groups
+from sj_prune.run.arguments import SettingsError, check_names, check_sparsity, select_groups
 from sj_prune.run.start import start_masks
 from sj_prune.run.state import Run
 
@@ -138,6 +138,7 @@ def _masks(
         plan, coupling, net, lambda layer: bool(scoring_neurons(topology, coupling, layer))
     )
     masks = plan.structure.masks(net, run.layers, groups, plan.binding)
+    check_names(masks)
     check_sparsity(plan, masks.scopes.values(), plan.sparsity)
     run.anatomy.coupling, run.anatomy.dense = coupling, dense
     return masks
@@ -239,8 +240,20 @@ def learn_from(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str
     gradients = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     if run.anatomy.topology is not None or not gradients:
         return False
+    if not run.plan.needs_graph:
+        if run.anatomy.inputs is None:
+            remember_inputs(run, args, kwargs)
+        return False
     learn(net, run, args, kwargs)
     return True
+
+
+def learn_seen(net: nn.Module, run: Run) -> None:
+    """Learn what a plan had no need of, from zeros of the inputs seen; no neuron fires on those."""
+    if run.anatomy.topology is None and run.anatomy.inputs is not None:
+        ensure_topology(net, run)
+        for fact in run.anatomy.topology.facts.values():  # type: ignore[attr-defined]
+            fact.firing_rate = fact.criticality = None
 
 
 def learn_example(net: nn.Module, run: Run, example_input: Any) -> None:  # noqa: ANN401

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
 from sj_prune._checks import check_fraction
+from sj_prune.masks.keys import instead
 from sj_prune.masks.scopes import Scope
 from sj_prune.masks.structure import Structure
 from sj_prune.methods.plan import Plan
 from sj_prune.network.coupling import Coupling, Group
-from sj_prune.network.layers import Layer, prunable_layers
+from sj_prune.network.layers import Layer, prunable_layers, weighted_layers
+
+logger = logging.getLogger("sj_prune")
 
 
 def select_layers(
@@ -29,10 +33,10 @@ def select_layers(
     if isinstance(skip, str) or not isinstance(skip, Iterable):
         hint = f": write skip=({skip!r},)" if isinstance(skip, str) else ""
         raise TypeError(f"Expected skip to be a sequence of names but got {skip!r}{hint}")
-    layers = prunable_layers(net)
+    layers, every = prunable_layers(net), weighted_layers(net)
     skipped = set()
     for name in skip:
-        below = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
+        below = [layer for layer in every if layer == name or layer.startswith(f"{name}.")]
         if not below:
             close = difflib.get_close_matches(str(name), layers, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -44,17 +48,15 @@ def select_layers(
     chosen = {name: layer for name, layer in layers.items() if name not in skipped}
     dense = {} if structure.needs_forward else _staying(chosen, structure)
     chosen = {name: layer for name, layer in chosen.items() if name not in dense}
+    computed = _computed({n: m for n, m in every.items() if n not in {*layers, *skipped}})
     if not chosen:
         listed = "".join(f"; {name}: {reason}" for name, reason in dense.items())
         raise ValueError(
             "Expected at least one convolution or linear layer to prune but the network has none"
-            f"{' outside skip' if skipped else ''}{listed}"
+            f"{' outside skip' if skipped else ''}{f'; {computed}' if computed else ''}{listed}"
         )
-    if "total" in chosen:
-        raise ValueError(
-            "Expected no pruned layer of the name 'total', which stands for all layers in "
-            "sparsity(), but there is one: rename it or name it in skip"
-        )
+    if computed:
+        logger.warning("%s", computed)
     return chosen, dense
 
 
@@ -63,8 +65,34 @@ def _staying(layers: dict[str, Layer], structure: Structure) -> dict[str, str]:
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
+def _computed(layers: Mapping[str, Layer]) -> str:
+    """Say of layers whose weights are no parameters that no mask can hold them."""
+    if not layers:
+        return ""
+    listed = ", ".join(f"{name} ({instead(m, 'weight')})" for name, m in layers.items())
+    return (
+        f"layers whose weights are computed anew at every forward stay dense, and are not in "
+        f"sparsity(): {listed}; take that off before wrapping to prune them "
+        "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+        "remove_spectral_norm, prune.remove), or name them in skip"
+    )
+
+
 class SettingsError(ValueError):
     """Raised for settings that do not fit the network, whatever its forward does."""
+
+
+def check_names(masks: Iterable[str]) -> None:
+    """Refuse a layer or norm whose mask has the name that `sparsity` gives to all of them.
+
+    Raises:
+        SettingsError: if there is one.
+    """
+    if "total" in masks:
+        raise SettingsError(
+            "Expected no pruned layer or norm of the name 'total', which stands for all layers in "
+            "sparsity(), but there is one: rename it or name it in skip"
+        )
 
 
 def check_sparsity(plan: Plan, scopes: Iterable[Scope], sparsity: float) -> None:

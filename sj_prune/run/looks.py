@@ -192,6 +192,8 @@ def say_unpruned(session: Session) -> None:
         if run.history:
             return  # by hand
         why = "no optimizer was ever attached, and update_masks() was not called"
+    elif due is None and not (run.history or run.plan.emergent):
+        why = "its schedule has no update (end=None), and update_masks() was not called"
     elif due is None or run.plan.emergent:
         return
     else:

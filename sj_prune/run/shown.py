@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,6 +20,24 @@ class Shown(nn.Module):
     """Read-only facts of a session."""
 
     session: Session
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Set an attribute.
+
+        Raises:
+            RuntimeError: for another network than the wrapped one, which would never be pruned.
+        """
+        known = self.__dict__.get("session")
+        if name == "net" and known is not None:
+            parts = value.modules() if isinstance(value, nn.Module) else ()
+            # One around it (torch.compile, DistributedDataParallel) holds the same parameters.
+            if "net" in self._modules and all(part is not known.net for part in parts):
+                raise RuntimeError(
+                    "Expected model.net to stay the network that was wrapped but another one was "
+                    "assigned: load its weights (model.net.load_state_dict(other.state_dict())), "
+                    "or wrap it anew with sj_prune.PruningWrapper(other, method)"
+                )
+        super().__setattr__(name, value)
 
     @property
     def masks(self) -> MaskManager:

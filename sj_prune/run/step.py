@@ -21,6 +21,7 @@ from sj_prune.run.anatomy import (
     ensure_masks,
     learn_example,
     learn_from,
+    learn_seen,
     note_running,
 )
 from sj_prune.run.holding import after_step, before_step
@@ -63,8 +64,11 @@ def before_forward(session: Session, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def learn_now(session: Session, example_input: Any) -> None:  # noqa: ANN401
-    """Learn from an example."""
-    learn_example(session.net, session.run, example_input)
+    """Learn from an example; without one, from the shapes of the inputs seen so far."""
+    if example_input is None:
+        learn_seen(session.net, session.run)
+    else:
+        learn_example(session.net, session.run, example_input)
     switch_recording(session)
 
 
@@ -241,7 +245,11 @@ def _penalize(session: Session, optimizer: Optimizer) -> None:
     for penalty in session.run.plan.penalties:
         if penalty.gradient is not None:
             for name in _layers(session, optimizer, penalty.of):
-                penalty.gradient(view(session.net, session.run, name, step))
+                layer = view(session.net, session.run, name, step)
+                gamma = gamma_of(session.net, session.run, name)
+                moved = layer.grad if penalty.of == "weight" or gamma is None else gamma.grad
+                if moved is not None:  # frozen, or absent from the batch: it does not step
+                    penalty.gradient(layer)
 
 
 def _evaluate(session: Session, optimizer: Optimizer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sj_prune.masks.bindings import Hidden
 from sj_prune.methods.view import LayerActivity, LayerView
 from sj_prune.network.layers import TRANSPOSED
+from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import sensor_of
 from sj_prune.run.state import Run
 
@@ -60,7 +61,7 @@ def _view(net: nn.Module, run: Run, name: str, state: dict[str, Tensor], step: i
         weight=masks.scored(name),
         grad=weight.grad,
         mask=masks.layer_mask(name),
-        activity=_activity(net, run.anatomy.scoring.get(name, {})),
+        activity=_activity(net, run, name),
         norm=None if norm is None else net.get_submodule(norm),
         step=step,
         seed=_seed(run, name),
@@ -88,7 +89,11 @@ def _initial_memory(run: Run, layer: LayerView) -> dict[str, Tensor]:
     return found
 
 
-def _activity(net: nn.Module, neurons: Mapping[str, Tensor | None]) -> LayerActivity | None:
+def _activity(net: nn.Module, run: Run, name: str) -> LayerActivity | None:
+    if run.anatomy.topology is None and not run.plan.needs_graph:
+        # Nothing is traced: what reads it all the same is told to say so.
+        return LayerActivity([SimpleNamespace(activity=Activity(), peak=None)])
+    neurons = run.anatomy.scoring.get(name, {})
     if not neurons:
         return None
     nodes: list[Any] = [sensor_of(net.get_submodule(node)) for node in neurons]

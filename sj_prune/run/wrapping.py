@@ -18,7 +18,7 @@ from sj_prune.neurons.convert import sense, sensor_of, to_stock
 from sj_prune.neurons.statistics import check_statistics
 from sj_prune.run import looks, spikes
 from sj_prune.run.agreement import Agreement
-from sj_prune.run.arguments import check_sparsity, select_layers
+from sj_prune.run.arguments import check_names, check_sparsity, select_layers
 from sj_prune.run.hooks import Hooks, owned_parameters
 from sj_prune.run.processes import check_whole
 from sj_prune.run.recording import Recorder
@@ -84,6 +84,7 @@ def _masks(net: nn.Module, plan: Plan, layers: tuple[str, ...]) -> MaskManager:
     if plan.structure.needs_forward:
         return MaskManager(net, known=False)
     masks = plan.structure.masks(net, layers, (), plan.binding)
+    check_names(masks)
     check_sparsity(plan, masks.scopes.values(), plan.sparsity)
     return masks
 

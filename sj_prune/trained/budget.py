@@ -59,7 +59,7 @@ def spent(model: PruningWrapper, kind: str, args: tuple[Any, ...]) -> float:
         everything = sum(p.numel() for p in model.net.parameters())
         return float(everything - model.masks.removed_parameters())
     found = cost.measure(model.net, args, masks=model.masks.element_masks()).values()
-    return sum(c.macs if kind == "macs" else c.synops for c in found)
+    return sum(c.total_macs if kind == "macs" else c.synops for c in found)
 
 
 def sparsity_for(

@@ -137,7 +137,7 @@ def test_compact_network_equals_spikingjelly(pair):
         weights = ("convolution", "addmm", "mm")
         counted = {str(op): n for op, n in macs.records["Global"].items()}
         assert sum(c.synops for c in found) == synops.get_total() > 0
-        assert sum(c.analog_macs for c in found) == sum(
+        assert sum(c.macs for c in found) == sum(
             n for op, n in counted.items() if any(w in op for w in weights)
         )
         assert sum(c.synops for c in found) == pytest.approx(6 * additions(net, X))
@@ -147,7 +147,7 @@ def test_compact_network_spends_what_was_left_of_the_masked_one(pair):
     _, masked, small = pair
     found = [
         {
-            name: (c.synops, c.analog_macs, c.macs, c.parameters_nonzero)
+            name: (c.synops, c.macs, c.total_macs, c.parameters_nonzero)
             for name, c in cost.measure(net, X).items()
         }
         for net in (masked, small)
@@ -162,9 +162,9 @@ def test_macs_by_brute_force():
     x = (torch.rand(5, 4, 7, 7) < 0.3).float()
     found = cost.measure(net, x, samples=5)["0"]
     visits = sum(1 for _ in range(6) for _ in range(2) for _ in range(9) for _ in range(4 * 4))
-    assert found.macs_dense == visits
-    assert found.macs == visits - 9 * 16
-    assert found.analog_macs == 0  # on spikes
+    assert found.total_macs_dense == visits
+    assert found.total_macs == visits - 9 * 16
+    assert found.macs == 0  # on spikes
 
 
 # ---- latency -------------------------------------------------------------------------------------

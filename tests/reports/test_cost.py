@@ -96,7 +96,7 @@ def test_synops_equal_brute_force(dims, settings):
     found = one(conv, x)
     assert (found.synops, found.synops_dense) == brute_force(x, conv)
     assert found.binary_input
-    assert (found.analog_macs, found.analog_macs_dense) == (0, 0)
+    assert (found.macs, found.macs_dense) == (0, 0)
     assert found.energy == pytest.approx(0.9 * found.synops)
 
 
@@ -155,12 +155,12 @@ def test_analog_input_costs_macs():
     x = torch.rand(3, 4, 7, 7)
     found = one(conv, x)
     positions = 3 * 4 * 4
-    assert found.analog_macs_dense == conv.weight.numel() * positions
-    assert found.analog_macs == int((conv.weight != 0).sum()) * positions
+    assert found.macs_dense == conv.weight.numel() * positions
+    assert found.macs == int((conv.weight != 0).sum()) * positions
     assert not found.binary_input
     assert (found.synops, found.synops_dense) == (0, 0)
-    assert found.energy == pytest.approx(4.6 * found.analog_macs)
-    assert found.energy_dense == pytest.approx(4.6 * found.analog_macs_dense)
+    assert found.energy == pytest.approx(4.6 * found.macs)
+    assert found.energy_dense == pytest.approx(4.6 * found.macs_dense)
 
 
 def test_counts_are_exact_where_single_precision_is_not():
@@ -236,7 +236,7 @@ def test_dense_network_equals_spikingjelly(samples):
     divisor = samples or 3
     assert synops > 0
     assert sum(c.synops for c in found) == pytest.approx(synops / divisor, rel=1e-12)
-    assert sum(c.analog_macs for c in found) == pytest.approx(macs / divisor, rel=1e-12)
+    assert sum(c.macs for c in found) == pytest.approx(macs / divisor, rel=1e-12)
 
 
 def test_sew_resnet_equals_spikingjelly():
@@ -253,7 +253,7 @@ def test_sew_resnet_equals_spikingjelly():
     found = cost.measure(net, x, samples=1)
     assert len(found) == 21
     assert sum(c.synops for c in found.values()) == synops
-    assert sum(c.analog_macs for c in found.values()) == macs
+    assert sum(c.macs for c in found.values()) == macs
     assert {c.binary_input for c in found.values()} == {True, False}
 
 
@@ -285,7 +285,7 @@ def test_samples_are_those_of_the_neurons():
     net, x = awake(small_net()), torch.rand(3, 2, 8, 8)
     inside = cost.measure(Repeats(net), x)["net.3"]
     outside = cost.measure(net, x.repeat(4, 1, 1, 1, 1))["3"]
-    assert (inside.synops, inside.analog_macs) == (outside.synops, outside.analog_macs)
+    assert (inside.synops, inside.macs) == (outside.synops, outside.macs)
     assert outside.synops == cost.measure(net, x.repeat(4, 1, 1, 1, 1), samples=3)["3"].synops
 
 
@@ -293,7 +293,7 @@ def test_samples_in_single_step_mode():
     net, x = awake(small_net()), torch.rand(3, 2, 8, 8)
     functional.set_step_mode(net, "s")
     found = cost.measure(net, x)
-    assert found["0"].analog_macs == 8 * 2 * 9 * 64
+    assert found["0"].macs == 8 * 2 * 9 * 64
 
 
 def test_samples_without_neurons():
@@ -339,7 +339,7 @@ def test_calls_accumulate():
         spikes = net.node(net.conv(x * scale))
     assert conv.calls == 2
     assert not conv.binary_input
-    assert conv.analog_macs == 81 * 4 * 2 * 25
+    assert conv.macs == 81 * 4 * 2 * 25
     assert conv.synops == brute_force(spikes.flatten(0, 1), net.conv)[0] > 0
     assert found["unused"].calls == 0
     assert not found["unused"].binary_input

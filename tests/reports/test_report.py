@@ -118,12 +118,12 @@ def test_totals_are_sums():
         "synops_dense",
         "macs",
         "macs_dense",
-        "analog_macs",
+        "total_macs",
         "dropped",
         "regrown",
     ):
         assert totals[name] == pytest.approx(sum(getattr(row, name) for row in found.rows))
-    assert totals["energy"] == pytest.approx(4.6 * totals["analog_macs"] + 0.9 * totals["synops"])
+    assert totals["energy"] == pytest.approx(4.6 * totals["macs"] + 0.9 * totals["synops"])
     assert totals["parameters"] == sum(p.numel() for p in wrapper.parameters())
     gone = totals["weights"] - totals["weights_kept"]
     assert totals["parameters"] - totals["parameters_kept"] == gone > 0

@@ -194,7 +194,7 @@ def test_a_kill_inside_of_a_save_loses_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "kills"), [("checkpoint", 25), ("compact", 25), ("deployed", 25)])
+@pytest.mark.parametrize(("kind", "kills"), [("checkpoint", 25), ("compact", 10), ("deployed", 10)])
 def test_kills_inside_of_a_save_lose_nothing(kind, kills, tmp_path):
     """At random moments of a save that takes about 50 ms."""
     path, rng, inside = tmp_path / "a.pt", random.Random(0), 0

@@ -121,6 +121,7 @@ def test_shared_weights_have_one_mask(name):
     model, optimizer = wrapped(METHODS[name](), "adam", net=net)
     assert list(model.masks) == ["conv", "fc1", "out"]
     train(model, optimizer, 9, after=lambda k: assert_masked(model, optimizer))
+    model.explain()  # what a method has no need of is learnt when asked for
     assert model.session.run.anatomy.topology.neurons == {
         "conv": ("sn0",),
         "fc1": ("sn1", "sn2"),
@@ -154,6 +155,7 @@ class OneNeuron(nn.Module):
 def test_neuron_shared_by_layers_of_different_width():
     model, optimizer = wrapped(magnitude(), net=OneNeuron())
     train(model, optimizer, 4)
+    model.explain()
     problem = "shared by layers of different width; give each layer its own"
     assert model.session.run.anatomy.topology.facts["sn"].problem == problem
     assert model.session.run.anatomy.topology.neurons == dict.fromkeys(("fc1", "fc2", "out"), ())
@@ -173,6 +175,7 @@ def test_network_without_neurons(name):
     model, optimizer = wrapped(METHODS[name](), net=build(spiking=False))
     train(model, optimizer, 9, after=lambda k: assert_masked(model, optimizer))
     assert model.sparsity()["total"] == pytest.approx(model.method.sparsity)
+    model.explain()
     assert set(model.session.run.anatomy.topology.neurons.values()) == {()}
 
 
@@ -305,6 +308,7 @@ def test_autocast(name):
         loss.backward()
         optimizer.step()
         assert_masked(model, optimizer)
+    model.explain()
     assert model.session.run.anatomy.topology.neurons == {
         "0": ("2",),
         "3": ("5",),
