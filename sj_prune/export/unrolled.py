@@ -36,9 +36,7 @@ class Unrolled(nn.Module):
             elif step.op == "torch":
                 raise refuse(step, target, "attention is not taken apart")
             elif step.op == "adaptive" and windows(made, step) is None:
-                raise refuse(
-                    step, target, "it pools by windows that are not equal"
-                )
+                raise refuse(step, target, "it pools by windows that are not equal")
 
     def _keep(self, layer: Layer) -> None:
         for kind in ("weight", "bias"):
