@@ -173,7 +173,9 @@ def _located(net: nn.Module) -> Iterator[list[Trail]]:
 
 
 @contextmanager
-def running(net: nn.Module, *, dense: bool) -> Iterator[Callable[..., Result]]:
+def running(
+    net: nn.Module, *, dense: bool, located: bool = True
+) -> Iterator[Callable[..., Result]]:
     """Yield what runs a float64 copy in eval mode on `args` and `kwargs`, as often as one likes.
 
     Its neurons are reset before every run, and the random numbers are the same.
@@ -181,9 +183,10 @@ def running(net: nn.Module, *, dense: bool) -> Iterator[Callable[..., Result]]:
     Args:
         net: the copy.
         dense: neurons return a smooth signal; no gradients then.
+        located: follow the calls of modules, so that an error names the one that raised.
 
     Raises:
-        ForwardError: by a run, naming the module, whatever the forward raised.
+        ForwardError: by a run, whatever the forward raised.
     """
 
     def run(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Result:
@@ -204,7 +207,8 @@ def running(net: nn.Module, *, dense: bool) -> Iterator[Callable[..., Result]]:
         return Result([x.detach() for x in outputs], gradients)
 
     smoothed = _smoothed(net) if dense else nullcontext()
-    with _alike(net), torch.set_grad_enabled(not dense), smoothed, _located(net) as trails:
+    followed = _located(net) if located else nullcontext([Trail()])
+    with _alike(net), torch.set_grad_enabled(not dense), smoothed, followed as trails:
         yield run
 
 
@@ -216,8 +220,12 @@ def evaluate(
     dense: bool,
 ) -> Result:
     """Run a float64 copy once, as `running` does."""
-    with running(net, dense=dense) as run:
-        return run(args, kwargs)
+    try:
+        with running(net, dense=dense, located=False) as run:
+            return run(args, kwargs)
+    except ForwardError:
+        with running(net, dense=dense) as run:  # again, to hear where
+            return run(args, kwargs)
 
 
 def tensors_of(values: Any) -> list[Tensor]:  # noqa: ANN401

@@ -16,7 +16,7 @@ from sj_prune.compaction.forward import doubled
 from sj_prune.compaction.owned import rebind
 from sj_prune.compaction.proof import listed, prove
 from sj_prune.compaction.slices import Cut, silent_units
-from sj_prune.compaction.trial import tried_out
+from sj_prune.compaction.trial import double_of, tried_out
 from sj_prune.network.coupling import Coupling, Group, couple
 from sj_prune.network.inputs import as_args
 
@@ -77,14 +77,33 @@ def build_compact(net: nn.Module, example_input: Any, *, skip: Collection[str] =
     cut = Cut.of(units)
     small = _copy(net)
     names = {id(p): name for name, p in small.named_parameters()}
-    kept = shrink(small, cut)
-    follow(small, coupling.widths)
+    kept = _cut(small, cut, coupling)
     rebind(small, names, kept)
     prove(
-        masked, copied(small).double().eval(), cut, doubled(args), lambda name: _about(units, name)
+        masked,
+        lambda: _cut_alike(masked, cut, coupling, small),
+        lambda: double_of(net),
+        cut,
+        doubled(args),
+        lambda name: _about(units, name),
     )
     _log(units, coupling)
     return Compacted(small, kept)
+
+
+def _cut(net: nn.Module, cut: Cut, coupling: Coupling) -> dict[str, Index]:
+    kept = shrink(net, cut)
+    follow(net, coupling.widths)
+    return kept
+
+
+def _cut_alike(twin: nn.Module, cut: Cut, coupling: Coupling, small: nn.Module) -> None:
+    """Cut a float64 copy as the network that is returned was: of this one equality is proved."""
+    _cut(twin, cut, coupling)
+    pairs = zip(small.state_dict().items(), twin.state_dict().items(), strict=True)
+    for (name, a), (_, b) in pairs:
+        if isinstance(a, Tensor) and bool(((a.to(b) != b) & (b == b)).any()):
+            raise CompactionError(f"Expected one way to cut {name} but two differ: report it")
 
 
 def _check(net: nn.Module, skip: Collection[str]) -> None:

@@ -38,45 +38,53 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def prove(
-    masked: nn.Module, small: nn.Module, cut: Cut, args: tuple[Any, ...], groups: Callable[..., str]
+    twin: nn.Module,
+    shrink: Callable[[], None],
+    masked: Callable[[], nn.Module],
+    cut: Cut,
+    args: tuple[Any, ...],
+    groups: Callable[..., str],
 ) -> None:
-    """Raise unless two float64 copies in eval mode compute the same.
+    """Raise unless a float64 copy in eval mode computes the same before and after it is cut.
 
     Args:
-        masked: a copy of the masked network.
-        small: a copy of the smaller one.
-        cut: what has left.
+        twin: a copy of the masked network; it is the smaller one afterwards.
+        shrink: cuts it.
+        masked: returns another copy of the masked network.
+        cut: what leaves.
         args: positional inputs in float64.
         groups: names the groups that a module has to do with, for messages.
 
     Raises:
         CompactionError: naming the first layer that differs, or the module that raised.
     """
-    for dense in (True, False):
-        fired: dict[str, bool] = {}
+    fired: dict[str, bool] = {}
 
-        def note(name: str, _: Any, out: Any, fired: dict[str, bool] = fired) -> None:  # noqa: ANN401
-            fired[name] = fired.get(name, False) or any(bool(x.any()) for x in tensors_of(out))
+    def note(name: str, _: Any, out: Any) -> None:  # noqa: ANN401
+        fired[name] = fired.get(name, False) or any(bool(x.any()) for x in tensors_of(out))
 
+    try:
+        expected = {True: evaluate(twin, args, {}, dense=True)}
+        with hooked(twin, note, _host.is_neuron):
+            expected[False] = evaluate(twin, args, {}, dense=False)
+    except ForwardError as error:
+        raise CompactionError(
+            f"Expected the network to run on example_input in float64 but {error}: let its "
+            "forward keep the type of its input and return tensors: equality is proved on them"
+        ) from error
+    shrink()
+    for dense, result in expected.items():
         try:
-            with hooked(masked, note, _host.is_neuron):
-                expected = evaluate(masked, args, {}, dense=dense)
-        except ForwardError as error:
-            raise CompactionError(
-                f"Expected the network to run on example_input in float64 but {error}: let its "
-                "forward keep the type of its input and return tensors: equality is proved on them"
-            ) from error
-        try:
-            actual = evaluate(small, args, {}, dense=dense)
+            actual = evaluate(twin, args, {}, dense=dense)
         except ForwardError as error:
             raise CompactionError(
                 f"Expected the smaller network to run on example_input but {error}. The width of "
                 f"{groups(error.module)} seems to be written into the forward of the network: "
                 "read it from the tensor there, or name the layer in skip"
             ) from error
-        if not _same(expected, actual):
-            raise CompactionError(_first_difference(masked, small, cut, args, dense, groups))
-        if not finite(expected.outputs):
+        if not _same(result, actual):
+            raise CompactionError(_first_difference(masked(), twin, cut, args, dense, groups))
+        if not finite(result.outputs):
             raise CompactionError(
                 "Expected finite outputs on example_input but got inf or nan: nothing can be "
                 "proved; give inputs and weights that the network can compute with"

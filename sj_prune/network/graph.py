@@ -13,6 +13,14 @@ _NAMES = (
     "T Transpose ToCopy Permute View UnsafeView ReshapeAlias Alias Clone Unsqueeze Squeeze Expand"
 )
 _PASSING = {f"{name}Backward{i}" for name in _NAMES.split() for i in (0, 1)}
+# What a chain of layers may hold beside them: linear operations, and norms.
+_LINEAR = frozenset(
+    "Convolution ConvolutionOverrideable MkldnnConvolution Addmm Mm Bmm Linear MkldnnLinear "
+    "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm BatchNormImpl NativeGroupNorm NativeLayerNorm "
+    "Add Sub Mul Div Neg Mean Sum AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D "
+    "AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd Slice Select Cat Stack Unbind Split "
+    f"SplitWithSizes AsStrided {_NAMES}".split()
+)
 
 
 def _leaf(fn: Any) -> Tensor | None:  # noqa: ANN401
@@ -65,6 +73,8 @@ class Walker:
             if fn is None or fn in visited or fn in self.stops:
                 continue
             visited.add(fn)
+            if passed and type(fn).__name__.split("Backward")[0] not in _LINEAR:
+                continue  # an activation: what comes before it is scored by nobody
             parents = [parent for parent, _ in fn.next_functions if parent is not None]
             leaves = [id(leaf) for parent in parents if (leaf := _leaf(parent)) is not None]
             mine = [self.weights[leaf] for leaf in leaves if leaf in self.weights]

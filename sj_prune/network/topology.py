@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune.network.chain import reached
+from sj_prune.network.coupling.tracer import Channels, neuron_channels
 from sj_prune.network.facts import NeuronFacts, Topology
 from sj_prune.network.graph import Behind, Walker
 from sj_prune.network.idle import noting_idle
@@ -29,7 +30,10 @@ from sj_prune.neurons.recording import temporary_activity
 
 
 def _channel_dim(layer: Layer, shape: torch.Size) -> int | None:
-    """Return the dimension of ``x_seq`` that counts the layer's output channels, if one does."""
+    """Return the dimension of ``x_seq`` that counts the layer's output channels, if one does.
+
+    By its size and where it usually is: for neurons that no labels reach.
+    """
     out = output_channels(layer)
     linear_over_tokens = isinstance(layer, nn.Linear) and len(shape) > 3
     for dim in (-1, 2) if linear_over_tokens else (2,):
@@ -41,8 +45,11 @@ def _channel_dim(layer: Layer, shape: torch.Size) -> int | None:
 class _Tracer:
     """Forward hooks that fill a `Topology` while the network runs."""
 
-    def __init__(self, net: nn.Module, layers: Mapping[str, Layer]) -> None:
+    def __init__(
+        self, net: nn.Module, layers: Mapping[str, Layer], channels: Mapping[str, Channels]
+    ) -> None:
         self.layers = layers
+        self.channels = channels
         self.known = weighted_layers(net)  # one that is skipped stands between others all the same
         weights = {id(layer._parameters.get("weight")): n for n, layer in self.known.items()}
         self.walker = Walker(weights, norms_by_weight(net))
@@ -94,9 +101,7 @@ class _Tracer:
     def _count_channels(
         self, facts: NeuronFacts, name: str, shape: torch.Size, found: Iterable[str]
     ) -> None:
-        dims = {layer: _channel_dim(self.layers[layer], shape) for layer in found}
-        matching = {dim for dim in dims.values() if dim is not None}
-        dim = matching.pop() if len(matching) == 1 else facts.channel_dim
+        dim, dims = self._dims(facts, name, shape, found)
         channels = shape[dim] if len(shape) > 2 else 1
         if facts.calls > 1 and (facts.channels, facts.channel_dim) != (channels, dim):
             facts.problem = "shared by layers of different width; give each layer its own"
@@ -108,6 +113,17 @@ class _Tracer:
             table[layer] = known if name in known else (*known, name)
             if layer_dim != dim:
                 self.topology.problems[layer] = f"{name}: its channels are not this layer's"
+
+    def _dims(
+        self, facts: NeuronFacts, name: str, shape: torch.Size, found: Iterable[str]
+    ) -> tuple[int, dict[str, int | None]]:
+        """Return the dimension of the channels, and which dimension is each layer's own."""
+        seen = self.channels.get(name)
+        if seen is not None and (dim := len(shape) + seen.dim) > 0:
+            return dim, {layer: dim if layer in seen.own else None for layer in found}
+        dims = {layer: _channel_dim(self.layers[layer], shape) for layer in found}
+        matching = {dim for dim in dims.values() if dim is not None}
+        return matching.pop() if len(matching) == 1 else facts.channel_dim, dims
 
     def _follow_chains(self, name: str, channels: int, behind: Iterable[Behind]) -> None:
         """Note which channels of a neuron layer are reached by layers that others come after."""
@@ -180,13 +196,14 @@ def trace(
         args: positional inputs of the network.
         kwargs: keyword inputs.
     """
+    channels = neuron_channels(net, args, kwargs)
     with (
         _host.preserved_state(net),
         unheard(net),
         _trainable(net),
         temporary_activity(net) as nodes,
     ):
-        tracer = _Tracer(net, layers)
+        tracer = _Tracer(net, layers, channels)
         with _hooked(net, tracer), noting_idle(net, layers) as idle:
             try:
                 _forward(net, args, kwargs or {})

@@ -192,7 +192,7 @@ class RecordingNode:
         """
         check_input(x_seq, type(self).__name__)
         v_init = self._initial_v(x_seq)
-        if self.channel_dim == 2 or x_seq.ndim <= 3:
+        if x_seq.ndim < 3 or self.channel_dim in (2, 2 - x_seq.ndim):
             return self._keep(self._run(x_seq, v_init))
         # Features last: engines see [T, N, C, *] as a view, no copy is made.
         v_init = v_init.movedim(step_dim(self.channel_dim), 1)

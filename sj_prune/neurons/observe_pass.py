@@ -89,7 +89,7 @@ class Pass(Sums):
         reduced = self.partials(self.steps, step_dim(channel_dim))
         if self._spikes is not None:
             spikes = torch.stack(self._spikes)
-            spikes = spikes.movedim(channel_dim, 2) if spikes.ndim > 3 else spikes
+            spikes = spikes.movedim(channel_dim, 2) if spikes.ndim > 2 else spikes
             reduced += [of_spikes(name, spikes) for name in self.names if is_function(name)]
         partials = torch.stack(reduced, -1)
         activity.move_to(partials.device)

@@ -155,7 +155,7 @@ class Sums:
         for name in filter(TABLE.__contains__, self.names):
             total = self.totals[TABLE[name].code]
             # [N] has one channel; [N, C] and [N, C, *] have C of them with a map of size >= 1.
-            maps = total.movedim(channel_dim, 1) if total.ndim > 2 else total.unsqueeze(-1)
+            maps = total.movedim(channel_dim, 1) if total.ndim > 1 else total.unsqueeze(-1)
             maps = maps.reshape(len(maps), maps.shape[1], -1) / steps
             reduced.append(maps.amax(-1) if TABLE[name].maximum else maps.mean(-1))
         return reduced

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from spikingjelly.activation_based import layer, neuron, surrogate
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 import sj_prune
@@ -113,6 +113,15 @@ def test_neurons_and_norms_of_every_layer_of_a_chain():
     assert norms == {"stem": "bn", "rep.0": "rep.1", "rep.3": "rep.4", "dw.1": "dw.2"}
 
 
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.Sigmoid(), nn.MaxPool3d((1, 2, 2))])
+def test_an_activation_ends_a_chain(between):
+    net, x = build()
+    net.rep[1] = nn.Sequential(norm(4), between)
+    sj_prune.to_recording(net)
+    layers = {name: net.get_submodule(name) for name in ("rep.0", "rep.2")}
+    assert list(trace(net, layers, (x,)).through) == ["rep.2"]
+
+
 @pytest.mark.parametrize("trains", [True, False])
 def test_a_skipped_layer_still_stands_in_between(trains):
     """What comes before it does not feed the neurons channel by channel."""
@@ -154,7 +163,8 @@ def test_activity_of_a_chain_and_its_compaction():
     view = model.session.run.anatomy.scoring["dw.0"]["dw.3"]
     assert torch.allclose(activity[view].mean(1), activity.view(6, 2).mean(1))
     model.update_masks()
-    masked = model.finalize()
+    masked = model.finalize().eval()
+    functional.reset_net(masked)
     small = compact(masked, x)
     assert parameters(small) < parameters(masked)
     assert_equal(masked, small, x)

@@ -28,6 +28,8 @@ class Traced:
         bare: layers whose output something else than a norm reads.
         norm_of: layer name -> the first norm behind it.
         frozen_layers: layer name -> why nothing of it can be pruned.
+        met: name of whatever senses -> the dimensions of channels that it was given, from the end,
+            each with their labels.
     """
 
     layers: list[str]
@@ -41,6 +43,7 @@ class Traced:
     bare: set[str] = field(default_factory=set)
     norm_of: dict[str, str] = field(default_factory=dict)
     frozen_layers: dict[str, str] = field(default_factory=dict)
+    met: dict[str, set[tuple[int, tuple[int, ...]]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, net: nn.Module) -> Traced:

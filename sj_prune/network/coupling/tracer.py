@@ -13,7 +13,9 @@ alike) and neurons at rest, up to the layers that read it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +31,9 @@ from sj_prune.network.coupling.labels import Labels
 from sj_prune.network.coupling.modules import has_rule, relabel_module
 from sj_prune.network.coupling.rules import NotSeparateError, relabel
 from sj_prune.network.coupling.traced import Traced
+from sj_prune.network.inputs import few_samples
 from sj_prune.network.unheard import unheard
+from sj_prune.neurons.convert import sensor_of
 
 
 def couple(
@@ -47,20 +51,63 @@ def couple(
         kwargs: keyword inputs.
         skip: names of layers whose channels are to stay.
     """
+    traced = _traced(net, args, kwargs or {})
+    for name in skip:
+        if name in traced.outputs:
+            traced.partition.freeze(traced.outputs[name], "skipped by name")
+    return assemble(traced)
+
+
+def _traced(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Traced:
     tracer = _Tracer(net)
     with _host.preserved_state(net), unheard(net), torch.no_grad(), _hooked(net, tracer):
         _host.reset_net(net.eval())
         with torch.compiler.set_stance("force_eager"), tracer:
             try:
-                out = net(*args, **dict(kwargs or {}))
+                out = net(*args, **kwargs)
             finally:
                 tracer.look_again()
         for x in tree_flatten(out)[0]:
             tracer.freeze(x, "it is an output of the network")
-    for name in skip:
-        if name in tracer.traced.outputs:
-            tracer.traced.partition.freeze(tracer.traced.outputs[name], "skipped by name")
-    return assemble(tracer.traced)
+    return tracer.traced
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Where the channels of a neuron layer's input are.
+
+    Attributes:
+        dim: their dimension, from the end.
+        own: the layers whose output channels they are, one by one.
+    """
+
+    dim: int
+    own: frozenset[str]
+
+
+def neuron_channels(
+    net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> dict[str, Channels]:
+    """Follow channels to whatever senses in a network: name -> where they are.
+
+    Neurons that no labels reach, or along different dimensions, are left out; so are all if the
+    forward does not run like this.
+    """
+    for some in few_samples(args):
+        with suppress(Exception):  # where samples lie along another dimension
+            traced = _traced(net, some, kwargs or {})
+            return {n: Channels(*where) for n in traced.met if (where := _own(traced, n))}
+    return {}
+
+
+def _own(traced: Traced, name: str) -> tuple[int, frozenset[str]] | None:
+    dims = {dim for dim, _ in traced.met[name]}
+    if len(dims) != 1:
+        return None
+    roots = traced.partition.roots
+    given = [roots(torch.tensor(ids, device="cpu")) for _, ids in traced.met[name]]
+    own = (layer for layer, ids in traced.outputs.items() if roots(ids) in given)
+    return dims.pop(), frozenset(own)
 
 
 class _Tracer(TorchDispatchMode):
@@ -140,6 +187,13 @@ class _Tracer(TorchDispatchMode):
             assert x.shape[labels.dim] == len(labels.ids)  # noqa: S101 (a rule that lies)
             self._labels[x] = labels
 
+    def meet(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note the channels that are given to what senses."""
+        x = args[0] if args and not self._depth else None
+        if (labels := self.labels_of(x)) is not None:
+            where = labels.dim - x.ndim, tuple(labels.ids.tolist())  # type: ignore[union-attr]
+            self.traced.met.setdefault(name, set()).add(where)
+
     # ---- modules -------------------------------------------------------------------------------
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -170,6 +224,9 @@ class _Tracer(TorchDispatchMode):
 def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
     with ExitStack() as stack:
         for name, module in net.named_modules():
+            if sensor_of(module) is not None:
+                meet = module.register_forward_pre_hook(partial(tracer.meet, name))
+                stack.callback(meet.remove)
             if not has_rule(module):
                 continue
 
