@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sj_prune.masks.bindings import Hidden
-from sj_prune.masks.keys import Place
 from sj_prune.methods.view import NetView
 from sj_prune.run import looks, spikes
 from sj_prune.run.anatomy import (
@@ -27,6 +26,14 @@ from sj_prune.run.anatomy import (
 from sj_prune.run.holding import after_step, before_step
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_, with_inner
 from sj_prune.run.install import record_emergent
+from sj_prune.run.owners import (
+    awaits_update,
+    counts,
+    learning_rate,
+    moved_layers,
+    owned_keys,
+    step_in_hand,
+)
 from sj_prune.run.recording import close_passes, in_window, switch
 from sj_prune.run.session import Session
 from sj_prune.run.update import clear_statistics, scheduled, would_drop
@@ -119,58 +126,6 @@ def _wants_dense_gradient(session: Session) -> bool:
     return not session.hooks.optimizers or plan.schedule.due(session.run.step + 1)
 
 
-# ---- which optimizer moves what -----------------------------------------------------------------
-
-
-def _owned(session: Session, optimizer: Optimizer) -> list[str]:
-    """Return the keys of the masked parameters that an optimizer moves."""
-    owned = {id(p) for p in owned_parameters(optimizer)}
-    return [key for key, p in session.run.masks.parameters().items() if id(p) in owned]
-
-
-def _layers(session: Session, optimizer: Optimizer, of: str = "weight") -> list[str]:
-    """Return the layers whose weight, or gamma behind them, it moves."""
-    owned = {id(p) for p in owned_parameters(optimizer)}
-    run = session.run
-    if of == "weight":
-        return [name for name in run.masks.layers if id(run.masks.weight(name)) in owned]
-    gammas = {name: gamma_of(session.net, run, name) for name in run.masks.layers}
-    return [name for name, gamma in gammas.items() if gamma is not None and id(gamma) in owned]
-
-
-def _prunable(session: Session, optimizer: Optimizer) -> list[str]:
-    """Return the layers that it moves, whether their masks are known or not."""
-    owned = {id(p) for p in owned_parameters(optimizer)}
-    weights = {name: Place(session.net, name).parameter for name in session.run.layers}
-    return [name for name, weight in weights.items() if id(weight) in owned]
-
-
-def _counts(session: Session, optimizer: Optimizer) -> bool:
-    """Tell whether this is the first optimizer with a masked weight, whose steps count."""
-    for moves in (_owned, _prunable):  # groups of channels may not be known yet
-        first = next((o for o in session.hooks.optimizers if moves(session, o)), None)
-        if first is not None:
-            return optimizer is first
-    return False
-
-
-def _step(session: Session, optimizer: Optimizer) -> int:
-    """Return the step call in hand, counted from 1: one that steps later is still in it."""
-    counted = False
-    for other in session.hooks.optimizers:
-        if other is optimizer:
-            break
-        counted = counted or _counts(session, other)
-    return session.run.step + (not counted)
-
-
-def _awaits_update(session: Session, optimizer: Optimizer) -> bool:
-    """Tell whether a later step, the counting one, will score this one's dense gradients."""
-    plan = session.run.plan
-    due = plan.gradient == "update" and plan.schedule.due(session.run.step + 1)
-    return due and not _counts(session, optimizer)
-
-
 # ---- around a step ------------------------------------------------------------------------------
 
 
@@ -184,27 +139,27 @@ def _before(session: Session, optimizer: Optimizer, first: bool) -> None:
     ensure_masks(net, run, optional=True)
     note_running(net, run)
     if isinstance(plan.binding, Hidden):
-        for name in _layers(session, optimizer):
+        for name in moved_layers(session, optimizer):
             view(net, run, name)  # hidden variables start from the weights before the first step
     close_passes(net, session.recorder)
-    counts = first and _counts(session, optimizer)
-    due = counts and plan.schedule.due(run.step + 1)
+    counted = first and counts(session, optimizer)
+    due = counted and plan.schedule.due(run.step + 1)
     penalizes = any(penalty.gradient is not None for penalty in plan.penalties)
     observes = first and plan.accumulating and in_window(run, bool(session.hooks.optimizers))
-    prepares = counts and any(penalty.prepare is not None for penalty in plan.penalties)
+    prepares = counted and any(penalty.prepare is not None for penalty in plan.penalties)
     if penalizes or prepares or observes or (due and plan.gradient != "never"):
         unscale_(optimizer)
     if observes:
-        for name in _layers(session, optimizer):
+        for name in moved_layers(session, optimizer):
             for score in plan.accumulating:
                 score.add(view(net, run, name))
-    if counts:
+    if counted:
         _decide(session, due)
     if penalizes:
         _penalize(session, optimizer)
-    if not (plan.emergent or _awaits_update(session, optimizer)):
+    if not (plan.emergent or awaits_update(session, optimizer)):
         hooks = session.hooks.of(optimizer)
-        before_step(run.masks, _owned(session, optimizer), hooks)
+        before_step(run.masks, owned_keys(session, optimizer), hooks)
 
 
 def _decide(session: Session, due: bool) -> None:
@@ -227,24 +182,16 @@ def _net_view(session: Session) -> NetView:
         step=session.run.step + 1,
         memory=session.run.network_memory,
         would_drop=partial(would_drop, session),
-        learning_rate=partial(_learning_rate, session),
+        learning_rate=partial(learning_rate, session),
     )
-
-
-def _learning_rate(session: Session, name: str) -> float:
-    """Return the learning rate of a layer's weight; 0 if no attached optimizer moves it."""
-    weight = session.run.masks.weight(name)
-    groups = chain.from_iterable(o.param_groups for o in session.hooks.optimizers)
-    found = (group["lr"] for group in groups if any(p is weight for p in group["params"]))
-    return float(next(found, 0.0))
 
 
 def _penalize(session: Session, optimizer: Optimizer) -> None:
     """Add the gradient terms, now: the update may have brought the masks of this rank."""
-    step = _step(session, optimizer)
+    step = step_in_hand(session, optimizer)
     for penalty in session.run.plan.penalties:
         if penalty.gradient is not None:
-            for name in _layers(session, optimizer, penalty.of):
+            for name in moved_layers(session, optimizer, penalty.of):
                 layer = view(session.net, session.run, name, step)
                 gamma = gamma_of(session.net, session.run, name)
                 moved = layer.grad if penalty.of == "weight" or gamma is None else gamma.grad
@@ -255,21 +202,21 @@ def _penalize(session: Session, optimizer: Optimizer) -> None:
 def _evaluate(session: Session, optimizer: Optimizer) -> None:
     """Mask the weights for an evaluation inside a step: LBFGS moves all along its history."""
     if not session.run.plan.emergent:
-        session.run.masks.enforce(_owned(session, optimizer), ())
+        session.run.masks.enforce(owned_keys(session, optimizer), ())
 
 
 def _after(session: Session, optimizer: Optimizer) -> None:
     run, masks = session.run, session.run.masks
-    keys = _owned(session, optimizer)
+    keys = owned_keys(session, optimizer)
     written = _absorb(session, optimizer)
-    counts = _counts(session, optimizer)
-    for part in (finish := [p.finish for p in run.plan.penalties if counts and p.finish]):
+    counted = counts(session, optimizer)
+    for part in (finish := [p.finish for p in run.plan.penalties if counted and p.finish]):
         part(_net_view(session))
     if run.plan.emergent:
         masks.adopt_zeros(keys)
     else:
         after_step(masks, keys, session.hooks.of(optimizer), written=written or bool(finish))
-    if counts:
+    if counted:
         _count(session)
 
 
@@ -283,13 +230,13 @@ def _absorb(session: Session, optimizer: Optimizer) -> bool:
     proximal = [p.proximal for p in run.plan.penalties if p.proximal is not None]
     if not (proximal or isinstance(binding, Hidden)):
         return False
-    step = _step(session, optimizer)
-    for name in _layers(session, optimizer):
+    step = step_in_hand(session, optimizer)
+    for name in moved_layers(session, optimizer):
         layer = view(session.net, run, name, step)
         if isinstance(binding, Hidden):
             binding.transform.absorb(layer.state, layer.weight)
         for part in proximal:
-            part(layer, _learning_rate(session, name))
+            part(layer, learning_rate(session, name))
         weight = run.masks.weight(name).detach()
         if not layer.weight.is_set_to(weight):  # silent rows are shown as they are awake: a copy
             weight.copy_(layer.weight)
