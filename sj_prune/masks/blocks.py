@@ -62,6 +62,8 @@ class NM(Unstructured):
     def stays(self, producers: Sequence[nn.Module]) -> str | None:
         """Return why these layers stay, or None."""
         for layer in producers:
+            if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+                return "of a transposed convolution no input channels lie side by side"
             inputs = layer.get_parameter("weight").shape[1]
             if inputs % self.m:
                 return f"its {inputs} input channels make no blocks of {self.m}"

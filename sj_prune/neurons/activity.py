@@ -33,6 +33,7 @@ class Activity:
         self.sums: torch.Tensor | None = None
         self.samples: torch.Tensor | None = None
         self.overflowed: torch.Tensor | None = None
+        self.latest: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         """Say how much was recorded, for bug reports."""
@@ -73,6 +74,8 @@ class Activity:
         _, channels, kinds = partials.shape
         if kinds != len(self.names):
             raise ValueError(f"Expected {len(self.names)} statistics {self.names} but got {kinds}")
+        if is_function(self.names[-1]):
+            self.latest = partials.detach()
         if self.sums is None or self.samples is None:
             self.allocate(channels, partials.device)
         assert self.sums is not None  # noqa: S101 (for the type checker)

@@ -61,6 +61,7 @@ def _view(net: nn.Module, run: Run, name: str, state: dict[str, Tensor], step: i
         grad=weight.grad,
         mask=masks.layer_mask(name),
         activity=_activity(net, run.anatomy.scoring.get(name, {})),
+        inputs=_activity(net, _before(run, name)),
         norm=None if norm is None else net.get_submodule(norm),
         step=step,
         seed=_seed(run, name),
@@ -95,6 +96,13 @@ def _activity(net: nn.Module, neurons: Mapping[str, Tensor | None]) -> LayerActi
     return LayerActivity(nodes, list(neurons.values()))
 
 
+def _before(run: Run, name: str) -> dict[str, Tensor | None]:
+    """Return the recording neuron layers that a layer's input comes from."""
+    topology = run.anatomy.topology
+    found = () if topology is None else topology.before.get(name, ())
+    return {node: None for node in found if topology and topology.facts[node].problem is None}
+
+
 def _norm(run: Run, name: str) -> tuple[str | None, Tensor | None]:
     """Return the norm that scores a layer's channels, and which channels of it they are."""
     anatomy = run.anatomy
@@ -120,9 +128,11 @@ def scored_parameters(net: nn.Module, run: Run) -> list[Tensor]:
     return list({id(p): p for p in parameters if p is not None}.values())
 
 
-def clear_sums(net: nn.Module, run: Run) -> None:
-    """Forget what scores have added up."""
+def clear_sums(net: nn.Module, run: Run, *, lasting: bool = False) -> None:
+    """Forget what scores have added up; what lasts too, if asked for."""
     for score in run.plan.accumulating:
+        if getattr(score, "lasting", False) and not lasting:
+            continue
         for name in run.memory:
             layer = view(net, run, name)
             for key in score.sums(layer):
