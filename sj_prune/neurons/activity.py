@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sj_prune.neurons.statistics import STATISTICS, check_statistics
+from sj_prune.neurons.statistics import STATISTICS, check_statistics, is_function
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
