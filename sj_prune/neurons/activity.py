@@ -185,7 +185,11 @@ class Activity:
         """Replace the content by `state`, on `device`; by default on the present one."""
         if device is None and self.sums is not None:
             device = self.sums.device
-        self.names = check_statistics(state["names"])
+        names = check_statistics(state["names"])
+        if strange := {name for name in names if is_function(name)}.difference(self.names):
+            # A checkpoint does not say what is to be called.
+            raise ValueError(f"Expected statistics {self.names} but got {sorted(strange)}")
+        self.names = names
         self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
         self.samples = None if state["samples"] is None else state["samples"].clone().to(device)
         self.overflowed = None if self.samples is None else torch.zeros_like(self.samples)
