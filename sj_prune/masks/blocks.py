@@ -62,6 +62,8 @@ class NM(Unstructured):
     def stays(self, producers: Sequence[nn.Module]) -> str | None:
         """Return why these layers stay, or None."""
         for layer in producers:
+            if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+                return "of a transposed convolution no input channels lie side by side"
             inputs = layer.get_parameter("weight").shape[1]
             if inputs % self.m:
                 return f"its {inputs} input channels make no blocks of {self.m}"
@@ -134,22 +136,23 @@ class _Blocks:
         return score / (1 + score.abs()) / 2 - self.place
 
     def candidates(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return the pruned of each block, the best first: score, tie, noise and where it is.
+        """Return the pruned of each block, the best first: score, ties, noise and where it is.
 
         Args:
             n: how many of a block are kept.
             generator: CPU generator of the noise, which decides between equals.
 
         Returns:
-            ``[4, blocks, m - n]``.
+            ``[3, blocks, m - n]``, or 4 where a tie is given.
         """
         layer = self.layer
         assert layer.grow is not None  # noqa: S101 (asked of growing layers alone)
         grow = self.split(layer.grow)
-        tie = torch.zeros_like(grow) if layer.tie is None else self.split(layer.tie)
         noise = torch.rand(grow.shape, generator=generator, device="cpu").to(grow)
-        order = _order((self.place >= n).to(grow), grow, tie, noise)[:, : self.m - n]
-        return torch.stack([*(key.gather(1, order) for key in (grow, tie, noise)), order.to(grow)])
+        ties = [] if layer.tie is None else [self.split(layer.tie)]
+        keys = (grow, *ties, noise)
+        order = _order((self.place >= n).to(grow), *keys)[:, : self.m - n]
+        return torch.stack([*(key.gather(1, order) for key in keys), order.to(grow)])
 
 
 def _order(*keys: Tensor) -> Tensor:
@@ -164,7 +167,7 @@ def _order(*keys: Tensor) -> Tensor:
 def _places(keys: Sequence[Tensor]) -> list[Tensor]:
     """Return the place of each candidate among those of all layers, in [0, 1), none twice."""
     joined = torch.cat([key.to(keys[0].device) for key in keys], 1)
-    order = _order(*joined[:3])
+    order = _order(*joined[:-1])
     place = torch.empty_like(joined[0])
     place[order] = torch.arange(len(order), device=place.device).to(place) / len(order)
     parts = place.split([key.shape[1] for key in keys])

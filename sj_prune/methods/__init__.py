@@ -8,6 +8,7 @@ from sj_prune.methods.cqp import CQP
 from sj_prune.methods.criticality import Criticality
 from sj_prune.methods.criticality_channels import CriticalityChannels
 from sj_prune.methods.deepr import DeepR
+from sj_prune.methods.dpap import DPAP
 from sj_prune.methods.filter_norm import FilterNorm
 from sj_prune.methods.fpgm import FPGM
 from sj_prune.methods.gradr import GradR
@@ -30,6 +31,7 @@ from sj_prune.methods.view import LayerActivity, LayerView, NetView
 __all__ = [
     "ADMM",
     "CQP",
+    "DPAP",
     "FILL",
     "FPGM",
     "LAMP",

@@ -72,9 +72,10 @@ class ScheduledMethod(Method):
 
     def once(self) -> Schedule:
         """Return one update, to `sparsity` at `end`; until then something happens at intervals."""
-        self.constant()  # the interval has to fit in
+        check_integer("interval", self.interval, 1)
+        schedule = self.constant()  # the interval has to fit in
         if self.end is None:
-            return Manual(final=self.sparsity, interval=check_integer("interval", self.interval, 1))
+            return schedule
         return OneShot(final=self.sparsity, begin=self.begin, end=self.end)
 
     def constant(self) -> Schedule:

@@ -74,4 +74,4 @@ class CriticalMagnitude:
         size = layer.weight.double().abs()
         if criticality is None:
             return size
-        return size * criticality.view(-1, *[1] * (size.ndim - 1))
+        return size * layer.per_weight(criticality)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from sj_prune._checks import check_factor, check_fraction
 from sj_prune.masks.allocation import Allocation, Uniform
 from sj_prune.methods.base import ScheduledMethod
-from sj_prune.methods.parts import FILL, Growth, Penalty, RandomMasks, magnitude, noise, reads
+from sj_prune.methods.parts import FILL, Growth, Penalty, RandomMasks, magnitude, noise
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.view import LayerView, NetView
 
@@ -27,10 +26,10 @@ class DeepR(ScheduledMethod):
     ``w = s relu(s w)``: what crosses 0 falls asleep. At an update exactly as many random dormant
     weights of the layer wake as fell asleep (in the released code only in expectation).
 
-    What wakes starts at 0, the limit of the paper's small epsilon, and moves by its gradient in the
-    step of the update. The start is random, with the same density in each layer. Each update writes
-    a record and a line of the log; a larger `interval` exchanges more at once. The paper trains by
-    Adam at 1e-4 and prunes all layers.
+    What wakes starts at 0, the limit of the paper's small epsilon, moves by its gradient in the
+    step after the update, and is judged then. The start is random, with the same density in each
+    layer. Each update writes a record and a line of the log; a larger `interval` exchanges more at
+    once. The paper trains by Adam at 1e-4 and prunes all layers.
 
     Args:
         sparsity: fraction of dormant weights from the start on, in [0, 1).
@@ -61,7 +60,7 @@ class DeepR(ScheduledMethod):
         return self._plan(
             schedule=self.constant(),
             drop=magnitude,
-            grow=Growth(waking, FILL, of="zero"),
+            grow=Growth(noise, FILL, of="zero", grace=int(self.interval == 1)),
             allocation=self.allocation,
             start=RandomMasks(),
             penalties=(Penalty(prepare=choose_signs, proximal=self.walk),),
@@ -80,12 +79,6 @@ class DeepR(ScheduledMethod):
             )
             size -= self.temperature * rate**0.5 * sign * shake
         layer.weight.copy_(sign * size.clamp_min_(0))
-
-
-@reads("gradient")  # dense at an update then: what wakes moves in its step
-def waking(layer: LayerView) -> Tensor:
-    """Return random numbers."""
-    return noise(layer)
 
 
 def choose_signs(net: NetView) -> None:

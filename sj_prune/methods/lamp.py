@@ -38,9 +38,11 @@ class LAMP(ScheduledMethod):
 
 def adaptive_magnitude(layer: LayerView) -> Tensor:
     """Return the LAMP score of every weight, in float64."""
-    squares = layer.weight.double().square().flatten()
-    ascending = squares.sort().values
-    left = ascending.flip(0).cumsum(0).flip(0)  # of all that are as large or larger
-    rest = left[torch.searchsorted(ascending, squares)]
-    tiny = torch.finfo(squares.dtype).tiny  # of a layer of zeros
-    return (squares / rest.clamp_min(tiny)).view_as(layer.weight)
+    sizes, order = layer.weight.abs().flatten().sort()
+    squares = sizes.double().square()
+    left = squares.flip(0).cumsum(0).flip(0)  # of it and all behind it
+    # Where sizes are equal, the sum is that of the first of them.
+    first = torch.arange(len(sizes), device=sizes.device)
+    first[1:].masked_fill_(sizes[1:] == sizes[:-1], 0)
+    rest = left[first.cummax(0).values].clamp_min(torch.finfo(left.dtype).tiny)  # of zeros alone
+    return torch.empty_like(squares).scatter_(0, order, squares / rest).view_as(layer.weight)

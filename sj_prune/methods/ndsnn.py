@@ -23,8 +23,8 @@ class NDSNN(ScheduledMethod):
     drops too little for the schedule, it drops more and grows none. New weights start at 0.
 
     The shares are those of `ERK()` at each update's sparsity: the paper's, who lets each layer's
-    own sparsity run along the cubic, but for layers that are whole at the start. As in `GraNet`,
-    new weights move in the step of the update already. `interval` is not the paper's.
+    own sparsity run along the cubic, but for layers that are whole at the start. `interval` is not
+    the paper's.
 
     Args:
         sparsity: theta_f, fraction pruned after the last update, in [0, 1).

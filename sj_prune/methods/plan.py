@@ -46,6 +46,8 @@ class Plan:
         penalties: what training adds to the loss or does to the weights.
         binding: what a pruned unit is between updates; `Strict()` lets channels sleep.
         start: masks of a network that has just been wrapped.
+        threshold: a scheduled update drops whatever scores less, and the sparsity of the schedule
+            is for the records; None: as many as the schedule says.
         rewrite: changes kept weights after pruning, in `sj_prune.prune` alone.
         name: for messages and checkpoints.
 
@@ -62,6 +64,7 @@ class Plan:
     penalties: tuple[Penalty, ...] = ()
     binding: Binding = Strict()
     start: Start = Dense()
+    threshold: float | None = None
     rewrite: Rewrite | None = None
     name: str = field(default="Plan", compare=False)
 
@@ -83,6 +86,10 @@ class Plan:
                 only is not None and grow is not None and grow.of == "zero",
                 f"structure={self.structure!r} exchanges within blocks, and what has come to 0 is "
                 "not the worst of each: structure=Unstructured()",
+            ),
+            (
+                self.threshold is not None and (only is not None or self.drop is None),
+                "threshold= lets as many go as score less than it: give drop=, without blocks",
             ),
             (
                 self.drop is None and not hidden,

@@ -40,6 +40,21 @@ class LayerActivity:
         self._nodes = tuple(nodes)
         self._channels = tuple(channels) if channels is not None else (None,) * len(self._nodes)
 
+    def samples(self, name: str | Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Return what each neuron layer showed of the last batch, ``[N, C_out]``; none before one.
+
+        Args:
+            name: a function of spikes that is read.
+        """
+        found, key = [], name if isinstance(name, str) else function_name(name)
+        for node, channels in zip(self._nodes, self._channels, strict=True):
+            latest, names = node.activity.latest, node.activity.names
+            if latest is not None and key in names:
+                value = latest[..., names.index(key)]
+                mapped = None if channels is None else channels.to(value.device)
+                found.append(value if mapped is None else value[:, mapped].mean(2))
+        return found
+
     def mean(self, name: str | Callable[[Tensor], Tensor], *, relative: bool = False) -> Tensor:
         """Return one statistic per output channel, ``[C_out]`` in float64.
 
@@ -78,6 +93,7 @@ class LayerView:
             ``"awake"`` with `Channels`: every channel's last drop score while awake, ``[C_out]``.
         bias: of the layer, detached, as `weight`; None without one.
         bias_grad: its pure loss gradient, or None.
+        inputs: of the neurons that its input comes from; None if none of them records.
         transposed: groups of a transposed convolution; 0 for every other layer.
     """
 
@@ -93,6 +109,7 @@ class LayerView:
     state: dict[str, Tensor] = field(default_factory=dict)
     bias: Tensor | None = None
     bias_grad: Tensor | None = None
+    inputs: LayerActivity | None = None
     transposed: int = 0
 
     @cached_property

@@ -49,6 +49,8 @@ class Topology:
         through: layer name -> the neuron layers that end its chain, behind further layers and no
             neuron, and the channels there that each of its own reaches, ``[C_out, k]``. Of layers
             that feed no neuron directly.
+        before: layer name -> the neuron layers that its input comes from, of layers that neurons
+            follow.
         idle: names of the layers that did not run as modules.
     """
 
@@ -58,6 +60,7 @@ class Topology:
     problems: dict[str, str] = field(default_factory=dict)
     spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     through: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    before: dict[str, tuple[str, ...]] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
 
     def leave_out(self, name: str, layers: Iterable[str] = ()) -> None:

@@ -54,13 +54,15 @@ class Walker:
         norms: id of a gamma -> its norm's name.
 
     Attributes:
-        stops: graph nodes behind which nothing is looked for.
+        stops: graph nodes behind which nothing is looked for, and whose they are.
+        inputs: layer's name -> names of the stops that its input was found to come from.
     """
 
     def __init__(self, weights: Mapping[int, str], norms: Mapping[int, str]) -> None:
         self.weights = weights
         self.norms = norms
-        self.stops: set[Any] = set()
+        self.stops: dict[Any, str] = {}
+        self.inputs: dict[str, tuple[str, ...]] = {}
 
     def layers_behind(self, tensor: Tensor) -> list[Behind]:
         """Return the layers that made a tensor, the nearest first, each once."""
@@ -70,6 +72,9 @@ class Walker:
         visited = set()
         while pending:
             fn, norm, passed = pending.popleft()
+            if fn in self.stops and passed:
+                known = self.inputs.get(passed[-1], ())
+                self.inputs[passed[-1]] = tuple(dict.fromkeys((*known, self.stops[fn])))
             if fn is None or fn in visited or fn in self.stops:
                 continue
             visited.add(fn)

@@ -57,6 +57,7 @@ class _Tracer:
 
     def restart(self) -> None:
         self.walker.stops.clear()
+        self.walker.inputs.clear()
         names = list(self.layers)
         self.topology = Topology(neurons=dict.fromkeys(names, ()), norms=dict.fromkeys(names))
 
@@ -132,9 +133,9 @@ class _Tracer:
                 chain = [self.known[n] for n in (layer.name, *reversed(layer.passed))]
                 self.topology.through.setdefault(layer.name, {})[name] = reached(chain, channels)
 
-    def after(self, output: Any) -> None:  # noqa: ANN401
+    def after(self, name: str, node: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ANN401
         if isinstance(output, Tensor) and output.grad_fn is not None:
-            self.walker.stops.add(output.grad_fn)
+            self.walker.stops[output.grad_fn] = name
 
 
 def _obstacle(node: nn.Module) -> str | None:
@@ -152,7 +153,7 @@ def _hooked(net: nn.Module, tracer: _Tracer) -> Iterator[None]:
         for name, module in net.named_modules():
             if _host.is_neuron(module) or sensor_of(module) is not None:
                 before = module.register_forward_pre_hook(partial(tracer.before, name))
-                after = module.register_forward_hook(lambda _m, _i, out: tracer.after(out))
+                after = module.register_forward_hook(partial(tracer.after, name))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
         yield
@@ -214,6 +215,7 @@ def trace(
                 tracer.restart()
                 _forward(net.eval(), args, kwargs or {})
         topology = tracer.topology
+        topology.before = dict(tracer.walker.inputs)
         topology.idle = tuple(name for name in layers if name in idle)
         for name, facts in topology.facts.items():
             if facts.problem is None:

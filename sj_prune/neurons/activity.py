@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sj_prune.neurons.statistics import STATISTICS, check_statistics
+from sj_prune.neurons.statistics import STATISTICS, check_statistics, is_function
 
 
 def _is_on_host(tensor: torch.Tensor) -> bool:
@@ -33,6 +33,7 @@ class Activity:
         self.sums: torch.Tensor | None = None
         self.samples: torch.Tensor | None = None
         self.overflowed: torch.Tensor | None = None
+        self.latest: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         """Say how much was recorded, for bug reports."""
@@ -73,6 +74,8 @@ class Activity:
         _, channels, kinds = partials.shape
         if kinds != len(self.names):
             raise ValueError(f"Expected {len(self.names)} statistics {self.names} but got {kinds}")
+        if is_function(self.names[-1]):
+            self.latest = partials.detach()
         if self.sums is None or self.samples is None:
             self.allocate(channels, partials.device)
         assert self.sums is not None  # noqa: S101 (for the type checker)
@@ -182,7 +185,11 @@ class Activity:
         """Replace the content by `state`, on `device`; by default on the present one."""
         if device is None and self.sums is not None:
             device = self.sums.device
-        self.names = check_statistics(state["names"])
+        names = check_statistics(state["names"])
+        if strange := {name for name in names if is_function(name)}.difference(self.names):
+            # A checkpoint does not say what is to be called.
+            raise ValueError(f"Expected statistics {self.names} but got {sorted(strange)}")
+        self.names = names
         self.sums = None if state["sums"] is None else state["sums"].clone().to(device)
         self.samples = None if state["samples"] is None else state["samples"].clone().to(device)
         self.overflowed = None if self.samples is None else torch.zeros_like(self.samples)

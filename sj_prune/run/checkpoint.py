@@ -193,4 +193,4 @@ def load_statistics(net: nn.Module, run: Run, state: Mapping[str, Any]) -> None:
         if not first:
             nodes[name].activity.clear()
     if not first:
-        clear_sums(net, run)
+        clear_sums(net, run, lasting=True)

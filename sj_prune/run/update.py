@@ -61,7 +61,7 @@ def update_now(session: Session, sparsity: float | None) -> None:
         session.agreement.check_masks(run.step)
         record_emergent(run, run.step, session.agreement.log_level)
         return
-    _update(session, run.step, target)
+    _update(session, run.step, target, exact=sparsity is not None)
     _settle(session)
 
 
@@ -90,7 +90,7 @@ def clear_statistics(net: nn.Module, run: Run) -> None:
     clear_sums(net, run)
 
 
-def _update(session: Session, step: int, target: float) -> None:
+def _update(session: Session, step: int, target: float, *, exact: bool = False) -> None:
     net, run, agreement = session.net, session.run, session.agreement
     where = f"the update in step {step}"
     agreement.prepare(where, lambda: ensure_masks(net, run))
@@ -98,11 +98,21 @@ def _update(session: Session, step: int, target: float) -> None:
     def score() -> dict[str, LayerUpdate]:
         check_ready(net, run, session.hooks)
         found = scores(net, run)
-        return propose(run, found, kept_units(run, target, found), step)
+        keep = None if exact else _above(run, found)
+        return propose(run, found, kept_units(run, target, found) if keep is None else keep, step)
 
     with agreement.joined():
         found = agreement.agreed(where, score, _facts)
     install(net, run, found, session.hooks.slot_owners, step, target, agreement.log_level)
+
+
+def _above(run: Run, found: Sequence[LayerScores]) -> int | None:
+    """Return how many units a plan with a threshold keeps; None without one."""
+    least = run.plan.threshold
+    if least is None:
+        return None
+    numbers = count([layer.mask & (layer.drop >= least) for layer in found])
+    return sum(max(layer.floor, n) for layer, n in zip(found, numbers, strict=True))
 
 
 def propose(

@@ -61,7 +61,8 @@ def _view(net: nn.Module, run: Run, name: str, state: dict[str, Tensor], step: i
         weight=masks.scored(name),
         grad=weight.grad,
         mask=masks.layer_mask(name),
-        activity=_activity(net, run, name),
+        activity=_activity(net, run, run.anatomy.scoring.get(name, {})),
+        inputs=_activity(net, run, _before(run, name)),
         norm=None if norm is None else net.get_submodule(norm),
         step=step,
         seed=_seed(run, name),
@@ -89,15 +90,23 @@ def _initial_memory(run: Run, layer: LayerView) -> dict[str, Tensor]:
     return found
 
 
-def _activity(net: nn.Module, run: Run, name: str) -> LayerActivity | None:
+def _activity(
+    net: nn.Module, run: Run, neurons: Mapping[str, Tensor | None]
+) -> LayerActivity | None:
     if run.anatomy.topology is None and not run.plan.needs_graph:
         # Nothing is traced: what reads it all the same is told to say so.
         return LayerActivity([SimpleNamespace(activity=Activity(), peak=None)])
-    neurons = run.anatomy.scoring.get(name, {})
     if not neurons:
         return None
     nodes: list[Any] = [sensor_of(net.get_submodule(node)) for node in neurons]
     return LayerActivity(nodes, list(neurons.values()))
+
+
+def _before(run: Run, name: str) -> dict[str, Tensor | None]:
+    """Return the recording neuron layers that a layer's input comes from."""
+    topology = run.anatomy.topology
+    found = () if topology is None else topology.before.get(name, ())
+    return {node: None for node in found if topology and topology.facts[node].problem is None}
 
 
 def _norm(run: Run, name: str) -> tuple[str | None, Tensor | None]:
@@ -125,9 +134,11 @@ def scored_parameters(net: nn.Module, run: Run) -> list[Tensor]:
     return list({id(p): p for p in parameters if p is not None}.values())
 
 
-def clear_sums(net: nn.Module, run: Run) -> None:
-    """Forget what scores have added up."""
+def clear_sums(net: nn.Module, run: Run, *, lasting: bool = False) -> None:
+    """Forget what scores have added up; what lasts too, if asked for."""
     for score in run.plan.accumulating:
+        if getattr(score, "lasting", False) and not lasting:
+            continue
         for name in run.memory:
             layer = view(net, run, name)
             for key in score.sums(layer):

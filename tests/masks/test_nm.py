@@ -213,3 +213,12 @@ def test_one_sparsity_and_no_hidden_variables():
 def test_wrong_settings(n, m, error, message):
     with pytest.raises(error, match=message):
         NM(n, m)
+
+
+def test_transposed_convolutions_stay_dense():
+    net = nn.Sequential(layer.ConvTranspose2d(4, 4, 3), lif(), layer.Conv2d(4, 4, 3), lif())
+    functional.set_step_mode(net, "m")
+    method = methods.Magnitude(sparsity=0.5, structure=NM(2, 4), interval=1, end=9)
+    model = PruningWrapper(net, method)
+    assert list(model.masks) == ["2"]
+    assert "of a transposed convolution" in str(model.explain())

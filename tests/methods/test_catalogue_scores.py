@@ -109,6 +109,7 @@ def test_ndsnn(optimizer):
                 grown = top(weight.grad.abs(), counts[n] - kept, ~survivors)
                 woke.append(int(grown.sum()))
                 bare.masks[n] = survivors | grown
+                weight.grad[grown] = 0.0  # it moves from the next step on
                 with torch.no_grad():
                     weight[grown] = 0.0
                 for value in bare.optimizer.state[weight].values():

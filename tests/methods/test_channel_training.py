@@ -68,7 +68,10 @@ def test_every_method_reaches_its_sparsity(name, settings):
     train(model, optimizer, 9)
     sparsity = row.make().sparsity
     # Layers without norm, the classifier's inputs among them, follow from the masks of the others.
-    assert int(units_kept(model).sum()) == round((1 - sparsity) * TOTAL)
+    if row.emergent:
+        assert 0 < int(units_kept(model).sum()) < TOTAL
+    else:
+        assert int(units_kept(model).sum()) == round((1 - sparsity) * TOTAL)
     grown = sum(sum(record.grown.values()) for record in model.history)
     assert (grown > 0) == (settings["regrow"] > 0)
     assert all(torch.isfinite(p).all() for p in model.parameters())

@@ -17,7 +17,7 @@ def test_deepr(optimizer, interval):
     beta1 = 0.9 if optimizer == "adam" else 0.0
     end = 12
     method = methods.DeepR(sparsity=0.7, interval=interval, end=end, l1=L1 / 10, beta1=beta1)
-    woken, signs, known = [], {}, {}
+    woken, signs, known, young = [], {}, {}, {}
 
     def start(bare, model):
         bare.masks = model.masks.masks
@@ -26,7 +26,7 @@ def test_deepr(optimizer, interval):
 
     def advance(bare: Bare, k):
         model, update = known["model"], k % interval == 0 and k <= end
-        bare.backward(k, hidden=not update)
+        bare.backward(k)
         for n, w in bare.weights.items():
             if k == 1:
                 signs[n] = model.session.run.memory[n]["sign"].clone()
@@ -36,12 +36,14 @@ def test_deepr(optimizer, interval):
                 assert 0.3 < share < 0.7
             old = bare.masks[n]
             if update:
-                survivors = old & (w.detach() != 0)
+                survivors = old & ((w.detach() != 0) | young.get(n, False))
                 now = model.masks[n]
                 assert not (survivors & ~now).any()  # nothing else is dropped
                 assert int(now.sum()) == int(old.sum())  # as many wake as fell asleep
                 grown = now & ~survivors
                 woken.append(int(grown.sum()))
+                w.grad[grown] = 0.0  # what wakes moves from the next step on
+                young[n] = grown & (interval == 1)  # it has had no gradient yet
                 bare.masks[n] = now
                 for value in slots_of(bare.optimizer, w).values():
                     value[grown] = 0.0

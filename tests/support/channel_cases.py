@@ -29,6 +29,7 @@ class Row:
         needs_norm: channels without a norm have no score.
         random: scores differ from seed to seed.
         penalizes: it changes gradients.
+        emergent: its own score says how many go.
     """
 
     make: Callable
@@ -40,6 +41,7 @@ class Row:
     needs_norm: bool = False
     random: bool = False
     penalizes: bool = False
+    emergent: bool = False
 
 
 def maker(kind, **settings):
@@ -68,6 +70,12 @@ def greg(**changed):
     return methods.GReg(**{"sparsity": 0.5, "end": 8, **settings, **changed})
 
 
+def dpap(**changed):
+    """Patience for one update with the smallest gain."""
+    settings = {"sparsity": 0.4, "patience": 0.5, "interval": 2, "end": 8}
+    return methods.DPAP(**{**settings, **changed})
+
+
 GAMMA = {"allocation": Global(), "needs_norm": True, "penalizes": True}
 
 CHANNEL_METHODS = {
@@ -90,6 +98,14 @@ CHANNEL_METHODS = {
     "APoZ": Row(maker(methods.APoZ), reads=("firing_rate",)),
     "FilterNorm-1": Row(maker(methods.FilterNorm)),
     "FilterNorm-2": Row(maker(methods.FilterNorm, p=2)),
+    "DPAP": Row(
+        dpap,
+        once=False,
+        constant=True,
+        reads=("sj_prune.methods.dpap:trace",),
+        allocation=Global(),
+        emergent=True,
+    ),
     "SVS": Row(maker(methods.SVS), reads=("sj_prune.methods.svs:of_steps",)),
     "SVS-rates": Row(maker(methods.SVS, of="mean"), reads=("sj_prune.methods.svs:of_mean",)),
     "FPGM": Row(maker(methods.FPGM)),
@@ -104,7 +120,7 @@ CHANNEL_METHODS = {
 # ---- layers by hand ------------------------------------------------------------------------------
 
 
-KINDS = ("steps", "mean")
+FUNCTIONS = tuple(f"sj_prune.methods.{f}" for f in ("svs:of_steps", "svs:of_mean", "dpap:trace"))
 
 
 class FakeMeans:
@@ -132,7 +148,7 @@ def node(channels=6, seed=0, peak=1.0):
     return FakeNode(
         {
             name: torch.rand(channels, dtype=torch.float64, generator=generator) + 0.1
-            for name in (*STATISTICS, *(f"sj_prune.methods.svs:of_{kind}" for kind in KINDS))
+            for name in (*STATISTICS, *FUNCTIONS)
         },
         peak,
     )

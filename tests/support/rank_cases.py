@@ -49,6 +49,9 @@ METHODS = {
     "NDSNN": lambda **k: methods.NDSNN(
         **{"sparsity": 0.7, "initial": 0.5, "interval": 2, "end": 6, **k}
     ),
+    "DPAP": lambda **k: methods.DPAP(
+        **{"sparsity": 0.5, "patience": 0.5, "interval": 2, "end": 6, **k}
+    ),
     "SVS": lambda **k: methods.SVS(
         **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}
     ),
@@ -59,7 +62,7 @@ METHODS = {
         **{"sparsity": 0.7, "alpha": 0.05, "interval": 2, "end": 6, **k}
     ),
 }
-CHANNELS = ("SCA", "TaylorChannels", "GReg", "FPGM", "SVS")
+CHANNELS = ("SCA", "TaylorChannels", "GReg", "FPGM", "SVS", "DPAP")
 
 
 def world():

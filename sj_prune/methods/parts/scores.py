@@ -109,7 +109,8 @@ class Accumulating(Protocol):
     """A score that adds something up at every step of the window before an update.
 
     Its sums are declared once, by `sums`; the run makes them, adds them up over ranks, clears them
-    when the neurons' statistics are cleared, and saves them.
+    when the neurons' statistics are cleared (never, if the score has an attribute `lasting` that is
+    True), and saves them.
     """
 
     def sums(self, layer: LayerView) -> dict[str, Tensor]:
