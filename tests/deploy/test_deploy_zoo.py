@@ -12,6 +12,7 @@ from spikingjelly.activation_based.model import (
 
 import sj_prune
 from sj_prune import models
+from tests.support import zoo
 from tests.support.deploy_cases import integers, make_twin, output_of, rates_of
 
 IF = {"spiking_neuron": neuron.IFNode}
@@ -24,16 +25,15 @@ ZOO = {
     "sew AND": lambda: sew_resnet.sew_resnet18(cnf="AND", num_classes=10, **IF),
     "sew IAND": lambda: sew_resnet.sew_resnet18(cnf="IAND", num_classes=10, **IF),
     "spiking_resnet18": lambda: spiking_resnet.spiking_resnet18(num_classes=10, **IF),
-    "spiking_vgg11_bn": lambda: spiking_vgg.spiking_vgg11_bn(num_classes=10, **IF),
+    "spiking_vgg11_bn": zoo.vgg("vgg11_bn"),
     "CIFAR10Net": lambda: parametric_lif_net.CIFAR10Net(
         channels=8, spiking_neuron=neuron.ParametricLIFNode
     ),
 }
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_integer_twin(name):
-    net = make_twin(ZOO[name](), keep=0.2)
+def prove(net):
+    make_twin(net, keep=0.2)
     x = integers(4, 2, 3, 32, 32)
     assert sum(rate > 0 for rate in rates_of(net, x)) >= 5
     fast = sj_prune.deploy(net, x)
@@ -41,6 +41,16 @@ def test_integer_twin(name):
     assert torch.equal(fast(x), y)
     other = integers(3, 1, 3, 32, 32, seed=1)
     assert torch.equal(fast(other), output_of(net, other))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_integer_twin(name):
+    prove(ZOO[name]())
+
+
+@pytest.mark.slow
+def test_integer_twin_with_120_million_weights():
+    prove(spiking_vgg.spiking_vgg11_bn(num_classes=10, **IF))
 
 
 @pytest.mark.parametrize("name", ["VGG16SCA", "ResNet19", "sew ADD", "CIFAR10Net"])

@@ -1,7 +1,6 @@
 """The scripts under torchrun: the same weights everywhere, one log, and it goes on."""
 
 import csv
-import re
 import subprocess
 import sys
 
@@ -80,63 +79,25 @@ def test_gradient_is_that_of_the_whole_batch(tmp_path):
         assert result[1] == pytest.approx(sums, rel=1e-6)
 
 
-def torchrun(*command):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the threads from /proc")
+@pytest.mark.parametrize(("end", "status"), [("finished", None), ("stopped", 130)])
+def test_threads_of_the_group_end_with_it(tmp_path, end, status):
+    for before, after, found in run_in_ranks(2, "example_ranks", "threads", tmp_path, end):
+        assert found == status
+        # Those of the group of DistributedDataParallel stay.
+        assert before == 2 * after > 0
+
+
+def test_torchrun(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     result = subprocess.run(
-        [*launcher, *command],
+        [*launcher, str(EXAMPLES / "cifar.py"), *TINY, "--out", str(tmp_path)],
         env=environment(EXAMPLES, SJ_PRUNE_ENGINE="torch", OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert result.returncode == 0, result.stderr
-    return result
-
-
-# Gloo's threads drop the tensor of a sum after its caller has it. Python must not be shutting down
-# by then, so those of the group that carries tensors of Python have to end before.
-COUNT_THREADS = """
-import os
-import sys
-import torch
-from common import loop, ranks
-
-def workers():
-    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
-    return sum("gloo" in name for name in names)
-
-def main():
-    model = ranks.parallel(torch.nn.Linear(2, 2), ranks.start(torch.device("cpu")))
-    model.itself = model  # like a trainer, it goes with the garbage
-    model(torch.ones(1, 2)).sum().backward()
-    ranks.total([1.0], torch.device("cpu"))
-    found.append(workers())
-    if sys.argv[1] == "stopped":
-        raise SystemExit(loop.STOPPED)
-
-found, status = [], None
-try:
-    loop.leave(main)
-except SystemExit as end:
-    status = end.code
-found.append(workers())
-print(f"rank {os.environ['RANK']}: {found[0]} {found[1]} {status}", flush=True)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the threads from /proc")
-@pytest.mark.parametrize(("end", "status"), [("finished", "None"), ("stopped", "130")])
-def test_threads_of_the_group_end_with_it(tmp_path, end, status):
-    (tmp_path / "count.py").write_text(COUNT_THREADS)
-    result = torchrun(str(tmp_path / "count.py"), end)
-    found = re.findall(r"rank \d: (\d+) (\d+) (\w+)", result.stdout)
-    assert [code for _, _, code in found] == [status] * 2, result.stdout
-    for before, after, _ in found:  # those of the group of DistributedDataParallel stay
-        assert int(before) == 2 * int(after) > 0
-
-
-def test_torchrun(tmp_path):
-    result = torchrun(str(EXAMPLES / "cifar.py"), *TINY, "--out", str(tmp_path))
     assert [result.stdout.count(f"epoch {k}/3:") for k in (1, 2, 3)] == [1, 1, 1]
     assert result.stdout.count("The network is in") == 1
     with (tmp_path / "log.csv").open(newline="") as file:

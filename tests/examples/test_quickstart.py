@@ -44,6 +44,7 @@ def _one_thread():
 def out(quickstart, tmp_path_factory):
     """The folder of one quick run."""
     folder = tmp_path_factory.mktemp("quickstart")
+    quickstart.QUICK_IMAGES = 128  # two batches
     quickstart.main(["--quick", "--out", str(folder), "--threads", "1"])
     return folder
 

@@ -95,8 +95,17 @@ def at_step(monkeypatch, number, action, before=False):
     monkeypatch.setattr(loop.Trainer, "_train_step", step)
 
 
-@pytest.mark.parametrize("number", [1, 3, 5, STEPS])
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+KINDS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        pytest.param(number, kind, marks=pytest.mark.slow if (i + j) % 2 else [])
+        for i, number in enumerate([1, 3, 5, STEPS])
+        for j, kind in enumerate(KINDS)
+    ],
+)
 def test_interrupted(cifar, undisturbed, tmp_path, monkeypatch, capsys, number, kind):
     arguments = [*RICH[: RICH.index("--checkpoint-every")], "--out", str(tmp_path)]
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
