@@ -1,12 +1,17 @@
 """What every test shares: seeds, one thread, steady examples; `gpu` tests need a device."""
 
 import importlib
+import json
 import os
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
 
 # The reference engine, so that nothing is compiled; tests/engines chooses for itself.
 os.environ.setdefault("SJ_PRUNE_ENGINE", "torch")
@@ -61,7 +66,7 @@ def pytest_collection(session):
 
         torch.set_num_threads(1)  # one thread a worker: there is a worker a core
         if not torch.cuda.is_available():
-            # To seed devices that are not there, torch notes the whole stack: a hundred times slower.
+            # To seed devices that are not there, torch notes the whole stack: that takes longer.
             torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = lambda seed: None
         importlib.import_module("spikingjelly.activation_based.functional")
         session.config.watch.turn(True)
@@ -86,8 +91,23 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item):
-    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    file = item.path.relative_to(ROOT / "tests").as_posix()
     item.config.watch.turn(not file.startswith(UNWATCHED))
+
+
+@pytest.fixture(scope="session")
+def loaded(tmp_path_factory):
+    """What `tests.support.loading` finds in a process of its own."""
+    from tests.support.processes import environment, once
+
+    def run(_):
+        command = [sys.executable, "-m", "tests.support.loading"]
+        done = subprocess.run(
+            command, env=environment(), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return once(tmp_path_factory, "loaded", run)
 
 
 @pytest.fixture(autouse=True)
