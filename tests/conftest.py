@@ -32,6 +32,8 @@ UNWATCHED = (
     "engines/test_cuda_compile.py",
     "neurons/test_compile.py",
     "neurons/test_layout.py",
+    "test_house.py",
+    "test_imports.py",
     "wrapper/test_compiled_training.py",
 )
 
@@ -60,22 +62,26 @@ def pytest_sessionstart(session):
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session):
     """Collect unwatched, but for the library, whose lines at the top run at its import alone."""
-    if session.config.option.dist == "no":  # pytest-xdist's process that hands out needs no torch
-        session.config.watch.turn(False)
-        import torch
-
-        torch.set_num_threads(1)  # one thread a worker: there is a worker a core
-        if not torch.cuda.is_available():
-            # To seed devices that are not there, torch notes the whole stack: that takes longer.
-            torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = lambda seed: None
-        importlib.import_module("spikingjelly.activation_based.functional")
-        session.config.watch.turn(True)
-        import sj_prune
-
-        for module in pkgutil.walk_packages(sj_prune.__path__, "sj_prune."):
-            importlib.import_module(module.name)
-        session.config.watch.turn(False)
+    session.config.watch.turn(False)
+    if session.config.option.dist == "no":  # else this process hands out tests: it needs no torch
+        load(session.config.watch)
     return (yield)
+
+
+def load(watch):
+    import torch
+
+    torch.set_num_threads(1)  # one thread a worker: there is a worker a core
+    if not torch.cuda.is_available():
+        # To seed devices that are not there, torch notes the whole stack: that takes longer.
+        torch.cuda.manual_seed_all = torch.xpu.manual_seed_all = lambda seed: None
+    importlib.import_module("spikingjelly.activation_based.functional")
+    watch.turn(True)
+    import sj_prune
+
+    for module in pkgutil.walk_packages(sj_prune.__path__, "sj_prune."):
+        importlib.import_module(module.name)
+    watch.turn(False)
 
 
 def pytest_collection_modifyitems(items):

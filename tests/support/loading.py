@@ -30,4 +30,4 @@ def loaded():
 
 
 if __name__ == "__main__":
-    print(json.dumps(loaded()))
+    sys.stdout.write(json.dumps(loaded()))
