@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import os
 import signal
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -71,34 +70,6 @@ class at_step:  # noqa: N801
 
     def __exit__(self, *error):
         self.kind._train_step = self.original
-
-
-def threads(folder, end):
-    """Return how many threads gloo has within a script and behind it, and the script's status.
-
-    They drop the tensor of a sum after its caller has it. Python must not be shutting down by then,
-    so those of the group that carries tensors of Python have to end before.
-    """
-    from common import loop, ranks
-
-    device, found = torch.device("cpu"), []
-
-    def main():
-        model = ranks.parallel(torch.nn.Linear(2, 2), ranks.start(device))
-        model.itself = model  # like a trainer, it goes with the garbage
-        model(torch.ones(1, 2)).sum().backward()
-        ranks.total([1.0], device)
-        found.append(gloo_threads())
-        if end == "stopped":
-            raise SystemExit(loop.STOPPED)
-
-    status = status_of(loop.leave, main)
-    return found[0], gloo_threads(), status
-
-
-def gloo_threads():
-    tasks = Path("/proc/self/task").iterdir()
-    return sum("gloo" in (task / "comm").read_text() for task in tasks)
 
 
 def status_of(function, *args):
