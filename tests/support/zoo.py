@@ -32,10 +32,11 @@ def narrow_head(net):
 
 def vgg(name):
     def make():
-        # Nor are they drawn.
-        with mock.patch.object(nn.Linear, "reset_parameters"):
-            whole = getattr(spiking_vgg, f"spiking_{name}")
-            return narrow_head(whole(num_classes=10, init_weights=False, **node()))
+        # Nor are they drawn, by torch or by the host.
+        untouched = mock.patch.object(nn.Linear, "reset_parameters")
+        with untouched, mock.patch.object(nn.init, "normal_"):
+            net = getattr(spiking_vgg, f"spiking_{name}")(num_classes=10, **node())
+        return narrow_head(net)
 
     return make
 
