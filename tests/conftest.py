@@ -22,8 +22,8 @@ settings.load_profile("steady")
 pytest.register_assert_rewrite("tests.support")
 
 # Coverage looks away here. Most of what these run is not the library (compilers written in Python,
-# plots, whole networks of the host), and takes up to 1.4 times as long when it is watched. The figure
-# counts what the library's own tests execute, and is the lower for it.
+# plots, whole networks of the host), and takes up to 1.4 times as long when it is watched. So the
+# figure counts what the library's own tests execute, and is the lower for it.
 UNWATCHED = (
     "benchmarks",
     "examples",
