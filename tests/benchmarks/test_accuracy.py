@@ -15,7 +15,6 @@ from benchmarks.accuracy.rows import COLUMNS, append_row, locked, make_row, read
 from benchmarks.accuracy.run import ROOT, _clock, main
 
 pytest.importorskip("tqdm")
-pytestmark = pytest.mark.xdist_group("accuracy benchmark")
 
 
 def command(tmp_path, *more):

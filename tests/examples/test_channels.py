@@ -13,7 +13,6 @@ import sj_prune
 pytest.importorskip("matplotlib").use("Agg")
 pytest.importorskip("sklearn")
 
-pytestmark = pytest.mark.xdist_group("channels script")
 
 PLOTS = ("importance", "survivors", "exchange", "raster")
 ARGUMENTS = ["--quick", "--threads", "1", "--device", "cpu", "--train-images", "320"]

@@ -11,7 +11,6 @@ from spikingjelly.activation_based import neuron
 pytest.importorskip("matplotlib").use("Agg")
 pytest.importorskip("sklearn")
 
-pytestmark = pytest.mark.xdist_group("quickstart")
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 RUNS = [

@@ -11,7 +11,7 @@ from sj_prune import data, models
 from tests.support.example_cases import STEPS, TINY, load
 
 DVS = [
-    *("--generated", "5", "--batch", "12", "--epochs", "2", "--threads", "1", "--frames", "3"),
+    *("--generated", "10", "--batch", "25", "--epochs", "2", "--threads", "1", "--frames", "3"),
     *("--size", "32", "--sparsity", "0.8", "--device", "cpu", "--widths", *["4"] * 8),
 ]
 
@@ -76,7 +76,7 @@ def test_event_data_with_a_larger_test_set(cifar10_dvs, recordings, tmp_path):
     narrow = ["--network", "DVSNet", "--widths", *["8"] * 5, "--pool", "max", "--train-part", "0.5"]
     arguments = [*DVS[: DVS.index("--widths")], *narrow, "--epochs", "1"]
     out = ["--data-root", str(recordings), "--out", str(tmp_path / "run")]
-    assert cifar10_dvs.main([*arguments, *out])["steps"] == 2  # of 25 recordings, 12 a step
+    assert cifar10_dvs.main([*arguments, *out])["steps"] == 2  # of 50 recordings, 25 a step
 
 
 def test_cifar10_dvs(cifar10_dvs, recordings, tmp_path):
