@@ -12,10 +12,9 @@ import pytest
 
 from benchmarks.accuracy.cells import QUICK, Cell, quick
 from benchmarks.accuracy.rows import COLUMNS, append_row, locked, make_row, read_rows
-from benchmarks.accuracy.run import ROOT, _clock
+from benchmarks.accuracy.run import ROOT, _clock, main
 
 pytest.importorskip("tqdm")
-pytestmark = pytest.mark.xdist_group("accuracy benchmark")
 
 
 def command(tmp_path, *more):
@@ -31,6 +30,23 @@ def start(*arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.fixture
+def call(capsys):
+    """Return what runs the command in this process: its exit status, and what it says."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments):
+        status = None
+        try:
+            main(command(*arguments)[3:])
+        except SystemExit as end:
+            status = end.code
+        return status, capsys.readouterr().out
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 def rows_of(tmp_path):
@@ -80,11 +96,10 @@ def test_accuracy_is_that_of_the_network_that_was_saved(finished):
         assert int(last["epoch"]) == QUICK.epochs
 
 
-def test_what_is_done_is_skipped(finished):
+def test_what_is_done_is_skipped(finished, call):
     before = (finished / "accuracy_quick.csv").read_bytes()
-    process = start(finished)
-    printed, _ = process.communicate(timeout=200)
-    assert process.returncode == 0
+    status, printed = call(finished)
+    assert status is None
     assert "3 cells, 3 done before." in printed
     assert (finished / "accuracy_quick.csv").read_bytes() == before
 
@@ -142,31 +157,27 @@ def test_budget_stops_a_cell_and_its_checkpoint_survives(tmp_path, finished):
     assert results([row])[name] == results(rows_of(finished))[name]
 
 
-def test_time_of_the_whole_run(tmp_path):
-    process = start(tmp_path, "--minutes", "0.0001")
-    printed, _ = process.communicate(timeout=200)
+def test_time_of_the_whole_run(tmp_path, call):
+    _, printed = call(tmp_path, "--minutes", "0.0001")
     assert "0 done" in printed
     assert "2 not started" in printed or "3 not started" in printed
     assert not rows_of(tmp_path)
 
 
-def test_cell_is_trained_by_one_process_at_a_time(tmp_path):
+def test_cell_is_trained_by_one_process_at_a_time(tmp_path, call):
     name = quick()[0].name
     (tmp_path / name).mkdir()
     with locked(tmp_path / name / "lock"):
-        process = start(tmp_path, "--cell", name)
-        printed, _ = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert "another process trains it" in printed
+        status, _ = call(tmp_path, "--cell", name)
+    assert "another process trains it" in status
 
 
-def test_failure_is_told(tmp_path):
+def test_failure_is_told(tmp_path, call):
     name = quick()[0].name
     (tmp_path / name).mkdir()
     (tmp_path / name / "last.pt").write_bytes(b"no checkpoint")
-    process = start(tmp_path, "--only", name)
-    printed, _ = process.communicate(timeout=200)
-    assert process.returncode == 1
+    status, printed = call(tmp_path, "--only", name)
+    assert status == 1
     assert "failed, exit status 1" in printed
     assert not rows_of(tmp_path)
 

@@ -52,7 +52,7 @@ def test_equal_at_half_density(kind):
     assert_equal(net, small, x)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(NETWORKS),
     seed=st.integers(0, 10_000),

@@ -67,6 +67,6 @@ def test_embeddings_whose_attention_divides_their_width_stay(name, layer):
     assert stays(name).frozen[layer].startswith("its width is written into the forward")
 
 
-@pytest.mark.parametrize("name", ["spiking_resnet18", "sew_resnet18_ADD"])
+@pytest.mark.parametrize("name", ["spiking_resnet12", "sew_resnet12_ADD"])
 def test_residual_networks_are_free_but_for_the_classifier(name):
     assert stays(name).frozen == {"fc": "it is an output of the network"}

@@ -43,7 +43,7 @@ def test_saved_and_loaded(kind, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in fresh.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["sew_resnet18_ADD", "CIFAR10DVSNet"])
+@pytest.mark.parametrize("name", ["sew_resnet12_ADD", "CIFAR10DVSNet"])
 def test_networks_of_the_zoo(name):
     net, x = zoo.build(name)
     awake(net, x)

@@ -87,7 +87,7 @@ def recordings(draw):
 
 
 @given(events=recordings())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 def test_what_is_written_is_read(events, tmp_path_factory):
     """Also across wraps of the 32-bit clock."""
     path = tmp_path_factory.getbasetemp() / "roundtrip.aedat"
@@ -99,7 +99,7 @@ def test_what_is_written_is_read(events, tmp_path_factory):
 
 
 @given(words=st.lists(st.integers(0, 0xFFFF), min_size=1, max_size=60), lines=st.integers(0, 90))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_equals_a_word_by_word_parser(words, lines, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "words.aedat"
     body = pack(*((word, 7 * i) for i, word in enumerate([*words, 0])))

@@ -103,7 +103,7 @@ def test_opening_reads_no_frames(ready, monkeypatch):
     seed=st.none() | st.integers(0, 5),
     order=st.randoms(use_true_random=False),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_split_counts_are_exact_and_disjoint(counts, ratio, seed, order):
     targets = [label for label, count in enumerate(counts) for _ in range(count)]
     order.shuffle(targets)

@@ -64,7 +64,7 @@ def test_crossings_equal_a_loop_over_pixels(seed):
     data=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), max_size=60),
     refractory=st.integers(0, 25),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_refractory_equals_a_loop_over_events(data, refractory):
     t, pixel = np.array(sorted(data), dtype=np.int64).reshape(-1, 2).T
     kept = past_refractory(t, pixel, refractory)

@@ -5,28 +5,21 @@ import importlib.util
 import pytest
 import torch
 from spikingjelly.activation_based import neuron
-from spikingjelly.activation_based.model import (
-    parametric_lif_net,
-    sew_resnet,
-    spiking_resnet,
-    spiking_vgg,
-)
+from spikingjelly.activation_based.model import parametric_lif_net, spiking_vgg
 
 import sj_prune
 from sj_prune import models
+from tests.support import zoo
 from tests.support.deploy_cases import integers, make_twin, output_of, rates_of
 
-IF = {"spiking_neuron": neuron.IFNode}
 ZOO = {
     "VGG16": lambda: models.VGG16(widths=(6,) * 13, tau=2.0),
     "VGG16SCA": lambda: models.VGG16SCA(widths=(6,) * 13),
     "ResNet19": lambda: models.ResNet19(tau=2.0, widths=(6, 8, 10)),
     "SixConvTwoFC": lambda: models.SixConvTwoFC(widths=(8,) * 6, size=32),
-    "sew ADD": lambda: sew_resnet.sew_resnet18(cnf="ADD", num_classes=10, **IF),
-    "sew AND": lambda: sew_resnet.sew_resnet18(cnf="AND", num_classes=10, **IF),
-    "sew IAND": lambda: sew_resnet.sew_resnet18(cnf="IAND", num_classes=10, **IF),
-    "spiking_resnet18": lambda: spiking_resnet.spiking_resnet18(num_classes=10, **IF),
-    "spiking_vgg11_bn": lambda: spiking_vgg.spiking_vgg11_bn(num_classes=10, **IF),
+    **{f"sew {cnf}": zoo.sew12(cnf) for cnf in ("ADD", "AND", "IAND")},
+    "spiking_resnet": zoo.resnet12,
+    "spiking_vgg11_bn": zoo.vgg("vgg11_bn"),
     "CIFAR10Net": lambda: parametric_lif_net.CIFAR10Net(
         channels=8, spiking_neuron=neuron.ParametricLIFNode
     ),
@@ -44,9 +37,8 @@ if importlib.util.find_spec("spikingjelly.activation_based.model.spikformer"):
     }
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_integer_twin(name):
-    net = make_twin(ZOO[name](), keep=0.2)
+def prove(net):
+    make_twin(net, keep=0.2)
     x = integers(4, 2, 3, 32, 32)
     assert sum(rate > 0 for rate in rates_of(net, x)) >= 5
     fast = sj_prune.deploy(net, x)
@@ -54,6 +46,24 @@ def test_integer_twin(name):
     assert torch.equal(fast(x), y)
     other = integers(3, 1, 3, 32, 32, seed=1)
     assert torch.equal(fast(other), output_of(net, other))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_integer_twin(name):
+    prove(ZOO[name]())
+
+
+WHOLE = {
+    **{f"sew_resnet18_{cnf}": zoo.sew(18, cnf) for cnf in ("ADD", "AND", "IAND")},
+    "spiking_resnet18": zoo.resnet(18),
+    "spiking_vgg11_bn": lambda: spiking_vgg.spiking_vgg11_bn(num_classes=10, **zoo.node()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_integer_twin_at_full_size(name):
+    prove(WHOLE[name]())
 
 
 @pytest.mark.parametrize("name", ["VGG16SCA", "ResNet19", "sew ADD", "CIFAR10Net"])

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import multiprocessing
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ from sj_prune.neurons import RecordingIFNode
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations, compute_dtype
 from sj_prune.neurons.statistics import STATISTICS
 from sj_prune.neurons.surrogates import KNOWN, Known
+from tests.support.processes import forks
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs a C++ compiler")
 
@@ -260,7 +260,7 @@ def _compile_in(folder, results):
 
 
 def test_processes_that_start_at_once_share_one_cache(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = forks()
     results = context.Queue()
     workers = [context.Process(target=_compile_in, args=(str(tmp_path), results)) for _ in range(3)]
     for worker in workers:

@@ -124,8 +124,19 @@ def name_of(variant):
     return "-".join(map(str, fields.values()))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("variant", WORST, ids=name_of)
+LARGEST = list(product(WORST, ARCHITECTURES))
+# Every variant on two architectures, every architecture with four variants; the others are slow.
+FEW = [LARGEST[5 * i + (i + k) % 5] for i in range(len(WORST)) for k in (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("variant", "architecture"),
+    [
+        pytest.param(*one, id=f"{name_of(one[0])}-{one[1]}", marks=slow)
+        for one in LARGEST
+        for slow in [[] if one in FEW else pytest.mark.slow]
+    ],
+)
 def test_largest_variants(variant, architecture):
     assert_compiles(variant, architecture)
 
@@ -188,7 +199,10 @@ def accesses(variant, kernel, folder):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="triton is there on Linux alone")
-@pytest.mark.parametrize(("name", "vec"), [("float", 4), ("Half", 8), ("Bfloat16", 8)])
+@pytest.mark.parametrize(
+    ("name", "vec"),
+    [("float", 4), ("Half", 8), pytest.param("Bfloat16", 8, marks=pytest.mark.slow)],
+)
 def test_accesses_are_16_bytes_wide(name, vec, tmp_path):
     """All but those of the statistics, once a channel, and of the PLIF's gradient, once a block."""
     pytest.importorskip("triton")

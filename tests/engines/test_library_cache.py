@@ -6,8 +6,8 @@ when they are loaded.
 
 import os
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -320,25 +320,26 @@ def test_compiling_is_said(tools, caplog):
 
 # ---- folders of compilers ------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-from sj_prune.engines import cache
-with cache.workspace() as folder:
-    (folder / "made.o").write_text("half")
-    print(folder, flush=True)
-    sys.stdin.readline()
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
 
 def test_what_a_killed_compile_left_is_removed_and_a_running_one_stays(tools):
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    folder = Path(process.stdout.readline().strip())
+    (said, says), (hears, told) = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            with cache.workspace() as folder:
+                (folder / "made.o").write_text("half")
+                os.write(says, str(folder).encode())
+                os.read(hears, 1)
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    folder = Path(os.read(said, 4096).decode())
     with cache.workspace():
         assert folder.is_dir(), "its process is at work"
-    process.communicate("\n")
+    os.write(told, b"!")
+    os.waitpid(child, 0)
+    for end in (said, says, hears, told):
+        os.close(end)
     assert folder.is_dir()
     with cache.workspace() as other:
         assert not folder.exists()

@@ -13,10 +13,10 @@ import sj_prune
 pytest.importorskip("matplotlib").use("Agg")
 pytest.importorskip("sklearn")
 
-pytestmark = pytest.mark.xdist_group("channels script")
 
 PLOTS = ("importance", "survivors", "exchange", "raster")
-ARGUMENTS = ["--quick", "--threads", "1", "--device", "cpu"]
+ARGUMENTS = ["--quick", "--threads", "1", "--device", "cpu", "--train-images", "320"]
+SHORTER = [*ARGUMENTS, "--train-images", "160", "--test-images", "100", "--no-dense"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_finished_run_is_shrunk_again_without_training(channels, run, monkeypatc
 
 @pytest.mark.parametrize("extra", [["--regrow", "0"], ["--set", "growth=random"]])
 def test_pruning_without_growth_or_with_another(channels, tmp_path, extra, capsys):
-    arguments = [*ARGUMENTS, "--no-dense", "--epochs", "3", *extra, "--out", str(tmp_path)]
+    arguments = [*SHORTER, "--epochs", "3", *extra, "--out", str(tmp_path)]
     result = channels.main(arguments)
     assert result["channels_after"] == 36
     assert not (tmp_path / "dense").exists()
@@ -109,7 +109,7 @@ def test_pruning_without_growth_or_with_another(channels, tmp_path, extra, capsy
 
 @pytest.mark.parametrize("method", ["NetworkSlimming", "TaylorChannels", "RandomChannels"])
 def test_other_channel_methods(channels, tmp_path, method):
-    arguments = [*ARGUMENTS, "--no-dense", "--epochs", "2", "--method", method, "--regrow", "0"]
+    arguments = [*SHORTER, "--epochs", "2", "--method", method, "--regrow", "0"]
     result = channels.main([*arguments, "--out", str(tmp_path)])
     assert result["channels_after"] == 36
     assert (tmp_path / "raster.png").exists()

@@ -11,7 +11,6 @@ from spikingjelly.activation_based import neuron
 pytest.importorskip("matplotlib").use("Agg")
 pytest.importorskip("sklearn")
 
-pytestmark = pytest.mark.xdist_group("quickstart")
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 RUNS = [
@@ -44,6 +43,7 @@ def _one_thread():
 def out(quickstart, tmp_path_factory):
     """The folder of one quick run."""
     folder = tmp_path_factory.mktemp("quickstart")
+    quickstart.QUICK_IMAGES = 128  # two batches
     quickstart.main(["--quick", "--out", str(folder), "--threads", "1"])
     return folder
 

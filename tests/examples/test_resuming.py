@@ -2,16 +2,15 @@
 
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from common import checkpoint, loop
 
-from tests.support.example_cases import EXAMPLES, RICH, STEPS, TINY, assert_same_run, load
-from tests.support.processes import environment
+from tests.support.example_cases import RICH, STEPS, TINY, assert_same_run, load
+from tests.support.example_ranks import run_script
+from tests.support.processes import forks
 
 
 @pytest.fixture(scope="module")
@@ -22,15 +21,10 @@ def undisturbed(cifar, tmp_path_factory):
     return out
 
 
-def start(arguments):
-    command = [sys.executable, str(EXAMPLES / "cifar.py"), *arguments]
-    return subprocess.Popen(
-        command,
-        env=environment(SJ_PRUNE_ENGINE="torch"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(arguments, output):
+    process = forks().Process(target=run_script, args=(arguments, output))
+    process.start()
+    return process
 
 
 def stamp(path):
@@ -42,24 +36,26 @@ def kill_somewhere(process, path, rng, saves):
     deadline = time.monotonic() + 120
     for _ in range(saves):
         before = stamp(path)
-        while stamp(path) == before and process.poll() is None:
+        while stamp(path) == before and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.001)
     time.sleep(rng.random() * 0.06)
-    running = process.poll() is None
+    running = process.is_alive()
     process.kill()
-    process.communicate()
+    process.join()
     return running
 
 
 def run_with_kills(arguments, out, kills, seed, most):
-    rng, killed = random.Random(seed), 0
+    rng, killed, output = random.Random(seed), 0, out.with_suffix(".txt")
     for _ in range(kills):
-        killed += kill_somewhere(start(arguments), out / "last.pt", rng, rng.randint(1, most))
+        process = start(arguments, output)
+        killed += kill_somewhere(process, out / "last.pt", rng, rng.randint(1, most))
         load(out / "last.pt")  # whole, whenever it was killed
-    process = start(arguments)
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    process = start(arguments, output)
+    process.join(300)
+    printed = output.read_text()
+    assert process.exitcode == 0, printed
     assert "Resumed from" in printed
     return killed
 
@@ -95,8 +91,17 @@ def at_step(monkeypatch, number, action, before=False):
     monkeypatch.setattr(loop.Trainer, "_train_step", step)
 
 
-@pytest.mark.parametrize("number", [1, 3, 5, STEPS])
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+KINDS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        pytest.param(number, kind, marks=pytest.mark.slow if (i + j) % 2 else [])
+        for i, number in enumerate([1, 3, 5, STEPS])
+        for j, kind in enumerate(KINDS)
+    ],
+)
 def test_interrupted(cifar, undisturbed, tmp_path, monkeypatch, capsys, number, kind):
     arguments = [*RICH[: RICH.index("--checkpoint-every")], "--out", str(tmp_path)]
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)

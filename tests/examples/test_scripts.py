@@ -66,18 +66,24 @@ def test_tiny_imagenet(tiny_imagenet, tmp_path):
     check(result, tmp_path, models.ResNet19(200, widths=(4, 4, 4), T=2), 1)
 
 
-def test_event_data_with_a_larger_test_set(cifar10_dvs, tmp_path):
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """The folder of the recordings; whoever comes first makes them."""
+    return tmp_path_factory.mktemp("recordings")
+
+
+def test_event_data_with_a_larger_test_set(cifar10_dvs, recordings, tmp_path):
     narrow = ["--network", "DVSNet", "--widths", *["8"] * 5, "--pool", "max", "--train-part", "0.5"]
     arguments = [*DVS[: DVS.index("--widths")], *narrow, "--epochs", "1"]
-    out = ["--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    out = ["--data-root", str(recordings), "--out", str(tmp_path / "run")]
     assert cifar10_dvs.main([*arguments, *out])["steps"] == 2  # of 50 recordings, 25 a step
 
 
-def test_cifar10_dvs(cifar10_dvs, tmp_path):
-    arguments = [*DVS, "--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+def test_cifar10_dvs(cifar10_dvs, recordings, tmp_path):
+    arguments = [*DVS, "--data-root", str(recordings), "--out", str(tmp_path / "run")]
     result = cifar10_dvs.main(arguments)
     check(result, tmp_path / "run", models.VGGSNN(widths=(4,) * 8, size=32), 2)
-    assert list((tmp_path / "data").rglob("*.aedat"))
+    assert list(recordings.rglob("*.aedat"))
     # What was recorded once is read again.
     dense = [*arguments, "--method", "dense", "--out", str(tmp_path / "dense")]
     dense.remove("--sparsity"), dense.remove("0.8")

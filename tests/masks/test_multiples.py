@@ -31,7 +31,7 @@ def test_allowed_are_the_multiples_and_the_whole(size, multiple, least):
 
 
 @given(sets_of_counts(), st.floats(0, 1), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_nearest_total_and_least_moved(groups, fraction, near):
     allowed = [allowed_counts(size, multiple, least) for size, multiple, least, _ in groups]
     counts = [1 + round(part * (size - 1)) for size, _, _, part in groups]
@@ -98,7 +98,7 @@ def layer_sets(draw, growing=True):
 
 
 @given(layer_sets(), st.data(), ALLOCATIONS, st.booleans(), st.floats(0, 0.9), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_drop_and_grow_keeps_multiples(layers, data, allocation, across, regrow, of_all):
     sizes, floors = [x.size for x in layers], [x.floor for x in layers]
     keep = data.draw(st.integers(allocation.least(sizes, floors), sum(sizes)))
@@ -127,7 +127,7 @@ def test_drop_and_grow_keeps_multiples(layers, data, allocation, across, regrow,
 
 
 @given(layer_sets(growing=False), st.data(), st.sampled_from([Global(), Uniform()]))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_pruning_alone_keeps_multiples_and_wakes_nothing(layers, data, allocation):
     least, alive = sum(x.floor for x in layers), sum(int(x.mask.sum()) for x in layers)
     if least > alive:

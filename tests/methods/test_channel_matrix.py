@@ -336,7 +336,7 @@ def run_updates(method, network, min_keep=1):
     st.sampled_from(["always", "update"]),
     st.integers(1, 3),
 )
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_sca_counts_are_exact_at_every_update(network, p, q, enforce, min_keep):
     """Kept: round((1 - p) units). Grown: round(q units), as long as no layer is emptied."""
     sizes = network[0]
@@ -362,7 +362,7 @@ def test_sca_counts_are_exact_at_every_update(network, p, q, enforce, min_keep):
 
 @EVERY
 @given(networks(), st.floats(0, 0.9), st.floats(0, 0.9))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_counts_are_exact(name, network, sparsity, regrow):
     row = CHANNEL_METHODS[name]
     sizes = network[0]

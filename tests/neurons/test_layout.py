@@ -73,13 +73,18 @@ def arguments(kind, x, function, *, v_reset=0.0, decay_input=True, detach_reset=
     return (x, v, w), numbers
 
 
-OP_CASES = list(
-    itertools.product((IF, LIF, PLIF), ((0, False, False), (31, True, True), (5, True, False)))
-)
+EXTRAS = ((0, False, False), (31, True, True), (5, True, False))
+OP_LAYOUTS = ("contiguous", "channels last", "expanded over time")
+# Every pair of two settings, a Latin square; the others are slow.
+OP_CASES = [
+    pytest.param(kind, extras, layout, marks=pytest.mark.slow if (i + j + k) % 3 else [])
+    for i, kind in enumerate((IF, LIF, PLIF))
+    for j, extras in enumerate(EXTRAS)
+    for k, layout in enumerate(OP_LAYOUTS)
+]
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "expanded over time"])
-@pytest.mark.parametrize(("kind", "extras"), OP_CASES)
+@pytest.mark.parametrize(("kind", "extras", "layout"), OP_CASES)
 def test_opcheck_forward(kind, extras, layout):
     """Schema, fake implementation, registered autograd, and the two under AOT dispatch."""
     x = LAYOUTS[layout](current(*SHAPE)).requires_grad_()
@@ -104,7 +109,7 @@ def test_opcheck_types(dtype):
     torch.library.opcheck(torch.ops.sj_prune.multi_step, (x, v, w, *numbers, 31, True, True))
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "expanded over time"])
+@pytest.mark.parametrize("layout", OP_LAYOUTS)
 @pytest.mark.parametrize("given", list(itertools.product((True, False), repeat=3)), ids=str)
 @pytest.mark.parametrize("kind", [IF, PLIF])
 def test_opcheck_backward(kind, given, layout):

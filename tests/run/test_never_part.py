@@ -568,7 +568,7 @@ assert set(OPTIMIZERS) >= {"sgd_momentum", "adam", "adamw", "rmsprop"}
 
 
 @given(**stories)
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_masks_and_weights_never_part(method, optimizer, acts):
     tell(method, optimizer, acts)
 

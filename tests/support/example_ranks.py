@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import signal
+import sys
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,15 @@ def cifar():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_script(arguments, output):
+    """Run the script in this process, a fork, and have what it says in a file."""
+    from common import loop
+
+    with open(output, "w") as file:
+        sys.stdout = sys.stderr = file
+        loop.leave(lambda: cifar().main(arguments))
 
 
 def runs(folder):

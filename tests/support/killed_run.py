@@ -1,7 +1,6 @@
 """Trains and saves after every step until somebody kills it; run by `tests/run/test_resume.py`."""
 
 import os
-import sys
 import time
 
 import torch
@@ -20,7 +19,3 @@ def main(path):
         time.sleep(0.05)
 
     train(model, optimizer, 10_000, after=save)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -12,13 +12,20 @@ import torch
 import torch.distributed as dist
 
 TIMEOUT = 120  # seconds: what takes longer has met a deadlock
+# DistributedDataParallel loads dynamo.
+PRELOADED = ["torch._dynamo", "spikingjelly.activation_based.functional", "sj_prune"]
+
+
+def forks():
+    """Return the context of processes that are forks of one that has loaded what loads slowly."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def run_in_ranks(world, module, function, folder, *args):
     """Return what ``tests.support.module.function(folder, *args)`` returns, rank by rank."""
-    context = multiprocessing.get_context("forkserver")
-    # One process loads what is slow to load (DDP itself loads dynamo); the ranks are forks of it.
-    context.set_forkserver_preload(["torch._dynamo", "spikingjelly.activation_based.functional"])
+    context = forks()
     ranks = [
         context.Process(target=_rank, args=(rank, world, module, function, str(folder), args))
         for rank in range(world)
@@ -86,7 +93,8 @@ def _rank(rank, world, module, function, folder, args):
         torch.manual_seed(100 + rank)  # the ranks' own generators differ
         found = importlib.import_module(f"tests.support.{module}")
         result = getattr(found, function)(folder, *args)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except BaseException:
         error = f"rank {rank}:\n{traceback.format_exc()}"
     torch.save((error, result), f"{folder}/{rank}.new")

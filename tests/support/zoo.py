@@ -1,5 +1,7 @@
 """SpikingJelly's own networks that take `spiking_neuron=`, as small as their builders permit."""
 
+from unittest import mock
+
 import torch
 from spikingjelly.activation_based import functional, layer, model, neuron, surrogate
 from spikingjelly.activation_based.model import (
@@ -29,7 +31,14 @@ def narrow_head(net):
 
 
 def vgg(name):
-    return lambda: narrow_head(getattr(spiking_vgg, f"spiking_{name}")(num_classes=10, **node()))
+    def make():
+        # Nor are they drawn, by torch or by the host.
+        untouched = mock.patch.object(nn.Linear, "reset_parameters")
+        with untouched, mock.patch.object(nn.init, "normal_"):
+            net = getattr(spiking_vgg, f"spiking_{name}")(num_classes=10, **node())
+        return narrow_head(net)
+
+    return make
 
 
 def resnet(depth):
@@ -40,6 +49,20 @@ def resnet(depth):
 def sew(depth, cnf):
     build = getattr(sew_resnet, f"sew_resnet{depth}")
     return lambda: build(num_classes=10, cnf=cnf, **node())
+
+
+# Of the blocks of ResNet18: every kind of shortcut, and two blocks in a row.
+BLOCKS = (2, 1, 1, 1)
+
+
+def resnet12():
+    kind, block = spiking_resnet.SpikingResNet, spiking_resnet.BasicBlock
+    return kind(block, BLOCKS, num_classes=10, **node())
+
+
+def sew12(cnf):
+    kind, block = sew_resnet.SEWResNet, sew_resnet.BasicBlock
+    return lambda: kind(block, BLOCKS, num_classes=10, cnf=cnf, **node())
 
 
 def dvs(name, channels=8):
@@ -66,6 +89,8 @@ ZOO = {
         for depth in (18, 34, 50)
         for cnf in ("ADD", "AND", "IAND")
     },
+    "spiking_resnet12": (resnet12, IMAGE),
+    **{f"sew_resnet12_{cnf}": (sew12(cnf), IMAGE) for cnf in ("ADD", "AND", "IAND")},
     "spiking_resnext50": (
         lambda: spiking_resnet.spiking_resnext50_32x4d(num_classes=10, **node()),
         IMAGE,
@@ -131,10 +156,10 @@ QUICK = [
     for name in (
         "vgg11",
         "vgg11_bn",
-        "spiking_resnet18",
-        "sew_resnet18_ADD",
-        "sew_resnet18_AND",
-        "sew_resnet18_IAND",
+        "spiking_resnet12",
+        "sew_resnet12_ADD",
+        "sew_resnet12_AND",
+        "sew_resnet12_IAND",
         "CIFAR10DVSNet",
         "MNISTNet",
         "MSResNet",

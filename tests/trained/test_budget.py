@@ -55,18 +55,30 @@ def nonzero_multiplications(net, x):
 # ---- met -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
-@pytest.mark.parametrize("kind", MEASURES)
-@pytest.mark.parametrize(
-    "method",
-    [
-        methods.FilterNorm(),
-        methods.NetworkSlimming(),
-        methods.SCA(sparsity=0.4, regrow=0.1),
-        methods.TaylorChannels(),
-    ],
-    ids=lambda m: type(m).__name__,
-)
+def pairs(found, fractions):
+    """Return all of the product with every measure; every pair of two settings is fast."""
+    return [
+        pytest.param(
+            *(method, kind, fraction),
+            id=f"{type(method).__name__}-{kind}-{fraction}",
+            marks=pytest.mark.slow if (i + j + k) % 3 else [],
+        )
+        for i, method in enumerate(found)
+        for j, kind in enumerate(MEASURES)
+        for k, fraction in enumerate(fractions)
+    ]
+
+
+CHANNELS = [
+    methods.FilterNorm(),
+    methods.NetworkSlimming(),
+    methods.SCA(sparsity=0.4, regrow=0.1),
+    methods.TaylorChannels(),
+]
+WEIGHTS = [methods.Magnitude(), methods.Criticality(), methods.Random()]
+
+
+@pytest.mark.parametrize(("method", "kind", "fraction"), pairs(CHANNELS, [0.3, 0.5, 0.8]))
 def test_channels(method, kind, fraction, caplog):
     net, found = wide(), batches(2)
     x = found[0][0]
@@ -92,13 +104,7 @@ def test_channels_of_a_wide_network_within_a_percent(kind, fraction):
     assert left == pytest.approx(fraction, rel=0.01)
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("kind", MEASURES)
-@pytest.mark.parametrize(
-    "method",
-    [methods.Magnitude(), methods.Criticality(), methods.Random()],
-    ids=lambda m: type(m).__name__,
-)
+@pytest.mark.parametrize(("method", "kind", "fraction"), pairs(WEIGHTS, [0.1, 0.5, 0.9]))
 def test_weights(method, kind, fraction, caplog):
     net, found = trained_like(), batches(2)
     x = found[0][0]

@@ -46,16 +46,20 @@ def oracle(net, x):
     return groups
 
 
+WHOLE = ["spiking_resnet18", *(f"sew_resnet18_{cnf}" for cnf in ("ADD", "AND", "IAND"))]
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "vgg11_bn",
         "vgg11",
-        "spiking_resnet18",
+        "spiking_resnet12",
         pytest.param("spiking_resnet50", marks=pytest.mark.slow),
-        "sew_resnet18_ADD",
-        "sew_resnet18_AND",
-        "sew_resnet18_IAND",
+        "sew_resnet12_ADD",
+        "sew_resnet12_AND",
+        "sew_resnet12_IAND",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in WHOLE),
         pytest.param("sew_resnet50_ADD", marks=pytest.mark.slow),
         "CIFAR10DVSNet",
     ],
