@@ -1,6 +1,7 @@
 """The layout's rules: who may import whom. Read from the syntax, so that lazy imports count too."""
 
 import ast
+import json
 import subprocess
 import sys
 

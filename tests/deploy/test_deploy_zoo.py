@@ -24,6 +24,7 @@ ZOO = {
         channels=8, spiking_neuron=neuron.ParametricLIFNode
     ),
 }
+IF = {"spiking_neuron": neuron.IFNode}
 if importlib.util.find_spec("spikingjelly.activation_based.model.spikformer"):
     from spikingjelly.activation_based.model import ms_resnet, spikformer
 
