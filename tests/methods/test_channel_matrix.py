@@ -27,7 +27,7 @@ from sj_prune.masks import prune_and_regrow as update
 from sj_prune.methods.identity import check_same, describe
 from sj_prune.methods.parts.scores import reads_of
 from tests.support.channel_cases import CHANNEL_METHODS, node, ready, sca, view
-from tests.support.views import choose, drop_score, grow_score, penalize
+from tests.support.views import begun, choose, drop_score, grow_score, penalize
 
 GROWTHS = ("gradient", "criticality", "random", "score")
 EVERY = pytest.mark.parametrize("name", CHANNEL_METHODS)
@@ -230,7 +230,7 @@ def test_scores_are_pure_and_one_a_channel(name, norm):
     for growth in GROWTHS:
         seen = view(norm=norm, nodes=[node(seed=1), node(seed=2)])
         method = row.make(regrow=0.2, growth=growth)
-        ready(method, seen)
+        ready(method, begun(method, seen))
         before = held(seen)
         drop, grow = drop_score(method, seen), grow_score(method, seen)
         assert (drop is None) == (row.needs_norm and not norm)

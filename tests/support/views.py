@@ -24,7 +24,15 @@ def layer_view(model, name):
 
 def drop_score(method, layer):
     """Return what a method drops a layer's units by."""
-    return plan_of(method).drop(layer)
+    return plan_of(method).drop(begun(method, layer))
+
+
+def begun(method, layer):
+    """Return a layer that has what a method's penalties keep of it from the beginning."""
+    for penalty in plan_of(method).penalties:
+        for key, value in (penalty.keeps(layer) if penalty.keeps else {}).items():
+            layer.state.setdefault(key, value)
+    return layer
 
 
 def grow_score(method, layer):
@@ -60,21 +68,19 @@ def penalize(method, layer):
     """Add a method's gradient terms to those of a layer."""
     for penalty in plan_of(method).penalties:
         if penalty.gradient is not None:
-            penalty.gradient(layer)
+            penalty.gradient(begun(method, layer))
 
 
 def choose(method, layer, dropped, step):
     """Let a method's penalties prepare in a step in which an update would drop these units."""
     net = NetView(
         names=(layer.name,),
-        layer={layer.name: layer}.__getitem__,
+        layer={layer.name: begun(method, layer)}.__getitem__,
         step=step,
         memory={},
         would_drop=lambda score=None, keep=None: {layer.name: dropped},
         learning_rate=lambda name: 0.0,
     )
     for penalty in plan_of(method).penalties:
-        for key, value in (penalty.keeps(layer) if penalty.keeps else {}).items():
-            layer.state.setdefault(key, value)
         if penalty.prepare is not None:
             penalty.prepare(net)
