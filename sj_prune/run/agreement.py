@@ -119,7 +119,8 @@ class Agreement:
             ready()
             return
         traced = self.run.anatomy.topology is not None
-        mine = plain_inputs(self.run), traced, sorted(self.run.masks.idle)
+        told = self.run.anatomy.idle is not None
+        mine = plain_inputs(self.run), traced, sorted(self.run.masks.idle) if told else None
         seen = processes.gather(mine, self.device)
         known = next((inputs for inputs, _, _ in seen if inputs is not None), None)
 
@@ -128,8 +129,8 @@ class Agreement:
             ready()
             if any(traced for _, traced, _ in seen):
                 ensure_topology(self.net, self.run)
-            for _, traced, idle in seen:  # what runs on one rank is counted on all
-                if traced:
+            for _, _, idle in seen:  # what runs on one rank is counted on all
+                if idle is not None:
                     self.run.masks.idle &= frozenset(idle)
 
         self.agreed(where, learn, lambda _: {**self._settings(), **self._traces()})

@@ -26,6 +26,7 @@ from sj_prune.network.layers import Layer, prunable_layers
 from sj_prune.network.topology import trace
 from sj_prune.neurons.convert import sensor_of, sensors
 from sj_prune.run.arguments import SettingsError, check_names, check_sparsity, select_groups
+from sj_prune.run.idle import listen, told
 from sj_prune.run.start import start_masks
 from sj_prune.run.state import Run
 
@@ -53,7 +54,7 @@ def learn(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any
     anatomy.scoring = {n: scoring_neurons(topology, anatomy.coupling, n) for n in run.layers}
     if not built:
         start_masks(net, run)
-    _leave_out_idle(run, topology)
+    told(run, set(topology.idle))
     if run.plan.statistics and not any(anatomy.scoring.values()):
         logger.warning(
             "%s reads neurons but none that records follows a prunable layer: "
@@ -71,39 +72,6 @@ def _leave_out_incomplete(net: nn.Module, run: Run, topology: Topology) -> None:
             reasons = (f"no {key}: {sensor.missing[key]}" for key in sorted(missing))  # type: ignore[union-attr]
             fact.problem = "; ".join(reasons)
             topology.leave_out(name)
-
-
-def _leave_out_idle(run: Run, topology: Topology) -> None:
-    """Leave layers out of the sparsity that have not run: another task's head, a neuron's matrix.
-
-    Those that have pruned weights already have run before, or are to be pruned from the start.
-    """
-    if run.plan.emergent:
-        return
-    layers, masks = set(topology.idle), run.masks
-    idle = [n for n, s in masks.scopes.items() if layers.issuperset(s.layers)]
-    found = frozenset(name for name in idle if bool(masks.alive(name).all()))
-    if len(found) < len(masks.scopes):
-        masks.idle = found
-
-
-def note_running(net: nn.Module, run: Run) -> None:
-    """Count layers that run after all: they have a gradient now. Never a neuron's own matrix."""
-    masks = run.masks
-    if masks.idle:
-        layers = {name: masks.scopes[name].layers for name in masks.idle}
-        masks.idle = frozenset(
-            name
-            for name, parts in layers.items()
-            if all(masks.weight(n).grad is None or _in_neuron(net, n) for n in parts)
-        )
-
-
-def _in_neuron(net: nn.Module, name: str) -> bool:
-    """Tell whether a layer is a part of a neuron."""
-    parts = name.split(".")[:-1]
-    above = (net.get_submodule(".".join(parts[:n])) for n in range(len(parts) + 1))
-    return any(sensor_of(module) is not None for module in above)
 
 
 def check_sensed(run: Run) -> None:
@@ -243,6 +211,7 @@ def learn_from(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str
     if not run.plan.needs_graph:
         if run.anatomy.inputs is None:
             remember_inputs(run, args, kwargs)
+        listen(net, run)
         return False
     learn(net, run, args, kwargs)
     return True

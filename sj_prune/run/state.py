@@ -28,6 +28,7 @@ class Anatomy:
         coupling: which channels live and die together; None for single weights, and before that.
         scoring: layer -> neuron layers that score it -> which of their channels are whose.
         dense: layer -> why it, or a part of it, stays as it is.
+        idle: layers that the first forward has not run; None before one has told. `run/idle.py`.
     """
 
     inputs: tuple[Any, Any] | None = None
@@ -35,6 +36,7 @@ class Anatomy:
     coupling: Coupling | None = None
     scoring: dict[str, dict[str, Tensor | None]] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
+    idle: frozenset[str] | None = None
 
 
 @dataclass

@@ -21,10 +21,10 @@ from sj_prune.run.anatomy import (
     learn_example,
     learn_from,
     learn_seen,
-    note_running,
 )
 from sj_prune.run.holding import after_step, before_step
 from sj_prune.run.hooks import OptimizerHooks, owned_parameters, unscale_, with_inner
+from sj_prune.run.idle import note_running
 from sj_prune.run.install import record_emergent
 from sj_prune.run.owners import (
     awaits_update,

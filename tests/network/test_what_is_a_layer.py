@@ -206,6 +206,49 @@ def test_the_sparsity_is_met_on_what_runs():
     assert {row.name: row.prunable for row in model.explain().rows}["second"]
 
 
+def hooks_of(net):
+    return [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in net.modules()]
+
+
+@pytest.mark.parametrize("asked_at", [None, 0, 1, 3])
+def test_to_ask_changes_nothing_and_the_first_forward_is_the_users(asked_at):
+    torch.manual_seed(0)
+    net, x, calls = Tasks(), torch.randn(3, 4, 6), []
+    net.body.register_forward_hook(lambda *_: calls.append(1))
+    model = sj_prune.PruningWrapper(net, methods.Magnitude(sparsity=0.8, interval=2, end=8))
+    hooks = hooks_of(net)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model.attach(optimizer)
+    for step in range(6):
+        if asked_at == step:
+            model.explain()
+        optimizer.zero_grad()
+        model(x).pow(2).mean().backward()
+        optimizer.step()
+    assert len(calls) == 6
+    assert hooks_of(net) == hooks
+    now = model.session.run.plan.schedule.at(6)
+    assert zeros(net.body, net.first) == pytest.approx(now, abs=0.01)
+    assert bool(net.second.weight.all())
+    assert bool(net.node.fc.weight.all())
+    other = sj_prune.PruningWrapper(Tasks(), methods.Magnitude(sparsity=0.8, interval=2, end=8))
+    other.load_state_dict(model.state_dict())
+    other(x)
+    assert other.sparsity() == model.sparsity()
+
+
+def test_a_first_forward_that_raises_tells_nothing():
+    net, x = Tasks(), torch.randn(3, 4, 6)
+    model = sj_prune.PruningWrapper(net, methods.Magnitude(sparsity=0.8, interval=2, end=8))
+    hooks = hooks_of(net)
+    with pytest.raises(RuntimeError):
+        model(x[..., :5])
+    assert hooks_of(net) == hooks
+    assert not model.masks.idle
+    model(x)
+    assert model.masks.idle == {"second", "node.fc"}
+
+
 def test_a_checkpoint_with_a_layer_that_has_run_since():
     torch.manual_seed(0)
     net, x = Tasks(), torch.randn(3, 4, 6)

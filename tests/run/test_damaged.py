@@ -3,6 +3,7 @@
 import copy
 import io
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from sj_prune import PruningWrapper, methods
 from sj_prune.masks import Constant
 from sj_prune.methods import Growth, Plan
-from sj_prune.methods.parts import magnitude, noise
+from sj_prune.methods.parts import Reads, magnitude, noise
 from tests.support.channel_cases import CHANNEL_METHODS, channel_net
 from tests.support.pruning_cases import OPTIMIZERS, build, frozen, same_state, snapshot, train
 
@@ -171,3 +172,42 @@ def test_ten_of_each_method(runs, name):
 @pytest.mark.parametrize("name", CASES)
 def test_three_hundred(runs, name):
     fuzz(runs, name, 300 // len(CASES) + 1, seed=1)
+
+
+# ---- whole checkpoints are not refused -----------------------------------------------------------
+
+
+def by_rate(layer):
+    """Score nothing but layers that feed neurons."""
+    return None if layer.activity is None else layer.weight.abs()
+
+
+by_rate.reads = Reads(frozenset({"firing_rate"}))
+
+
+def test_grace_beside_a_layer_that_nothing_scores():
+    plan = replace(GRACE, drop=by_rate)
+    model = PruningWrapper(build(), plan)
+    train(model.attach(OPTIMIZERS["sgd"](model.parameters())), model.optimizers[0], POSITION)
+    assert "10" in model.masks.uncounted
+    other = PruningWrapper(build(seed=3), plan)
+    other.load_state_dict(model.state_dict())
+    assert same_state(other.masks.masks, model.masks.masks)
+
+
+def test_a_step_that_fails_behind_its_update():
+    model = PruningWrapper(build(), CASES["Magnitude"][1]())
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    train(model.attach(optimizer), optimizer, 3)
+    handle = optimizer.register_step_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(model, optimizer, 1, start=4)
+    handle.remove()
+    other = PruningWrapper(build(seed=3), CASES["Magnitude"][1]())
+    other.load_state_dict(model.state_dict())
+    assert (other.session.run.step, other.history[-1].step) == (3, 4)
+    again = OPTIMIZERS["sgd"](other.parameters())
+    train(other.attach(again), again, 1, start=4)
+    train(model, optimizer, 1, start=4)
+    assert same_state(other.masks.masks, model.masks.masks)
+    assert other.sparsity()["total"] == pytest.approx(model.history[-1].target, abs=1e-2)
