@@ -11,7 +11,7 @@ from tests.support.sources import SOURCES, imports, imports_of, within
 
 # Beside the standard library, these files import only what stands here.
 ONLY = {
-    "masks/": ("torch", "sj_prune.masks", "sj_prune._checks"),
+    "masks/": ("torch", "numpy", "sj_prune.masks", "sj_prune._checks"),
     "methods/": ("torch", "sj_prune.methods", "sj_prune.masks", "sj_prune._checks"),
     "neurons/activity.py": ("torch", "sj_prune.neurons.statistics"),
     "neurons/statistics.py": ("torch",),
