@@ -159,7 +159,7 @@ def _record(
     sparsity = 1.0 - sum(kept.values()) / sum(run.masks.units().values())
     pruned = run.masks.pruned_units()
     _say_thin(run, kept)
-    record = UpdateRecord(step, target, sparsity, kept, pruned=pruned, **exchanged)
+    record = UpdateRecord(step, float(target), sparsity, kept, pruned=pruned, **exchanged)
     run.history.append(record)
     logger.log(
         level,

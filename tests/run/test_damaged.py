@@ -5,8 +5,11 @@ import io
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from spikingjelly.activation_based import surrogate
+from torch import nn
 
 from sj_prune import PruningWrapper, methods
 from sj_prune.masks import Constant
@@ -193,6 +196,53 @@ def test_grace_beside_a_layer_that_nothing_scores():
     other = PruningWrapper(build(seed=3), plan)
     other.load_state_dict(model.state_dict())
     assert same_state(other.masks.masks, model.masks.masks)
+
+
+class Bare(nn.Module):
+    """A neuron of no host's class that shows no potential after its reset."""
+
+    def __init__(self):
+        super().__init__()
+        self.spike, self.step_mode = surrogate.ATan(), "m"
+
+    def forward(self, x):
+        return self.spike(x - 0.3)
+
+
+def by_potential(layer):
+    return None if layer.activity is None else layer.weight.abs()
+
+
+by_potential.reads = Reads(frozenset({"abs_potential"}))
+
+
+@pytest.mark.parametrize("position", [3, 4, 5])
+def test_a_neuron_without_a_statistic(position):
+    plan = replace(GRACE, drop=by_potential, grow=None)
+
+    def net(seed=0):
+        made = build(seed=seed)
+        made[2] = Bare()
+        return made
+
+    model = PruningWrapper(net(), plan)
+    train(model.attach(OPTIMIZERS["sgd"](model.parameters())), model.optimizers[0], position)
+    other = PruningWrapper(net(seed=3), plan)
+    other.load_state_dict(model.state_dict())
+    train(other.attach(OPTIMIZERS["sgd"](other.parameters())), other.optimizers[0], 5, start=6)
+    assert len(other.history) == 2
+
+
+def test_numbers_of_numpy_are_plain_in_a_checkpoint():
+    method = methods.Magnitude(sparsity=np.float64(0.8), **TIMING)
+    model = PruningWrapper(build(), method)
+    train(model.attach(OPTIMIZERS["sgd"](model.parameters())), model.optimizers[0], POSITION)
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = PruningWrapper(build(seed=3), method)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert other.history == model.history
 
 
 def test_a_step_that_fails_behind_its_update():
