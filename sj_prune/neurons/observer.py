@@ -269,7 +269,7 @@ class Observer:
             now.potential(v)
 
     def _miss(self, names: tuple[str, ...], of: str, reason: str) -> None:
-        gone = [name for name in names if TABLE[name].of == of]
+        gone = [name for name in names if name in TABLE and TABLE[name].of == of]
         self.missing.update(dict.fromkeys(gone, reason))
         self._activity.drop(gone)
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 
 from sj_prune import PruningWrapper
@@ -96,6 +96,30 @@ def test_what_the_function_is_given(make, mode):
     (sensor,) = [s for n, s in model.nodes.items()]
     got = sensor.activity.mean(function_name(first_spike))
     torch.testing.assert_close(got, (expected / count).double())
+
+
+class Bare(nn.Module):
+    """A neuron of no host's class that shows no potential."""
+
+    def __init__(self):
+        super().__init__()
+        self.spike, self.step_mode = surrogate.ATan(), "m"
+
+    def forward(self, x):
+        return self.spike(x - 0.3)
+
+
+def test_a_function_needs_no_potential():
+    @reads(first_spike)
+    def score(layer):
+        early = 1.0 if layer.activity is None else layer.activity.mean(first_spike)
+        return layer.weight.abs() * layer.per_weight(torch.as_tensor(early).expand(layer.channels))
+
+    net = build(0)
+    net[2] = Bare()
+    model, optimizer = wrapped(plan(score), net=net)
+    train(model, optimizer, 4)
+    assert model.history
 
 
 def test_a_function_of_the_wrong_shape_is_named():
