@@ -4,7 +4,7 @@
     python examples/to_chip.py --images 5 --epochs 1      # to see that it runs
 
 Images of simple shapes are played before a simulated event camera. A small convolutional network
-learns to tell them apart; one of its layers is too large for every core of the chip. `prune`
+learns to tell them apart; two of its layers are too large for every core of the chip. `prune`
 removes channels until the network fits, it is fine-tuned, cut out by `compact`, fine-tuned with
 weights of 8 bits, quantized, and written as NIR and ONNX; each file is read back and compared.
 Prints what does not fit, and the table before => after, which it writes to runs/to_chip/. NIR needs

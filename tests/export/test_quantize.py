@@ -11,6 +11,7 @@ from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import sj_prune
+from tests.chips.test_fits import convolutions
 from tests.export.networks import Residual, pruned
 from tests.support.pruning_cases import assert_masked, criticality, loss_of, magnitude, wrapped
 
@@ -207,3 +208,26 @@ def test_layers_that_share_a_weight():
         assert torch.equal(net(x), expected(x))
     assert torch.equal(sj_prune.quantize(net, 4)[1].weight, expected[0].weight)
     assert torch.equal(net[1].weight_scale, expected[0].weight_scale)
+
+
+def test_quantized_compact_network_is_saved_and_loaded_and_quantized_again(tmp_path):
+    torch.manual_seed(0)
+    x_seq = 4 * torch.rand(2, 1, 2, 16, 16)
+    method = sj_prune.methods.FilterNorm(sparsity=0.5)
+    net, _ = sj_prune.prune(convolutions((8, 8), size=16), [x_seq], method)
+    dense = copy.deepcopy(net)
+    small = sj_prune.quantize(sj_prune.compact(net.eval(), x_seq), 4)
+    sj_prune.save_compact(tmp_path / "small.pt", small)
+    again = sj_prune.load_compact(tmp_path / "small.pt", convolutions((8, 8), size=16))
+    for name, weight in small.state_dict().items():
+        assert torch.equal(again.state_dict()[name], weight)
+    scales = [m.weight_scale for m in small if hasattr(m, "weight_scale")]
+    sj_prune.quantize(again, 4)
+    for scale, module in zip(scales, [m for m in again if hasattr(m, "weight_scale")], strict=True):
+        torch.testing.assert_close(module.weight_scale, scale, rtol=1e-6, atol=0)
+    # The other way round the scales are those of other channels, and exports say so.
+    pytest.importorskip("onnx")
+    late = sj_prune.compact(sj_prune.quantize(dense.eval(), 4), x_seq)
+    with pytest.raises(ValueError, match=r"layer '0' .* quantize last"):
+        sj_prune.export_onnx(late, tmp_path / "late.onnx", x_seq)
+    sj_prune.export_onnx(sj_prune.quantize(late, 4), tmp_path / "late.onnx", x_seq, prove=False)
