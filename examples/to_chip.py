@@ -1,6 +1,6 @@
 """A network for an event camera that does not fit Speck2f, pruned until it does, and exported.
 
-    python examples/to_chip.py                            # a few minutes on two cores
+    python examples/to_chip.py                            # a minute of a processor
     python examples/to_chip.py --images 5 --epochs 1      # to see that it runs
 
 Images of simple shapes are played before a simulated event camera. A small convolutional network
