@@ -60,7 +60,8 @@ def set_rate(net: nn.Module, x: Tensor, rate: float) -> list[float]:
     rates: list[float] = []
 
     def norm(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        flat = args[0].flatten(0, 1).transpose(0, 1).flatten(1)
+        x = args[0] if args[0].ndim == 2 else args[0].flatten(0, 1)
+        flat = x.transpose(0, 1).flatten(1)
         module.running_mean.copy_(flat.mean(1))
         module.running_var.copy_(flat.var(1) + 1e-3)
         nn.init.ones_(module.weight)

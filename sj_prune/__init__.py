@@ -16,6 +16,7 @@ from sj_prune.compaction import (
 from sj_prune.deploy.network import SparseNetwork, deploy, load_deployed
 from sj_prune.export.nir_file import export_nir
 from sj_prune.export.onnx_file import export_onnx
+from sj_prune.export.quantize import fake_quantize, quantize
 from sj_prune.export.synapses import synapses
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
@@ -40,6 +41,7 @@ __all__ = [
     "deploy",
     "export_nir",
     "export_onnx",
+    "fake_quantize",
     "fits",
     "integrations",
     "load_compact",
@@ -49,6 +51,7 @@ __all__ = [
     "neurons",
     "plots",
     "prune",
+    "quantize",
     "rebuild",
     "renormalize",
     "save",

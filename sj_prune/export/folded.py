@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.deploy.plan import Layer, Plan, Step, plan
 from sj_prune.deploy.trace import trace
+from sj_prune.export.quantize import Grid, grid_of
 
 _EQUAL = 1e-5  # of the largest output: float32 weights of norms folded in float64
 
@@ -48,6 +49,14 @@ def given_weight(layer: Layer) -> Tensor:
     """Return the weight as the network has it, before norms are folded in."""
     module: Any = layer.parts[0].module
     return module.weight.detach()
+
+
+def grid(layer: Layer) -> Grid | None:
+    """Return integers and scales of a layer, norms folded; None if it is not quantized."""
+    module = layer.parts[0].module
+    assert module is not None  # noqa: S101 (of a layer with weights)
+    assert layer.weight is not None  # noqa: S101
+    return grid_of(module, layer.name, layer.weight)
 
 
 def windows(made: Plan, step: Step) -> tuple[tuple[int, int], ...] | None:

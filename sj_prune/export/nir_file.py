@@ -36,7 +36,8 @@ def export_nir(
     a linear layer, and additions several edges into one node; weights that are 0 stay 0. The
     graph's metadata holds version, `T`, `dt`, reset and the density of each layer. What the network
     does after its last time-distributed layer, a mean over time, is left to the reader
-    (``metadata["output"]``). Channels that were pruned are gone from what `compact` returns.
+    (``metadata["output"]``). Channels that were pruned are gone from what `compact` returns. Nodes
+    of layers that `quantize` has rounded have ``bits``, ``integers``, ``scale`` as metadata.
 
     Args:
         net: a stock network in multi-step mode, or one with recording nodes; left as it was.

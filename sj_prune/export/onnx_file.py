@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from sj_prune._files import replace_file
 from sj_prune.deploy.plan import Plan
-from sj_prune.export.folded import ExportError, check_equal, folded, given_weight, layers, outputs
+from sj_prune.export.folded import (
+    ExportError,
+    check_equal,
+    folded,
+    given_weight,
+    grid,
+    layers,
+    outputs,
+)
 from sj_prune.export.unrolled import Unrolled
 
 _OPSET = 17
@@ -25,7 +33,7 @@ def export_onnx(
 
     The graph has the network's input, named ``x_seq``, and its output, ``output``; the number of
     samples is dynamic, that of time steps is that of `x_seq`. Norms are folded into weights, those
-    that are 0 stay 0.
+    that are 0 stay 0. Layers that `quantize` has rounded are stored as integers and scales.
 
     Args:
         net: a stock network in multi-step mode, or one with recording nodes; left as it was.
@@ -48,6 +56,7 @@ def export_onnx(
     written = _exported(Unrolled(made, "ONNX").eval(), x_seq.detach().float(), made)
     model = onnx.load_model_from_string(written)
     model.producer_name = "sj_prune"
+    _store_integers(onnx, model, made)
     if prove:
         _check_zeros(onnx, model, made)
         _run_and_compare(model.SerializeToString(), net, x_seq.detach().float(), made)
@@ -84,13 +93,31 @@ def _exported(module: nn.Module, x: Tensor, made: Plan) -> bytes:
     return file.getvalue()
 
 
+def _store_integers(onnx: Any, model: Any, made: Plan) -> None:  # noqa: ANN401
+    """Put integers and scales in place of the weights of layers that are quantized."""
+    stored = {t.name: t for t in model.graph.initializer}
+    for layer in layers(made):
+        if (found := grid(layer)) is None:
+            continue
+        name = f"weight{layer.output}"
+        parts = {f"{name}_integers": found.integers, f"{name}_scale": found.scale}
+        model.graph.initializer.remove(stored[name])
+        model.graph.initializer.extend(
+            onnx.numpy_helper.from_array(tensor.numpy(), part) for part, tensor in parts.items()
+        )
+        node = onnx.helper.make_node("DequantizeLinear", list(parts), [name], axis=0)
+        model.graph.node.insert(0, node)
+
+
 def _check_zeros(onnx: Any, model: Any, made: Plan) -> None:  # noqa: ANN401
     from onnx import numpy_helper
 
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     for layer in layers(made):
         given = given_weight(layer)
-        written = torch.from_numpy(stored[f"weight{layer.output}"].copy()).reshape(given.shape)
+        name = f"weight{layer.output}"
+        found = stored[name] if name in stored else stored[f"{name}_integers"]
+        written = torch.from_numpy(found.copy()).reshape(given.shape)
         if lost := int(((given == 0) & (written != 0)).sum()):
             raise ExportError(f"Expected zeros to stay but {lost} of {layer.name} are lost")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sj_prune._version import __version__
 from sj_prune.deploy.plan import Layer, Plan, Step
-from sj_prune.export.folded import layers, refuse, windows
+from sj_prune.export.folded import grid, layers, refuse, windows
 from sj_prune.neurons.reference import IF, LIF
 
 
@@ -88,7 +88,12 @@ class _Builder:
     def _layer(self, layer: Layer) -> None:
         sources = self.sources[layer.input]
         if layer.weight is not None:
-            sources = self._node(layer.name, self._weights(layer), sources)
+            node = self._weights(layer)
+            if found := grid(layer):
+                integers = found.integers.numpy().reshape(node.weight.shape)
+                scale = found.scale.numpy()
+                node.metadata = {"bits": found.bits, "integers": integers, "scale": scale}
+            sources = self._node(layer.name, node, sources)
             self.names[layer.name] = sources[0]
         if layer.rest is not None:
             sources = self._sum(layer, sources, self.sources[layer.rest])

@@ -17,7 +17,7 @@ _MEANING = (
     "Per sample, over all time steps: MACs of the weights that are not 0, spikes multiplied like "
     "any number, and of the zeros too, as a CPU or GPU does them; SynOps on the spikes of each "
     f"network; energy at {cost.PICOJOULES_PER_MAC} pJ an analog MAC and {cost.PICOJOULES_PER_AC} "
-    "pJ a SynOp, memory traffic left out."
+    "pJ a SynOp, memory traffic left out. Memory of the weights of layers, as they are and as CSR."
 )
 
 
@@ -52,8 +52,10 @@ class Comparison:
     Attributes:
         rows: one a layer.
         totals: name -> (before, after): ``parameters`` (nonzero ones in ``nonzero``), ``macs``
-            (with zero weights in ``macs_dense``), ``synops`` and ``energy`` (pJ) per sample, and
-            ``latency`` in seconds for the whole batch, where it was measured.
+            (with zero weights in ``macs_dense``), ``synops`` and ``energy`` (pJ) per sample,
+            ``memory`` and ``memory_csr``, bytes of the layers' weights, zeros too and as sparse
+            rows (quantized ones with their bits), and ``latency`` in seconds for the whole batch,
+            where it was measured.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -73,8 +75,14 @@ class Comparison:
         return {} if pair is None else {"latency": (1e3 * pair[0], 1e3 * pair[1])}
 
     def _closing(self) -> str:
-        units: Mapping[str, tuple[str, int]] = {"energy": ("J", -12), "latency": ("s", -3)}
-        titles = {"macs_dense": "MACs, zeros too", "macs": "MACs", "synops": "SynOps"}
+        units: Mapping[str, tuple[str, int]] = {
+            **{"energy": ("J", -12), "latency": ("s", -3)},
+            **{"memory": ("B", 0), "memory_csr": ("B", 0)},
+        }
+        titles = {
+            **{"macs_dense": "MACs, zeros too", "macs": "MACs", "synops": "SynOps"},
+            "memory_csr": "memory as CSR",
+        }
         return ", ".join(
             f"{titles.get(name, name)}: {before_after(*pair, *units.get(name, ('', 0)))}"
             for name, pair in (self.totals | self._milliseconds()).items()
@@ -114,6 +122,8 @@ def compare(
         "macs_dense": (_sum(first, "total_macs_dense"), _sum(second, "total_macs_dense")),
         "macs": (_sum(first, "total_macs"), _sum(second, "total_macs")),
         **{kind: (_sum(first, kind), _sum(second, kind)) for kind in ("synops", "energy")},
+        "memory": (_memory(layers[0]), _memory(layers[1])),
+        "memory_csr": (_memory_csr(layers[0]), _memory_csr(layers[1])),
     }
     if latency:
         totals["latency"] = _latencies(before, after, example_input)
@@ -157,3 +167,22 @@ def _parameters(net: nn.Module) -> float:
 
 def _nonzero(net: nn.Module) -> float:
     return float(sum(int(p.count_nonzero()) for p in net.parameters()))
+
+
+def _bytes(layer: Layer) -> float:
+    """Return bytes of one weight: `quantize` says with how many bits."""
+    return getattr(layer, "weight_bits", 8 * layer.weight.element_size()) / 8
+
+
+def _memory(layers: Mapping[str, Layer]) -> float:
+    return sum(layer.weight.numel() * _bytes(layer) for layer in layers.values())
+
+
+def _memory_csr(layers: Mapping[str, Layer]) -> float:
+    """Return bytes of values, column numbers (2 bytes each up to 65,536) and row starts (4)."""
+    total = 0.0
+    for layer in layers.values():
+        rows, columns = layer.weight.flatten(1).shape
+        each = _bytes(layer) + (2 if columns <= 2**16 else 4)
+        total += int(layer.weight.count_nonzero()) * each + 4 * (rows + 1)
+    return total

@@ -24,7 +24,7 @@ class Residual(nn.Module):
             layer.AdaptiveAvgPool2d((2, 2)),
             layer.Flatten(),
             layer.Linear(24, 20),
-            layer.BatchNorm1d(20),
+            layer.SeqToANNContainer(nn.BatchNorm1d(20)),  # 0.0.0.0.14 has none for [T, N, C]
         )
         self.last = node(**settings)
         self.vote = layer.VotingLayer(5)

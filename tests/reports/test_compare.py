@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch import nn
 
 import sj_prune
@@ -55,7 +56,8 @@ def test_rows(pair):
 def test_totals(pair):
     dense, masked, small = pair
     totals = sj_prune.compare(dense, small, X, latency=False).totals
-    assert set(totals) == {"parameters", "nonzero", "macs_dense", "macs", "synops", "energy"}
+    kinds = ("parameters", "nonzero", "macs_dense", "macs", "synops", "energy")
+    assert set(totals) == {*kinds, "memory", "memory_csr"}
     for index, net in enumerate((dense, small)):
         assert totals["parameters"][index] == parameters(net)
         assert totals["nonzero"][index] == nonzero(net)
@@ -84,6 +86,21 @@ def test_energy(pair):
         assert energy[index] == pytest.approx(expected)
 
 
+def test_memory_is_that_of_sparse_rows_and_of_bits(pair):
+    """CSR as SciPy makes it, with column numbers of two bytes; four bits once quantized."""
+    _, masked, _ = pair
+    small = sj_prune.quantize(copy.deepcopy(masked), 4)
+    totals = sj_prune.compare(masked, small, X, latency=False).totals
+    weights = [net.get_submodule(name).weight for net in (masked, small) for name in LAYERS]
+    half = len(LAYERS)
+    for index, (part, bytes_each) in enumerate(((weights[:half], 4), (weights[half:], 0.5))):
+        rows = [csr_array(w.detach().flatten(1).numpy()) for w in part]
+        assert totals["memory"][index] == sum(w.numel() for w in part) * bytes_each
+        expected = sum(m.nnz * (bytes_each + 2) + m.indptr.size * 4 for m in rows)
+        assert totals["memory_csr"][index] == expected
+    assert totals["memory_csr"][1] < totals["memory_csr"][0]
+
+
 def test_text(pair):
     dense, _, small = pair
     found = sj_prune.compare(dense, small, X)
@@ -92,6 +109,7 @@ def test_text(pair):
         assert shown in text
         assert shown in markdown
     assert re.search(r"energy: [\d.]+ [pnu]J => ", text)
+    assert re.search(r"memory as CSR: [\d.]+ k?B => ", text)
     assert re.search(r"latency: [\d.e+]+ [mu]?s => ", text)
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(LAYERS)
