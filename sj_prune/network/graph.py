@@ -67,11 +67,11 @@ class Walker:
     def layers_behind(self, tensor: Tensor) -> list[Behind]:
         """Return the layers that made a tensor, the nearest first, each once."""
         found: dict[str, Behind] = {}
-        pending: deque[tuple[Any, str | None, tuple[str, ...]]] = deque()
-        pending.append((tensor.grad_fn, None, ()))
+        pending: deque[tuple[Any, str | None, tuple[str, ...], bool]] = deque()
+        pending.append((tensor.grad_fn, None, (), True))
         visited = set()
         while pending:
-            fn, norm, passed = pending.popleft()
+            fn, norm, passed, linear = pending.popleft()
             if fn in self.stops and passed:
                 known = self.inputs.get(passed[-1], ())
                 self.inputs[passed[-1]] = tuple(dict.fromkeys((*known, self.stops[fn])))
@@ -79,14 +79,16 @@ class Walker:
                 continue
             visited.add(fn)
             if passed and type(fn).__name__.split("Backward")[0] not in _LINEAR:
-                continue  # an activation: what comes before it is scored by nobody
+                linear = False  # an activation: layers before it are scored by nobody
             parents = [parent for parent, _ in fn.next_functions if parent is not None]
             leaves = [id(leaf) for parent in parents if (leaf := _leaf(parent)) is not None]
             mine = [self.weights[leaf] for leaf in leaves if leaf in self.weights]
+            if mine and not linear:
+                continue
             for name in mine:
                 found.setdefault(name, Behind(name, norm, passed))
             if mine:
                 norm, passed = None, (*passed, mine[0])
             norm = next((self.norms[leaf] for leaf in leaves if leaf in self.norms), norm)
-            pending.extend((parent, norm, passed) for parent in parents)
+            pending.extend((parent, norm, passed, linear) for parent in parents)
         return list(found.values())

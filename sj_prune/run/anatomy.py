@@ -177,19 +177,12 @@ def restore_inputs(net: nn.Module, run: Run, plain: Any) -> None:  # noqa: ANN40
         ensure_masks(net, run)
 
 
-def follow_statistics(net: nn.Module, run: Run, recorded: bool) -> None:
-    """Learn whose channels the statistics of a checkpoint are of, or leave it to the next forward.
-
-    Args:
-        net: the network.
-        run: its run, whose inputs are those of the checkpoint.
-        recorded: there are statistics.
-    """
+def follow_statistics(net: nn.Module, run: Run) -> None:
+    """Learn whose channels a checkpoint's statistics are, or leave it to the next forward."""
     if not run.plan.statistics or run.anatomy.topology is not None:
         return
     with suppress(Exception):  # not all that a forward takes is in a checkpoint
-        if recorded and run.anatomy.inputs is not None:
-            ensure_topology(net, run)
+        learn_seen(net, run)
     if run.anatomy.topology is None:
         run.anatomy.inputs = None
 

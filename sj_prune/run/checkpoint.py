@@ -14,7 +14,7 @@ from sj_prune.neurons.convert import sensors
 from sj_prune.run import processes
 from sj_prune.run.anatomy import follow_statistics, plain_inputs, restore_inputs
 from sj_prune.run.arguments import SettingsError
-from sj_prune.run.damage import EXTRA_STATE, check_fits, check_parts, check_weights, recorded
+from sj_prune.run.damage import EXTRA_STATE, check_fits, check_parts, check_weights
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.install import rest
 from sj_prune.run.state import Run
@@ -117,7 +117,7 @@ def _checked(net: nn.Module, run: Run, method: object, state: Any) -> dict[str, 
         check_parts(found, next(net.parameters()).device)
         check_same(method, found["method"], run.identity)
         _learn(net, run, found["inputs"])
-        follow_statistics(net, run, recorded(found["statistics"]))
+        follow_statistics(net, run)
         check_fits(net, run, found, old=state["format"] != _FORMAT)
     return found
 

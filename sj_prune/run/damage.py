@@ -285,9 +285,3 @@ def _check_activity(
     _expect(bool(sums.isfinite().all()), f"{where}.sums", "finite sums", "infinity")
     _like(f"{where}.samples", samples, (), torch.int64)
     _count(f"{where}.samples", int(samples))
-
-
-def recorded(statistics: Mapping[str, Any]) -> bool:
-    """Tell whether there are samples in the statistics of a checkpoint."""
-    found = [each.get("samples") for each in statistics.values() if isinstance(each, Mapping)]
-    return any(isinstance(samples, Tensor) and bool(samples.any()) for samples in found)

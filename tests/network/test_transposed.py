@@ -61,10 +61,10 @@ def test_operations_equal_brute_force(dims, settings):
     assert found.binary_input
     # Every input place is multiplied by every weight of its channel, border or not.
     places = x[:, 0].numel()
-    assert found.macs_dense == places * conv.weight.numel()
+    assert found.total_macs_dense == places * conv.weight.numel()
     analog = cost.measure(nn.Sequential(conv), x + 0.5, samples=1)["0"]
-    assert analog.macs == places * int((conv.weight != 0).sum())
-    assert (analog.synops, analog.macs_dense) == (0, found.macs_dense)
+    assert analog.total_macs == places * int((conv.weight != 0).sum())
+    assert (analog.synops, analog.total_macs_dense) == (0, found.total_macs_dense)
 
 
 def test_an_output_size_that_is_asked_for_counts():

@@ -93,21 +93,31 @@ def neuron_channels(
     Neurons that no labels reach, or along different dimensions, are left out; so are all if the
     forward does not run like this.
     """
+    first = _first_names(net)
     for some in few_samples(args):
         with suppress(Exception):  # where samples lie along another dimension
             traced = _traced(net, some, kwargs or {})
-            return {n: Channels(*where) for n in traced.met if (where := _own(traced, n))}
+            return {n: Channels(*where) for n in traced.met if (where := _own(traced, n, first))}
     return {}
 
 
-def _own(traced: Traced, name: str) -> tuple[int, frozenset[str]] | None:
+def _first_names(net: nn.Module) -> dict[str, str]:
+    """Return the name of the first module with its weight, by name of each."""
+    first: dict[int, str] = {}
+    weights = {name: module._parameters.get("weight") for name, module in net.named_modules()}
+    return {name: first.setdefault(id(w), name) if w is not None else name
+            for name, w in weights.items()}  # fmt: skip
+
+
+def _own(traced: Traced, name: str, first: Mapping[str, str]) -> tuple[int, frozenset[str]] | None:
     dims = {dim for dim, _ in traced.met[name]}
     if len(dims) != 1:
         return None
     roots = traced.partition.roots
     given = [roots(torch.tensor(ids, device="cpu")) for _, ids in traced.met[name]]
-    own = (layer for layer, ids in traced.outputs.items() if roots(ids) in given)
-    return dims.pop(), frozenset(own)
+    own = [layer for layer, ids in traced.outputs.items() if roots(ids) in given]
+    # A weight that several layers share goes by the name of the first.
+    return dims.pop(), frozenset(own) | {first[layer] for layer in own}
 
 
 class _Tracer(TorchDispatchMode):
