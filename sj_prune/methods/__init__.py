@@ -25,6 +25,7 @@ from sj_prune.methods.slimming import NetworkSlimming
 from sj_prune.methods.sparse_training import SET, GraNet, RigL
 from sj_prune.methods.stds import STDS
 from sj_prune.methods.svs import SVS
+from sj_prune.methods.synops_budget import SynOpsBudget
 from sj_prune.methods.taylor import TaylorChannels
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
@@ -66,6 +67,7 @@ __all__ = [
     "RandomMasks",
     "RigL",
     "ScheduledMethod",
+    "SynOpsBudget",
     "TaylorChannels",
     "reads",
 ]

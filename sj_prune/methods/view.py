@@ -190,6 +190,9 @@ class NetView:
             sparsity): True = dropped, in the shape of each layer's mask. Every rank of a
             distributed run has to call it.
         learning_rate: returns that of a layer's weight.
+        synops: returns the SynOps a sample of the training forwards since the last step, of the
+            weights that are kept and of all, ``[2]`` in float64, for a plan with a penalty on
+            them; None without any. Every rank of a distributed run has to call it.
     """
 
     names: tuple[str, ...]
@@ -198,6 +201,7 @@ class NetView:
     memory: dict[str, Tensor]
     would_drop: Callable[..., Mapping[str, Tensor]]
     learning_rate: Callable[[str], float]
+    synops: Callable[[], Tensor | None]
 
     @property
     def layers(self) -> dict[str, LayerView]:
