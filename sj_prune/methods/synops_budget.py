@@ -26,6 +26,10 @@ class SynOpsBudget:
     backward pass ``lambda = max(0, lambda + rate (S / B - 1))``: it rises until the budget is met.
     Without a method no weight is pruned, and neurons spike less.
 
+    Ours is `damping`: the term pulls with ``lambda + damping (S / B - 1)``, at least 0, as an
+    augmented Lagrangian does. Without it `lambda` goes on rising while spikes vanish, overshoots,
+    and neurons that have fallen silent do not come back.
+
     ::
 
         SynOpsBudget(fraction=0.3)
@@ -34,7 +38,8 @@ class SynOpsBudget:
     Args:
         fraction: `B` over the SynOps of the dense network, positive.
         method: what prunes beside it: a method, or a plan.
-        rate: of `lambda`, a step. Small ones take long, large ones overshoot.
+        rate: of `lambda`, a step; ours. Small ones take long, large ones overshoot.
+        damping: pull beside `lambda` while the budget is exceeded; 0 = the rule as it is known.
         dense: SynOps a sample that `fraction` is of, as `sj_prune.cost.measure` finds on a trained
             network; None: those of the first batch, with every weight. Spikes of a network that
             has not been trained tell little.
@@ -46,19 +51,21 @@ class SynOpsBudget:
 
     fraction: float
     method: Planned | Plan | None = None
-    rate: float = 0.01
+    rate: float = 0.001
+    damping: float = 1.0
     dense: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("fraction", "rate") + ("dense",) * (self.dense is not None):
             check_factor(name, getattr(self, name), positive=True)
+        check_factor("damping", self.damping)
         self.plan()
 
     def plan(self) -> Plan:
         """Return the plan of the method, or one that drops nothing, with a penalty on SynOps."""
         drops_nothing = Plan(schedule=Manual(final=0.0), drop=magnitude)
         plan = drops_nothing if self.method is None else plan_of(self.method)
-        penalty = Penalty(prepare=self.adjust, synops=slope)
+        penalty = Penalty(prepare=self.adjust, synops=self.slope)
         return replace(plan, penalties=(*plan.penalties, penalty), name=type(self).__name__)
 
     def adjust(self, net: NetView) -> None:
@@ -72,7 +79,10 @@ class SynOpsBudget:
         known = net.memory.get(_MULTIPLIER, torch.zeros_like(excess))
         net.memory[_MULTIPLIER] = (known + self.rate * excess).clamp_min(0)
 
-
-def slope(memory: Mapping[str, Tensor]) -> Tensor | float:
-    """Return ``lambda / B``; 0 before the first update of it."""
-    return memory[_MULTIPLIER] / memory[_BUDGET] if _MULTIPLIER in memory else 0.0
+    def slope(self, memory: Mapping[str, Tensor], found: Tensor) -> Tensor:
+        """Return ``max(0, lambda + damping (S / B - 1)) / B``; 0 before there is a budget."""
+        if _MULTIPLIER not in memory:
+            return torch.zeros_like(found)
+        budget = memory[_BUDGET]
+        pull = memory[_MULTIPLIER] + self.damping * (found / budget - 1)
+        return pull.clamp_min(0) / budget

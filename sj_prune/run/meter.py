@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from sj_prune import _host
 from sj_prune.network.layers import Layer
 from sj_prune.network.uses import each_use, is_binary
+from sj_prune.neurons.nodes import in_backward_pass
 
-#: returns ``dP/dS`` of a term, called with the tensors that the plan keeps of the whole network
-Slope = Callable[[Mapping[str, Tensor]], Tensor | float]
+#: returns ``dP/dS`` of a term, called with the tensors that the plan keeps of the whole network,
+#: and `S`
+Slope = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
 @dataclass
@@ -26,7 +28,8 @@ class MeterHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
         """Tell of a training forward."""
-        if module.training and torch.is_grad_enabled() and args and isinstance(args[0], Tensor):
+        training = module.training and torch.is_grad_enabled() and not in_backward_pass()
+        if training and args and isinstance(args[0], Tensor):
             self.tell(module, args, output)
 
 
@@ -86,8 +89,11 @@ class Meter:
 
     def _push(self, met: Tensor, grad: Tensor) -> Tensor:
         """Add the gradient of the terms: each spike costs what it meets."""
-        slope = torch.as_tensor(sum(slope(self.memory) for slope in self.slopes))
-        term = met * (slope.to(met) / max(self.batch, 1))
+        found = self.mean()
+        if found is None:  # nothing has told how many samples it is of
+            return grad
+        slopes = [slope(self.memory, found[0]) for slope in self.slopes]
+        term = met * (torch.stack(slopes).sum() / self.batch)
         return grad + (term if self.scaler is None else self.scaler.scale(term)).to(grad)
 
     def note(self, name: str, node: nn.Module, args: tuple[Any, ...], output: object) -> None:

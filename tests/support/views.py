@@ -72,6 +72,7 @@ def choose(method, layer, dropped, step):
         memory={},
         would_drop=lambda score=None, keep=None: {layer.name: dropped},
         learning_rate=lambda name: 0.0,
+        synops=lambda: None,
     )
     for penalty in plan_of(method).penalties:
         for key, value in (penalty.keeps(layer) if penalty.keeps else {}).items():

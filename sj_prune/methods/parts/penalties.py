@@ -28,9 +28,9 @@ class Penalty:
         spikes: called as ``spikes(s)`` in the backward pass, with what left a neuron layer in train
             mode, ``[T, N, *]`` (or a single step): returns the gradient ``dP/ds`` of a term in its
             shape, which is added there. Under a GradScaler: ``attach(optimizer, scaler=scaler)``.
-        synops: called as ``synops(memory)`` in the backward pass, with `NetView.memory`: returns
-            ``dP/dS`` of a term on `S`, the SynOps a sample of the batch; spikes in front of layers
-            get their share of it. See `NetView.synops`. A GradScaler as with `spikes`.
+        synops: called as ``synops(memory, found)`` in the backward pass, with `NetView.memory` and
+            the SynOps `S` a sample, as `NetView.synops` has them of this rank: returns ``dP/dS`` of
+            a term, a tensor; spikes get their share of it. A GradScaler as with `spikes`.
         of: "weight", or "gamma": what the gradient term changes the gradient of.
         keeps: called as ``keeps(layer)``: what it keeps of a layer in ``layer.state``, as it is at
             first, by name. What is declared here is checked when a checkpoint is loaded.
@@ -41,7 +41,7 @@ class Penalty:
     prepare: Callable[[NetView], None] | None = None
     finish: Callable[[NetView], None] | None = None
     spikes: Callable[[Tensor], Tensor] | None = None
-    synops: Callable[[Mapping[str, Tensor]], Tensor | float] | None = None
+    synops: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
     of: str = "weight"
     keeps: Callable[[LayerView], dict[str, Tensor]] | None = None
 
