@@ -16,6 +16,7 @@ from sj_prune.methods.greg import GReg
 from sj_prune.methods.lamp import LAMP
 from sj_prune.methods.magnitude import Magnitude, Random
 from sj_prune.methods.ndsnn import NDSNN
+from sj_prune.methods.obs import OBC, SBC
 from sj_prune.methods.parts import FILL, Dense, FromZeros, Growth, Penalty, RandomMasks, reads
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
@@ -37,7 +38,9 @@ __all__ = [
     "FPGM",
     "LAMP",
     "NDSNN",
+    "OBC",
     "RCMO",
+    "SBC",
     "SCA",
     "SET",
     "STDS",

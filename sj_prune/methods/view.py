@@ -95,6 +95,9 @@ class LayerView:
         bias_grad: its pure loss gradient, or None.
         inputs: of the neurons that its input comes from; None if none of them records.
         transposed: groups of a transposed convolution; 0 for every other layer.
+        fed: what the layer multiplied with its weight in the last forward, one row an output place,
+            ``[groups, T, places, weight.shape[1:].numel()]``; for scores that accumulate and read
+            "inputs", in `sj_prune.prune` alone, else None.
     """
 
     name: str
@@ -111,6 +114,7 @@ class LayerView:
     bias_grad: Tensor | None = None
     inputs: LayerActivity | None = None
     transposed: int = 0
+    fed: Tensor | None = None
 
     @cached_property
     def generator(self) -> torch.Generator:

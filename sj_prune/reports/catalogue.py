@@ -60,6 +60,8 @@ def _row(kind: type[methods.Method]) -> list[str]:
 
 def _by_default(kind: type[methods.Method]) -> Plan:
     make, end = cast("Callable[..., methods.Method]", kind), 10**6
+    if not issubclass(kind, methods.ScheduledMethod):
+        return make().plan()
     try:
         return make(end=end).plan()
     except ValueError:  # an epoch, whose steps the user has to give: any number shows the parts
