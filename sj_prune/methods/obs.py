@@ -133,8 +133,8 @@ class OBC(Method):
         check_factor("damp", self.damp, positive=True)
         if self.structure.sleeps:
             raise ValueError(
-                f"Expected a structure of single weights, which the others of a row make up for, but "
-                f"got {self.structure!r}: structure=Unstructured()"
+                "Expected a structure of single weights, which the others of a row make up for, "
+                f"but got {self.structure!r}: structure=Unstructured()"
             )
         super().__post_init__()
 

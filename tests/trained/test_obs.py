@@ -156,7 +156,7 @@ def test_blocks_and_budgets():
     net, report = sj_prune.prune(
         net, inputs(), methods.SBC(tau=TAU), budget={"parameters": 0.5}, renormalize=False
     )
-    assert report.totals["weights_kept"] == 20
+    assert abs(report.totals["weights_kept"] + 3 - 0.5 * 43) < 1  # with the biases
     h = hessian([z for x in inputs() for s in filtered(x, 0.5) for z in patches(s, 0, 1)])
     check(dense[0].weight, net[0].weight, h, h)
 
