@@ -1,4 +1,4 @@
-"""Write the generated tables of README.md and docs/ from the CSV files under results/.
+"""Write the generated tables of README.md and docs/: of the CSV files, and of the methods.
 
 python benchmarks/readme.py
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import csv
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 
 from tabulate import tabulate
+
+from sj_prune.reports.catalogue import methods_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -290,6 +293,7 @@ PAGES = {
         "mask update table": mask_update,
         "holding table": holding,
     },
+    "docs/methods.md": {"methods table": partial(methods_table, markdown=True)},
     "docs/observing.md": {"observe table": observe},
     "docs/deploy.md": {"deploy table": deploy, "deploy figures": deploy_figures},
     "docs/channels.md": {

@@ -1,12 +1,18 @@
-"""``python -m sj_prune``: the environment, as plain text to paste into a bug report."""
+"""``python -m sj_prune``: the environment, as plain text to paste into a bug report.
+
+``python -m sj_prune methods [--markdown]`` prints the table of methods, and
+``python -m sj_prune report CHECKPOINT`` what the checkpoint of a wrapper holds.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
+import pickle
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
 
@@ -17,6 +23,8 @@ from sj_prune._version import __version__
 from sj_prune.engines import choice
 from sj_prune.engines.request import NAMES
 from sj_prune.neurons import RecordingLIFNode
+from sj_prune.reports.catalogue import methods_table
+from sj_prune.reports.saved import describe_checkpoint
 
 Row = tuple[str, str]
 
@@ -159,11 +167,33 @@ def report() -> str:
     return "\n\n".join(_section(title, rows) for title, rows in sections)
 
 
-def main() -> int:
-    """Print the report; the exit code is 0 whatever it says."""
-    print(report())  # noqa: T201 (printing is what this module is for)
+def _saved(path: str) -> str:
+    """Return what a checkpoint holds: numbers and tensors alone are read, no code is run."""
+    return describe_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print what is asked for; of the environment the exit code is 0 whatever it says."""
+    parser = argparse.ArgumentParser(prog="python -m sj_prune", description=__doc__)
+    commands = parser.add_subparsers(dest="command", title="instead of the environment")
+    listed = commands.add_parser("methods", help="the table of methods")
+    listed.add_argument("--markdown", action="store_true", help="as a table of GitHub's")
+    saved = commands.add_parser("report", help="what the checkpoint of a wrapper holds")
+    saved.add_argument("checkpoint", help="a file that torch.save wrote")
+    given = parser.parse_args(arguments)
+    try:
+        text = (
+            methods_table(given.markdown)
+            if given.command == "methods"
+            else _saved(given.checkpoint)
+            if given.command == "report"
+            else report()
+        )
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        parser.exit(1, f"{error}\n")
+    print(text)  # noqa: T201 (printing is what this module is for)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,8 +5,9 @@ from importlib import metadata
 import pytest
 import torch
 
-from sj_prune import __main__, _host
+from sj_prune import __main__, _host, methods
 from sj_prune._version import __version__
+from tests.support.pruning_cases import criticality, train, wrapped
 
 
 @pytest.fixture
@@ -170,3 +171,82 @@ def test_cuda_devices_are_listed(run, monkeypatch):
 def test_no_cuda_device(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run("Machine")["CUDA devices"] == "none"
+
+
+# ---- the table of methods, and what a checkpoint holds -------------------------------------------
+
+
+def printed(capsys, *arguments):
+    assert __main__.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_methods_are_all_in_the_table(capsys):
+    lines = printed(capsys, "methods", "--markdown").splitlines()
+    cells = {(row := [c.strip() for c in line.strip("|").split("|")])[0]: row for line in lines}
+    bases = {"Method", "ScheduledMethod", "ChannelMethod"}
+    kinds = {name: getattr(methods, name) for name in methods.__all__}
+    known = {n for n, k in kinds.items() if isinstance(k, type) and issubclass(k, methods.Method)}
+    assert known - bases <= cells.keys()
+    assert not bases & cells.keys()
+    assert cells["RigL"][1:6] == [
+        *("unstructured", "magnitude", "gradient magnitude, 0.3 to 0 of kept", "constant"),
+        "Evci et al., 2020",
+    ]
+    assert cells["FPGM"][1:5] == ["channels", "distance to others", "none", "one shot"]
+    assert "rho=0.001" in cells["ADMM"][6]
+    assert "emergent" in cells["STDS"]
+    assert "| " not in printed(capsys, "methods")
+
+
+def test_report_of_a_checkpoint(capsys, tmp_path):
+    model, optimizer = wrapped(criticality())
+    train(model, optimizer, 6)
+    path = tmp_path / "state.pt"
+    torch.save({"epoch": 3, "model": model.state_dict()}, path)
+    text = printed(capsys, "report", str(path))
+    assert "in: model\nmethod: Criticality\n" in text
+    assert "\n  regrow = 0.25\n" in text
+    assert "\nstep: 6\n" in text
+    record = model.history[-1]
+    assert f"last update: step {record.step}, sparsity {record.sparsity:.4f}" in text
+    rows = [line.split() for line in text.splitlines()]
+    for name, found in model.sparsity().items():
+        (row,) = [row for row in rows if row[:1] == [name] and len(row) > 4 - (name == "total")]
+        assert row[-1] == f"{found:.4f}"
+    weight = "x".join(map(str, model.net[3].weight.shape))
+    kept = int(model.masks["3"].sum())
+    assert ["3", weight, str(kept), "216", f"{1 - kept / 216:.4f}"] in rows
+    assert ["3", str(record.kept["3"]), str(record.dropped["3"]), str(record.grown["3"])] in rows
+
+
+def test_report_of_channels_before_and_after_a_forward(capsys, tmp_path):
+    model, optimizer = wrapped(methods.FilterNorm(sparsity=0.5, end=2))
+    path = tmp_path / "state.pt"
+    torch.save(model.state_dict(), path)
+    assert "no masks" in printed(capsys, "report", str(path))
+    train(model, optimizer, 2)
+    torch.save(torch.nn.ModuleDict({"inner": model}).state_dict(), path)
+    text = printed(capsys, "report", str(path))
+    assert "in: inner\n" in text
+    assert f"{model.sparsity()['total']:.4f}" in text
+    assert "last update: step 2" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weight": torch.zeros(2)}, "Expected the state_dict of a PruningWrapper"),
+        ({"_extra_state": {"masks": {}, "method": {}}}, "Expected a whole '_extra_state'"),
+        ({"_extra_state": {"masks": 3, "method": {"name": "x"}}}, "is damaged"),
+        (None, "No such file"),
+    ],
+)
+def test_no_checkpoint_to_report(capsys, tmp_path, content, message):
+    path = tmp_path / "state.pt"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(SystemExit) as found:
+        __main__.main(["report", str(path)])
+    assert found.value.code == 1
+    assert message in capsys.readouterr().err

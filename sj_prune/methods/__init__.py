@@ -16,6 +16,7 @@ from sj_prune.methods.greg import GReg
 from sj_prune.methods.lamp import LAMP
 from sj_prune.methods.magnitude import Magnitude, Random
 from sj_prune.methods.ndsnn import NDSNN
+from sj_prune.methods.obs import OBC, SBC
 from sj_prune.methods.parts import FILL, Dense, FromZeros, Growth, Penalty, RandomMasks, reads
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
@@ -25,6 +26,7 @@ from sj_prune.methods.slimming import NetworkSlimming
 from sj_prune.methods.sparse_training import SET, GraNet, RigL
 from sj_prune.methods.stds import STDS
 from sj_prune.methods.svs import SVS
+from sj_prune.methods.synops_budget import SynOpsBudget
 from sj_prune.methods.taylor import TaylorChannels
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
@@ -36,7 +38,9 @@ __all__ = [
     "FPGM",
     "LAMP",
     "NDSNN",
+    "OBC",
     "RCMO",
+    "SBC",
     "SCA",
     "SET",
     "STDS",
@@ -66,6 +70,7 @@ __all__ = [
     "RandomMasks",
     "RigL",
     "ScheduledMethod",
+    "SynOpsBudget",
     "TaylorChannels",
     "reads",
 ]

@@ -169,6 +169,11 @@ class Plan:
         return "update" if any(reads_of(score).what & GRADIENTS for score in once) else "never"
 
     @property
+    def needs_inputs(self) -> bool:
+        """Whether a score adds up what goes into layers: in `sj_prune.prune` alone."""
+        return any("inputs" in reads_of(score).what for score in self.accumulating)
+
+    @property
     def window(self) -> int | None:
         """Optimizer steps before an update that count for the scores; None = all of them."""
         lasting = [s for s in self.scores if isinstance(s, Accumulating) or reads_of(s).statistics]

@@ -95,6 +95,9 @@ class LayerView:
         bias_grad: its pure loss gradient, or None.
         inputs: of the neurons that its input comes from; None if none of them records.
         transposed: groups of a transposed convolution; 0 for every other layer.
+        fed: what the layer multiplied with its weight in the last forward, one row an output place,
+            ``[groups, T, places, weight.shape[1:].numel()]``; for scores that accumulate and read
+            "inputs", in `sj_prune.prune` alone, else None.
     """
 
     name: str
@@ -111,6 +114,7 @@ class LayerView:
     bias_grad: Tensor | None = None
     inputs: LayerActivity | None = None
     transposed: int = 0
+    fed: Tensor | None = None
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -190,6 +194,9 @@ class NetView:
             sparsity): True = dropped, in the shape of each layer's mask. Every rank of a
             distributed run has to call it.
         learning_rate: returns that of a layer's weight.
+        synops: returns the SynOps a sample of the training forwards since the last step, of the
+            weights that are kept and of all, ``[2]`` in float64, for a plan with a penalty on
+            them; None without any. Every rank of a distributed run has to call it.
     """
 
     names: tuple[str, ...]
@@ -198,6 +205,7 @@ class NetView:
     memory: dict[str, Tensor]
     would_drop: Callable[..., Mapping[str, Tensor]]
     learning_rate: Callable[[str], float]
+    synops: Callable[[], Tensor | None]
 
     @property
     def layers(self) -> dict[str, LayerView]:

@@ -21,7 +21,7 @@ from sj_prune.neurons.statistics import STATISTICS, check_statistics, completed,
 _COMPILED = "in single-step mode it keeps nothing inside torch.compile"
 
 
-def _in_backward_pass() -> bool:
+def in_backward_pass() -> bool:
     """Tell whether autograd is running: then this forward is a checkpoint's recomputation."""
     return torch._C._current_graph_task_id() != -1
 
@@ -146,7 +146,7 @@ class RecordingNode:
     def _is_recording(self) -> bool:
         if not self.recording or not (self.training or self.record_in_eval):
             return False
-        return torch.compiler.is_compiling() or not _in_backward_pass()
+        return torch.compiler.is_compiling() or not in_backward_pass()
 
     def _equations(self) -> Equations:
         return Equations(

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sj_prune import _host
@@ -19,6 +18,7 @@ from sj_prune.network.layers import (
     is_weighted,
     weight_identity,
 )
+from sj_prune.network.uses import fan_out, is_binary, uses
 
 
 class Counter:
@@ -46,7 +46,7 @@ class Counter:
         nonzero = weight != 0 if mask is None else mask.to(weight.device)
         self.size = nonzero.numel()
         self.nonzero = int(nonzero.count_nonzero())
-        self.fan_out = _sum_over_outputs(nonzero, layer).cpu()
+        self.fan_out = fan_out(nonzero, layer).cpu()
         self.calls = self.analog_calls = 0
         self.synops = self.synops_dense = self.positions = self.analog_positions = 0
 
@@ -64,7 +64,7 @@ class Counter:
         used = x if isinstance(layer, TRANSPOSED) else output
         positions = used.numel() // layer.weight.shape[0]
         self.positions += positions
-        if _is_binary(x):
+        if bool(is_binary(x)):
             self._add_spikes(layer, x, output)
         else:
             self.analog_calls += 1
@@ -76,62 +76,9 @@ class Counter:
         total = spikes.sum(0, dtype=torch.float64).cpu()
         channels = self.size / self.fan_out.numel()
         size = output.shape[1 - layer.weight.ndim :][1:]
-        self.synops += _uses(layer, total, self.fan_out, size)
-        self.synops_dense += _uses(layer, total, torch.full_like(self.fan_out, channels), size)
-
-
-def _is_binary(x: Tensor) -> bool:
-    return x.dtype == torch.bool or bool(((x == 0) | (x == 1)).all())
-
-
-def _sum_over_outputs(nonzero: Tensor, layer: Layer) -> Tensor:
-    """Return how many outputs each input reaches through each kernel position.
-
-    Args:
-        nonzero: where the weight is not 0, ``[C_out, C_in / groups, *]``; of a transposed
-            convolution ``[C_in, C_out / groups, *]``.
-        layer: whose weight it is.
-
-    Returns:
-        ``[groups, C_in / groups, *]`` (transposed: ``[C_in, 1, *]``) in float64: the sum over
-        outputs of ``conv(x, m)`` is ``conv(x, sum of m over outputs)``, so one output channel a
-        group is enough (transposed: one).
-    """
-    if isinstance(layer, TRANSPOSED):
-        return nonzero.sum(1, keepdim=True, dtype=torch.float64)
-    groups = getattr(layer, "groups", 1)
-    return nonzero.unflatten(0, (groups, -1)).sum(1, dtype=torch.float64)
-
-
-def _uses(layer: Layer, spikes: Tensor, fan_out: Tensor, size: torch.Size) -> int:
-    """Return how often a weight meets a spike.
-
-    Args:
-        layer: tells stride, padding and its mode, dilation, groups.
-        spikes: number of spikes at each place, ``[C_in, *]`` in float64, exact below 2^53.
-        fan_out: as `_sum_over_outputs` returns.
-        size: of the output map: a transposed convolution may have been asked for another one.
-    """
-    if isinstance(layer, nn.Linear):
-        return int((spikes * fan_out[0]).sum())
-    if isinstance(layer, TRANSPOSED):
-        return int(_spread(layer, spikes, fan_out, size).sum())
-    # The layer's own border handling, whatever its padding mode; not a weight that it computes.
-    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1]
-    return int(kind._conv_forward(layer, spikes[None], fan_out, None).sum())
-
-
-def _spread(layer: Any, spikes: Tensor, fan_out: Tensor, size: torch.Size) -> Tensor:  # noqa: ANN401
-    """Return what reaches each place of the output of a transposed convolution."""
-    settings = (layer.stride, layer.padding, layer.dilation, layer.kernel_size)
-    least = [
-        (n - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1
-        for n, stride, padding, dilation, kernel in zip(spikes.shape[1:], *settings, strict=True)
-    ]
-    more = [n - few for n, few in zip(size, least, strict=True)]
-    convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(more) - 1]
-    stride, padding, dilation, _ = settings
-    return convolve(spikes[None], fan_out, None, stride, padding, more, 1, dilation)
+        self.synops += int(uses(layer, total, self.fan_out, size))
+        every = torch.full_like(self.fan_out, channels)
+        self.synops_dense += int(uses(layer, total, every, size))
 
 
 @contextmanager

@@ -170,7 +170,8 @@ def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> di
     run.regrown = None if found["regrown"] is None else _cloned(found["regrown"])
     device = run.masks.weight(run.layers[0]).device
     memory = _cloned(found["network_memory"])
-    run.network_memory = {name: value.to(device) for name, value in memory.items()}
+    run.network_memory.clear()  # the meter has it too
+    run.network_memory.update({name: value.to(device) for name, value in memory.items()})
     run.memory.clear()
     for name, tensors in found["memory"].items():
         device = run.masks.weight(name).device

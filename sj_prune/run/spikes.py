@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sj_prune.network.layers import weighted_layers
 from sj_prune.neurons.convert import sensors
+from sj_prune.run import processes
+from sj_prune.run.meter import MeterHook, meter
 from sj_prune.run.state import Run
 
 Slope = Callable[[Tensor], Tensor]
@@ -61,16 +64,34 @@ class SpikeTerms:
 def penalize(net: nn.Module, run: Run) -> None:
     """Let the spikes of all neurons carry the plan's terms, and no others."""
     release(net)
-    slopes = tuple(p.spikes for p in run.plan.penalties if p.spikes is not None)
+    penalties = run.plan.penalties
+    if terms := tuple(p.synops for p in penalties if p.synops is not None):
+        run.meter = meter(net, weighted_layers(net), sensors(net), terms, run.network_memory)
+    slopes = tuple(p.spikes for p in penalties if p.spikes is not None)
     if slopes:
         for name in sensors(net):
             net.get_submodule(name).register_forward_hook(SpikeTerms(slopes))
 
 
-def scale_with(net: nn.Module, scaler: Any) -> None:  # noqa: ANN401
+def scale_with(net: nn.Module, run: Run, scaler: Any) -> None:  # noqa: ANN401
     """Scale the terms as a GradScaler scales the loss."""
     for _, _, terms in _hooked(net):
-        terms.scaler = scaler
+        if isinstance(terms, SpikeTerms):
+            terms.scaler = scaler
+    if run.meter is not None:
+        run.meter.scaler = scaler
+
+
+def follow_masks(run: Run) -> None:
+    """Let the meter count what is kept now."""
+    if run.meter is not None and run.meter.changes != run.masks.changes:
+        run.meter.kept, run.meter.changes = run.masks.element_masks(), run.masks.changes
+
+
+def mean_synops(run: Run) -> Tensor | None:
+    """Return the SynOps a sample since the last step, the mean over ranks, which all call it."""
+    found = None if run.meter is None else run.meter.mean()
+    return found if found is None or processes.world_size() == 1 else processes.average(found)
 
 
 def release(net: nn.Module) -> None:
@@ -79,8 +100,8 @@ def release(net: nn.Module) -> None:
         del module._forward_hooks[key]
 
 
-def _hooked(net: nn.Module) -> Iterator[tuple[nn.Module, int, SpikeTerms]]:
+def _hooked(net: nn.Module) -> Iterator[tuple[nn.Module, int, SpikeTerms | MeterHook]]:
     for module in net.modules():
         for key, hook in module._forward_hooks.items():
-            if isinstance(hook, SpikeTerms):
+            if isinstance(hook, (SpikeTerms, MeterHook)):
                 yield module, key, hook

@@ -16,6 +16,7 @@ from sj_prune.methods.plan import Plan
 from sj_prune.network.coupling import Coupling
 from sj_prune.network.facts import Topology
 from sj_prune.run.history import UpdateRecord
+from sj_prune.run.meter import Meter
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Run:
         memory: the plan's own tensors, by layer and name: made by `run/views.py`, whose views hand
             them to the plan; scores of sleeping channels and ages of grown units are there too.
         network_memory: its tensors of the whole network; its penalties.
+        meter: of the SynOps of training forwards, where a penalty reads them; `run/spikes.py`.
         previous: masks at the last record where sparsity emerges; `run/install.py`.
         regrown: flat indices of the units that the last update grew, by scope; None before any;
             `run/install.py`.
@@ -75,6 +77,7 @@ class Run:
     draws: int = 0
     memory: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     network_memory: dict[str, Tensor] = field(default_factory=dict)
+    meter: Meter | None = None
     previous: dict[str, Tensor] = field(default_factory=dict)
     regrown: dict[str, Tensor] | None = None
     history: list[UpdateRecord] = field(default_factory=list)

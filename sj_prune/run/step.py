@@ -42,7 +42,7 @@ from sj_prune.run.views import gamma_of, view
 
 def attach(session: Session, optimizer: Optimizer, scaler: Any = None) -> None:  # noqa: ANN401
     """Hook into `optimizer`, and make its slots true to the masks."""
-    spikes.scale_with(session.net, scaler)
+    spikes.scale_with(session.net, session.run, scaler)
     parts = [partial(part, session) for part in (_before, _after, _evaluate, _begin)]
     if not session.run.plan.emergent:
         session.run.masks.enforce(None, with_inner([optimizer]))
@@ -54,6 +54,7 @@ def attach(session: Session, optimizer: Optimizer, scaler: Any = None) -> None: 
 def switch_recording(session: Session) -> None:
     """Let the neurons record what the next update scores, and hide gradients of what is pruned."""
     switch(session.net, session.run, session.recorder, bool(session.hooks.optimizers))
+    spikes.follow_masks(session.run)
     hide_gradients(session)
 
 
@@ -183,6 +184,7 @@ def _net_view(session: Session) -> NetView:
         memory=session.run.network_memory,
         would_drop=partial(would_drop, session),
         learning_rate=partial(learning_rate, session),
+        synops=partial(spikes.mean_synops, session.run),
     )
 
 
@@ -249,6 +251,8 @@ def _count(session: Session) -> None:
     """Count one completed step of the optimizer that owns the masked weights."""
     run = session.run
     run.step += 1
+    if run.meter is not None:
+        run.meter.clear()
     if run.plan.emergent and run.plan.schedule.due(run.step):
         session.agreement.check_masks(run.step)
         record_emergent(run, run.step, session.agreement.log_level)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sj_prune import _host
+from sj_prune.methods.parts import reads_of
 from sj_prune.network.inputs import as_args
 from sj_prune.run.views import view
+from sj_prune.trained.feeding import feeding
 from sj_prune.wrapper import PruningWrapper
 
 #: called as ``loss(output, target)``, returns a scalar
@@ -86,12 +89,16 @@ def calibrate(
     that cut gradients in eval mode run in train mode where gradients are scored: they spike alike.
     """
     plan = model.session.run.plan
-    backward = bool(plan.accumulating) or plan.gradient != "never"
-    if not (plan.statistics or backward):
+    sums_of_gradients = any("inputs" not in reads_of(score).what for score in plan.accumulating)
+    backward = sums_of_gradients or plan.gradient != "never"
+    if not (plan.statistics or backward or plan.needs_inputs):
         return
     sums: dict[nn.Parameter, Tensor] = {}
     modes = _evaluating(model, differentiable=backward)
-    with modes, model.recording(), model.dense_gradients(), torch.set_grad_enabled(backward):
+    run = model.session.run
+    names = tuple(run.masks.layers) if plan.needs_inputs else ()
+    grad = torch.set_grad_enabled(backward)
+    with modes, model.recording(), model.dense_gradients(), grad, feeding(model.net, names) as fed:
         number = 0
         for args, target in batches:
             _host.reset_net(model)
@@ -99,8 +106,8 @@ def calibrate(
             output = model(*args)
             if backward:
                 _backward(output, target, loss)
-                _observe(model)
                 _add(model, sums)
+            observe(model, run.masks.layers, fed)
             number += 1
         _host.reset_net(model)
     for parameter, value in sums.items():
@@ -117,11 +124,35 @@ def _backward(output: Any, target: Any, loss: Loss) -> None:  # noqa: ANN401
 
 
 @torch.no_grad()
-def _observe(model: PruningWrapper) -> None:
+def observe(model: PruningWrapper, names: Iterable[str], fed: Mapping[str, Tensor]) -> None:
+    """Let scores add up what they see of a batch.
+
+    Args:
+        model: the wrapper.
+        names: of the layers that are looked at.
+        fed: what went into them, where it is kept.
+    """
     run = model.session.run
     for score in run.plan.accumulating:
-        for name in run.masks.layers:
-            score.add(view(model.net, run, name))
+        for name in names:
+            score.add(replace(view(model.net, run, name), fed=fed.get(name)))
+
+
+def look_again(
+    model: PruningWrapper, batches: Iterable[tuple[tuple[Any, ...], Any]], name: str
+) -> None:
+    """Let scores add up anew what goes into one layer, as the network is now."""
+    run = model.session.run
+    layer = view(model.net, run, name)
+    for score in run.plan.accumulating:
+        layer.state.update(score.sums(layer))
+    with _evaluating(model, differentiable=False), feeding(model.net, (name,)) as fed:
+        for args in inputs_of(batches):
+            _host.reset_net(model)
+            with torch.no_grad():
+                model(*args)
+            observe(model, (name,), fed)
+        _host.reset_net(model)
 
 
 def _add(model: PruningWrapper, sums: dict[nn.Parameter, Tensor]) -> None:

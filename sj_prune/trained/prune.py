@@ -30,6 +30,7 @@ from sj_prune.trained.calibration import (
     calibrate,
     few_batches,
     inputs_of,
+    look_again,
     mean_cross_entropy,
 )
 from sj_prune.trained.calibration import renormalize as estimate_norms
@@ -162,17 +163,19 @@ def _update(
                 value = sparsity_for(model, kind, value, args, prepare)
         model.update_masks(value)
     if rewrite is not None:
-        _rewrite(model, rewrite)
+        _rewrite(model, rewrite, found)
     for parameter in model.parameters():
         parameter.grad = gradients.get(parameter)
     prepare()
 
 
 @torch.no_grad()
-def _rewrite(model: PruningWrapper, rewrite: Rewrite) -> None:
-    """Let the plan change the weights that are kept."""
+def _rewrite(model: PruningWrapper, rewrite: Rewrite, batches: Batches) -> None:
+    """Let the plan change the weights that are kept, layer by layer, on inputs of those before."""
     run = model.session.run
     for name in run.masks.layers:
+        if run.plan.needs_inputs:
+            look_again(model, batches, name)
         layer = view(model.net, run, name)
         found = rewrite(layer)
         if not isinstance(found, Tensor) or found.shape != layer.weight.shape:

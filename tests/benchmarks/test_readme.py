@@ -81,6 +81,12 @@ def test_observing_page_shows_the_measured_table(readme):
     assert f"<!-- observe table -->\n{readme.observe()}\n<!-- end -->" in page
 
 
+def test_methods_page_shows_the_classes(readme):
+    page = (ROOT / "docs" / "methods.md").read_text()
+    table = readme.PAGES["docs/methods.md"]["methods table"]()
+    assert f"<!-- methods table -->\n{table}\n<!-- end -->" in page
+
+
 def test_unknown_marker(readme):
     with pytest.raises(ValueError, match="markers <!-- no table -->"):
         readme.insert("text", "no table", "")

@@ -80,6 +80,7 @@ def choose(method, layer, dropped, step):
         memory={},
         would_drop=lambda score=None, keep=None: {layer.name: dropped},
         learning_rate=lambda name: 0.0,
+        synops=lambda: None,
     )
     for penalty in plan_of(method).penalties:
         if penalty.prepare is not None:

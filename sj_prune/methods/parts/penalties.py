@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,9 @@ class Penalty:
         spikes: called as ``spikes(s)`` in the backward pass, with what left a neuron layer in train
             mode, ``[T, N, *]`` (or a single step): returns the gradient ``dP/ds`` of a term in its
             shape, which is added there. Under a GradScaler: ``attach(optimizer, scaler=scaler)``.
+        synops: called as ``synops(memory, found)`` in the backward pass, with `NetView.memory` and
+            the SynOps `S` a sample, as `NetView.synops` has them of this rank: returns ``dP/dS`` of
+            a term, a tensor; spikes get their share of it. A GradScaler as with `spikes`.
         of: "weight", or "gamma": what the gradient term changes the gradient of.
         keeps: called as ``keeps(layer)``: what it keeps of a layer in ``layer.state``, as it is at
             first, by name. What is declared here is checked when a checkpoint is loaded.
@@ -38,12 +41,13 @@ class Penalty:
     prepare: Callable[[NetView], None] | None = None
     finish: Callable[[NetView], None] | None = None
     spikes: Callable[[Tensor], Tensor] | None = None
+    synops: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
     of: str = "weight"
     keeps: Callable[[LayerView], dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         check_choice("of", self.of, ("weight", "gamma"))
-        for name in ("gradient", "proximal", "prepare", "finish", "spikes", "keeps"):
+        for name in ("gradient", "proximal", "prepare", "finish", "spikes", "synops", "keeps"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"Expected {name} of a penalty to be a function but got {value!r}")

@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Callable[..., Any])
 
 #: what a score may read that is a loss gradient
 GRADIENTS = frozenset({"gradient", "gamma gradient"})
-_NO_STATISTICS = GRADIENTS | {"gamma"}
+_NO_STATISTICS = GRADIENTS | {"gamma", "inputs"}
 _JOINS = ("mean", "sum", "relative")
 
 
@@ -60,7 +60,8 @@ def reads(
     Args:
         what: names of statistics of the neurons (`sj_prune.neurons.STATISTICS`), "gradient" (the
             weight's; `LayerView.grad` is None for a score that does not say so), "gamma" (a group
-            of channels without a norm is left dense), "gamma gradient"; or a function
+            of channels without a norm is left dense), "gamma gradient", "inputs" (`LayerView.fed`,
+            in `sj_prune.prune`, where these scores need no loss); or a function
             ``f(spikes)`` of spikes ``[T, N, C, *] -> [N, C]``, a statistic of one's own: its mean
             over samples is ``layer.activity.mean(f)``.
         batches: optimizer steps before an update whose batches count; None: all since the last.
@@ -92,7 +93,7 @@ def _takes_one(what: object) -> bool:
     return code is not None and code.co_varnames[:1] == ("spikes",)
 
 
-def reads_of(score: Callable[..., Any]) -> Reads:
+def reads_of(score: object) -> Reads:
     """Return what a score says that it reads; nothing beside the weight by default."""
     found = getattr(score, "reads", None)
     if isinstance(found, Reads):

@@ -1,0 +1,88 @@
+"""SynOpsBudget: a Lagrange multiplier holds the accumulations of training to a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sj_prune._checks import check_factor
+from sj_prune.masks.schedule import Manual
+from sj_prune.methods.parts import Penalty, magnitude
+from sj_prune.methods.plan import Plan, Planned, plan_of
+from sj_prune.methods.view import NetView
+
+_BUDGET, _MULTIPLIER = "synops_budget", "synops_multiplier"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynOpsBudget:
+    """SynOps in the loss, alone or beside any method: ``L + lambda (S / B - 1)``.
+
+    `S` are the SynOps a sample of the batch, as `sj_prune.cost` counts them: one for every spike
+    that meets a kept weight. Their gradient goes through the surrogates of the neurons. After each
+    backward pass ``lambda = max(0, lambda + rate (S / B - 1))``: it rises until the budget is met.
+    Without a method no weight is pruned, and neurons spike less.
+
+    Ours is `damping`: the term pulls with ``lambda + damping (S / B - 1)``, at least 0, as an
+    augmented Lagrangian does. Without it `lambda` goes on rising while spikes vanish, overshoots,
+    and neurons that have fallen silent do not come back.
+
+    ::
+
+        SynOpsBudget(fraction=0.3)
+        SynOpsBudget(fraction=0.3, method=RigL(sparsity=0.9, end=20000))
+
+    Args:
+        fraction: `B` over the SynOps of the dense network, positive.
+        method: what prunes beside it: a method, or a plan.
+        rate: of `lambda`, a step; ours. Small ones take long, large ones overshoot.
+        damping: pull beside `lambda` while the budget is exceeded; 0 = the rule as it is known.
+        dense: SynOps a sample that `fraction` is of, as `sj_prune.cost.measure` finds on a trained
+            network; None: those of the first batch, with every weight. Spikes of a network that
+            has not been trained tell little.
+
+    Raises:
+        TypeError: if an argument is of the wrong type.
+        ValueError: if a number is not positive.
+    """
+
+    fraction: float
+    method: Planned | Plan | None = None
+    rate: float = 0.001
+    damping: float = 1.0
+    dense: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("fraction", "rate") + ("dense",) * (self.dense is not None):
+            check_factor(name, getattr(self, name), positive=True)
+        check_factor("damping", self.damping)
+        self.plan()
+
+    def plan(self) -> Plan:
+        """Return the plan of the method, or one that drops nothing, with a penalty on SynOps."""
+        drops_nothing = Plan(schedule=Manual(final=0.0), drop=magnitude)
+        plan = drops_nothing if self.method is None else plan_of(self.method)
+        penalty = Penalty(prepare=self.adjust, synops=self.slope)
+        return replace(plan, penalties=(*plan.penalties, penalty), name=type(self).__name__)
+
+    def adjust(self, net: NetView) -> None:
+        """Set the budget with the first batch, and adjust `lambda` to every one."""
+        if (found := net.synops()) is None:
+            return
+        if _BUDGET not in net.memory:
+            dense = found[1] if self.dense is None else torch.full_like(found[1], self.dense)
+            net.memory[_BUDGET] = self.fraction * dense
+        excess = found[0] / net.memory[_BUDGET] - 1
+        known = net.memory.get(_MULTIPLIER, torch.zeros_like(excess))
+        net.memory[_MULTIPLIER] = (known + self.rate * excess).clamp_min(0)
+
+    def slope(self, memory: Mapping[str, Tensor], found: Tensor) -> Tensor:
+        """Return ``max(0, lambda + damping (S / B - 1)) / B``; 0 before there is a budget."""
+        if _MULTIPLIER not in memory:
+            return torch.zeros_like(found)
+        budget = memory[_BUDGET]
+        pull = memory[_MULTIPLIER] + self.damping * (found / budget - 1)
+        return pull.clamp_min(0) / budget
