@@ -79,10 +79,11 @@ class ADMM(ScheduledMethod):
         elif done % self.interval == 0:
             dropped = net.would_drop(_target)
             for name, layer in net.layers.items():
-                wanted = layer.weight if done == 0 else layer.weight + layer.state[_DUAL]
+                known = layer.state.get(_DUAL)  # none at first, or of a layer that runs since now
+                wanted = layer.weight if known is None else layer.weight + known
                 layer.state[_SPARSE] = wanted.masked_fill(dropped[name], 0)
                 # U + W - Z, which is 0 at first.
-                layer.state[_DUAL] = wanted - (wanted if done == 0 else layer.state[_SPARSE])
+                layer.state[_DUAL] = wanted - (wanted if known is None else layer.state[_SPARSE])
 
     def pull(self, layer: LayerView, lr: float) -> None:
         """Pull the weights towards ``Z - U``."""

@@ -139,6 +139,8 @@ def check_fits(net: nn.Module, run: Run, state: Mapping[str, Any], old: bool) ->
     """
     run.masks.check_state(state["masks"])
     _check_history(run, state)
+    right = bool(state["masks"]) or not state["history"]
+    _expect(right, "masks", "those of the last update in history", "none")
     _check_kept(run, state)
     run.masks.check_aside(state["masks"], state["aside"])
     _check_regrown(run, state["regrown"] or {})

@@ -116,12 +116,18 @@ def check_optimizer(net: nn.Module, optimizer: object) -> None:
     """Refuse what is no optimizer of this network.
 
     Raises:
-        TypeError: if it is no optimizer, or if parameters are split over processes.
+        TypeError: if it is no optimizer, never ran ``Optimizer.__init__``, or if parameters are
+            split over processes.
         ValueError: if it holds none of the network's parameters.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"Expected a torch.optim.Optimizer to attach but got {type(optimizer).__name__}"
+        )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # as public Lookaheads are written
+        raise TypeError(
+            f"Expected an optimizer with hooks around step() but {type(optimizer).__name__} never "
+            "called super().__init__(): attach the optimizer that it wraps, whose step() it calls"
         )
     check_whole(net, owned_parameters(optimizer))
     mine = {id(p) for p in net.parameters()}

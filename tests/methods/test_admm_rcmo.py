@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from spikingjelly.activation_based import neuron
+from torch import nn
 
 from sj_prune import PruningWrapper, methods
 from tests.support.pruning_cases import build, loss_of, train, wrapped
@@ -177,3 +178,29 @@ def test_activity_lowers_the_firing_rate():
             loss_of(model, 21)
         rates.append(float(sum(seen)))
     assert rates[1] < 0.8 * rates[0]
+
+
+class Heads(nn.Module):
+    """One head runs at first, the other later."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.heads, self.task = nn.Linear(4, 6), nn.ModuleList(), 0
+        self.heads.extend(nn.Linear(6, 3) for _ in range(2))
+
+    def forward(self, x):
+        return self.heads[self.task](self.body(x))
+
+
+def test_a_layer_that_runs_later_joins_the_game():
+    torch.manual_seed(0)
+    net, x = Heads(), torch.randn(5, 4)
+    model = PruningWrapper(net, methods.ADMM(sparsity=0.5, interval=2, end=8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.attach(optimizer)
+    for step in range(8):
+        net.task = int(step >= 4)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert model.sparsity() == {"body": 0.5, "heads.0": 0.5, "heads.1": 0.5, "total": 0.5}

@@ -77,6 +77,17 @@ class Within(layer.Conv1d):
         return super()._conv_forward(x, weight - weight.mean(), bias)
 
 
+class FoldsTime(nn.Conv2d):
+    """It takes ``[T, N, *]`` though its class has no step mode."""
+
+    def __init__(self):
+        super().__init__(4, 6, 3)
+
+    def forward(self, x_seq):
+        y = self._conv_forward(x_seq.flatten(0, 1), self.weight - self.weight.mean(), self.bias)
+        return y.unflatten(0, x_seq.shape[:2])
+
+
 class Centred(nn.Linear):
     def __init__(self):
         super().__init__(4, 6)
@@ -98,7 +109,7 @@ def test_what_computes_with_its_weight_is_prunable(kind):
 HOSTS = [getattr(layer, name) for name in ("WSConv2d",) if hasattr(layer, name)]
 
 
-@pytest.mark.parametrize("kind", [Standardised, Within, Centred, *HOSTS])
+@pytest.mark.parametrize("kind", [Standardised, Within, FoldsTime, Centred, *HOSTS])
 def test_a_computed_weight_is_refused_with_the_reason(kind):
     one = kind(4, 6, 3) if kind in HOSTS else kind()
     net = nn.Sequential(one, nn.Linear(3, 3))

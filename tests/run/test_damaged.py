@@ -171,6 +171,15 @@ def test_ten_of_each_method(runs, name):
     assert fuzz(runs, name, 10) >= 5, "most damage shows"
 
 
+def test_all_masks_are_gone(runs):
+    run = runs.setdefault("SCA", Run("SCA"))
+    for trained in (False, True):
+        state = run.states()[0]
+        assert state["_extra_state"]["history"]
+        state["_extra_state"]["masks"] = {}
+        assert "_extra_state.masks" in (run.load(state, trained) or "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_three_hundred(runs, name):

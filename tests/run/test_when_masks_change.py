@@ -234,6 +234,20 @@ def test_attaching_something_else(wrong):
     assert model.optimizers == [optimizer]
 
 
+class Around(torch.optim.Optimizer):
+    """A Lookahead as public ones are written: it shares the groups and never calls super()."""
+
+    def __init__(self, inner):
+        self.inner, self.param_groups, self.state = inner, inner.param_groups, inner.state
+
+
+def test_attaching_one_that_is_not_initialized():
+    model, optimizer = wrapped(magnitude())
+    with pytest.raises(TypeError, match=r"Around never called super\(\).__init__\(\): attach the"):
+        model.attach(Around(optimizer))
+    assert model.optimizers == [optimizer]
+
+
 def test_attaching_a_foreign_optimizer():
     model, _ = wrapped(rigl())
     other = build()
