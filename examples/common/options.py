@@ -25,17 +25,17 @@ FREE = {
 
 
 def methods():
-    """Return every pruning method that the library has, by name."""
+    """Return every method of the library that prunes in training, by name."""
     found = {name: getattr(sj_prune.methods, name) for name in sj_prune.methods.__all__}
     return {name: kind for name, kind in found.items() if _is_method(kind)}
 
 
 def _is_method(kind):
-    """Tell whether `kind` is a method and no base of some."""
+    """Tell whether `kind` is a method with a last update in training, and no base of some."""
     base = sj_prune.methods.Method
     if not isinstance(kind, type) or not issubclass(kind, base):
         return False
-    return kind.plan is not base.plan
+    return kind.plan is not base.plan and hasattr(kind, "end")
 
 
 def build_parser(doc, settings):

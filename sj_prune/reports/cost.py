@@ -5,7 +5,7 @@
 - **MACs**: one multiply-accumulate for every nonzero weight at every output position, zero padding
   included, whatever the input: spikes are multiplied like any number, as on a CPU or GPU.
 - **analog MACs**: those on inputs that are no spikes (an image, an average, the sums of a SEW-ADD
-  block).
+  block), and those of a layer that not one spike reached: nothing is known of its spikes.
 
 The **operations** of a layer are its SynOps and analog MACs: every call costs one or the other, and
 they are what energy is of. ``..._dense`` counts weights that are 0 too. On a network without zero
@@ -137,6 +137,9 @@ def _samples(args: tuple[Any, ...]) -> int:
 
 
 def _cost(name: str, counter: Counter, samples: int) -> LayerCost:
+    # Nothing is known of the spikes of a layer that none reached, and "free" would be wrong.
+    silent = not (counter.analog_calls or counter.synops_dense)
+    analog = counter.positions if silent else counter.analog_positions
     return LayerCost(
         name=name,
         binary_input=counter.calls > 0 and counter.analog_calls == 0,
@@ -144,8 +147,8 @@ def _cost(name: str, counter: Counter, samples: int) -> LayerCost:
         synops=counter.synops / samples,
         total_macs_dense=counter.size * counter.positions / samples,
         total_macs=counter.nonzero * counter.positions / samples,
-        macs_dense=counter.size * counter.analog_positions / samples,
-        macs=counter.nonzero * counter.analog_positions / samples,
+        macs_dense=counter.size * analog / samples,
+        macs=counter.nonzero * analog / samples,
         parameters=counter.size,
         parameters_nonzero=counter.nonzero,
         calls=counter.calls,

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 
 
 PLOTS = ("importance", "survivors", "exchange", "raster")
-ARGUMENTS = ["--quick", "--threads", "1", "--device", "cpu", "--train-images", "320"]
+ARGUMENTS = ["--quick", "--threads", "1", "--device", "cpu", "--train-images", "640"]
 SHORTER = [*ARGUMENTS, "--train-images", "160", "--test-images", "100", "--no-dense"]
 
 
