@@ -2,7 +2,7 @@ r"""Train and prune a spiking network on CIFAR-10 or CIFAR-100.
 
     python examples/cifar.py --download                                  # CIFAR-10, VGG16, 95 %
     python examples/cifar.py --dataset cifar100 --network ResNet19 --sparsity 0.9
-    python examples/cifar.py --generated 10 --dry-run                    # look before you train
+    python examples/cifar.py --generated 100 --dry-run                   # look before you train
     # Without a download, two minutes on a CPU:
     python examples/cifar.py --generated 100 --epochs 10 --batch 32 --hidden 128 \
         --network SixConvTwoFC --widths 16 16 32 32 64 64 --optimizer adamw --lr 0.003

@@ -1,6 +1,6 @@
 """Quickstart: prune a spiking network to 95 % and 98 % while it learns to read digits, on a CPU.
 
-    python examples/quickstart.py                 # 5 trainings, under two minutes on two cores
+    python examples/quickstart.py                 # 5 trainings, a few minutes on two cores
     python examples/quickstart.py --seeds 0 1 2   # the table in the README
 
 Trains one network dense and with `Magnitude` and `Criticality` pruning, each from scratch with the

@@ -16,7 +16,8 @@ def population_problems(layers: Sequence[Mapped], limits: Population) -> list[st
     All layers but the last together are the hidden population; the last is the output.
     """
     spread = [
-        f"{layer.name}: a convolution: this chip has linear layers alone"
+        f"{layer.name}: it reads or makes a map, and this chip has linear layers over features "
+        "alone: flatten the input before the network"
         for layer in layers
         if max(layer.shape_out[1:]) > 1 or max(layer.shape_in[1:]) > 1
     ]

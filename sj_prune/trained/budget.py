@@ -37,7 +37,10 @@ def check_budget(budget: object) -> tuple[str, float]:
             f'Expected budget to be a mapping such as {{"synops": 0.3}} but got {budget!r}'
         )
     if len(budget) != 1 or next(iter(budget)) not in BUDGETS:
-        raise ValueError(f"Expected budget to have one key among {BUDGETS} but got {budget!r}")
+        raise ValueError(
+            f"Expected budget to have one key among {BUDGETS}, or hardware such as "
+            f'{{"chip": "speck2f"}} or {{"fan_in": 64}}, but got {budget!r}'
+        )
     ((name, fraction),) = budget.items()
     number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
     inside = number and (0 <= fraction < 1 if name == "sparsity" else 0 < fraction <= 1)

@@ -35,7 +35,7 @@ def test_what_readme_shows_runs(name):
     train(model, optimizer, 4)
     exec(snippet, names)  # noqa: S102
     assert names["average"].keys() == model.net.state_dict().keys()
-    assert zeros(names["ema"]) == zeros(model.net)
+    assert zeros(names["ema"]) == zeros(names["averaged"]) == zeros(model.net)
 
 
 @pytest.mark.parametrize("name", METHODS)
