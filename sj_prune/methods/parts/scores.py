@@ -72,7 +72,10 @@ def reads(
         ValueError: for an unknown `over`, or `batches` below 1.
     """
     if not all(isinstance(name, str) or _takes_one(name) for name in what):
-        raise TypeError(f'Expected names such as "firing_rate" but got {what!r}: write @reads(...)')
+        raise TypeError(
+            f'Expected names such as "firing_rate" but got {what!r}: write @reads(...), with names '
+            "or functions f(spikes) of that argument"
+        )
     names = [name if isinstance(name, str) else function_name(name) for name in what]
     if over is not None and over not in _JOINS:
         raise ValueError(f"Expected over to be one of {_JOINS} but got {over!r}")
