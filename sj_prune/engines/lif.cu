@@ -146,7 +146,9 @@ constexpr int kThreads = 256;
 constexpr int kUnroll = 4;  // loads in flight a thread
 // Blocks a multiprocessor must hold. Left to choose, the assembler spills a few registers of some
 // variants to fit one block more (seen).
-constexpr int kBlocksOfRows = 3, kBlocksOfColumns = 2;
+// Threads that record and store all want a register or two more than three blocks leave.
+constexpr int kBlocksOfRows = SJ_VEC >= 4 && SJ_STORE == 3 && SJ_NAMES > 3 ? 2 : 3;
+constexpr int kBlocksOfColumns = 2;
 
 using sj::is_maximum;
 using sj::kNames;

@@ -196,7 +196,8 @@ def _check_history(run: Run, state: Mapping[str, Any]) -> None:
 def _check_regrown(run: Run, regrown: Mapping[str, Any]) -> None:
     for name, places in regrown.items():
         size = run.masks.scopes[name].size if name in run.masks.scopes else 0
-        right = isinstance(places, Tensor) and places.ndim == 1 and places.dtype == torch.int64
+        right = name in run.masks.scopes and isinstance(places, Tensor)
+        right = right and places.ndim == 1 and places.dtype == torch.int64
         right = right and (not len(places) or 0 <= int(places.min()) <= int(places.max()) < size)
         _expect(right, f"regrown.{name}", f"places of units below {size}", "others")
 
