@@ -199,7 +199,7 @@ class _Mapping:
                     feed.problems.append(f"the operation {step.op} follows ({step.name})")
 
     def _pool(self, step: Step, feeds: list[Mapped | None]) -> None:
-        window = windows(self.made, step)
+        window = windows(step)
         for feed in feeds:
             if feed is None:
                 continue

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class UnsupportedError(ValueError):
@@ -93,6 +93,17 @@ class Graph:
                 counts[i] += 1
         counts[self.output] += 1
         return counts
+
+
+def check_input(x_seq: object) -> None:
+    """Refuse what no network of spikes takes.
+
+    Raises:
+        TypeError: if it is no floating tensor, or an empty one.
+    """
+    if not isinstance(x_seq, Tensor) or not x_seq.is_floating_point() or 0 in x_seq.shape:
+        got = f"{x_seq.dtype} {tuple(x_seq.shape)}" if isinstance(x_seq, Tensor) else type(x_seq)
+        raise TypeError(f"Expected x_seq to be a floating tensor with elements but got {got}")
 
 
 def as_map(tail: tuple[int, ...]) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune._files import described, load, save
-from sj_prune.deploy.graph import UnsupportedError
+from sj_prune.deploy.graph import UnsupportedError, check_input
 from sj_prune.deploy.plan import Layer, Plan, Step, plan
 from sj_prune.deploy.program import Program, Shape
 from sj_prune.deploy.proof import Finding, prove
@@ -251,9 +251,7 @@ def _difference(net: nn.Module, x: Tensor, fast: SparseNetwork) -> float:
 
 
 def _check_tensors(net: nn.Module, x_seq: object) -> None:
-    if not isinstance(x_seq, Tensor) or not x_seq.is_floating_point() or 0 in x_seq.shape:
-        got = f"{x_seq.dtype} {tuple(x_seq.shape)}" if isinstance(x_seq, Tensor) else type(x_seq)
-        raise TypeError(f"Expected x_seq to be a floating tensor with elements but got {got}")
+    check_input(x_seq)
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if tensor.device.type != "cpu":
             raise UnsupportedError(

@@ -194,6 +194,9 @@ class _Fusing:
 
     def other(self, node: Node) -> None:
         settings = dict(node.settings)
+        if node.op == "adaptive":
+            before, after = (self.plan.values[i].shape[1:] for i in (node.inputs[0], node.output))
+            settings |= _windows(before, after)
         if node.op == "norm":
             settings["scale"], settings["shift"] = (t.float() for t in affine(node.module))
         module = node.module if node.op == "torch" else None
@@ -206,6 +209,15 @@ _FUSED: dict[str, Callable[[_Fusing, Node], None]] = {
     "add": _Fusing.add,
     "neuron": _Fusing.neuron,
 }
+
+
+def _windows(before: tuple[int, ...], after: tuple[int, ...]) -> dict[str, Any]:
+    """Return the settings that make adaptive pooling average pooling, if its windows are equal."""
+    if any(a % b for a, b in zip(before, after, strict=True)):
+        return {"plain": False}
+    kernel = tuple(a // b for a, b in zip(before, after, strict=True))
+    same = {"kernel": kernel, "stride": kernel, "padding": (0, 0), "dilation": (1, 1)}
+    return same | {"ceil_mode": False, "count_include_pad": True, "divisor": None, "plain": True}
 
 
 def affine(norm: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
@@ -253,18 +265,6 @@ def _average(made: Plan, step: Step, given: list[Form]) -> Form:
     return Form.count(form.most * height * width, form.scale / (height * width))
 
 
-def _adaptive(made: Plan, step: Step, given: list[Form]) -> Form:
-    """Where every window has one size it is average pooling."""
-    _, height, width = made.values[step.inputs[0]].shape
-    _, out_height, out_width = made.values[step.output].shape
-    if height % out_height or width % out_width:
-        return Form()
-    kernel = (height // out_height, width // out_width)
-    plain = {"kernel": kernel, "stride": kernel, "padding": (0, 0), "dilation": (1, 1)}
-    step.settings |= plain | {"plain": True}
-    return _average(made, step, given)
-
-
 def _sum(made: Plan, step: Step, given: list[Form]) -> Form:
     a, b = given
     return Form.count(a.most + b.most, a.scale) if a.scale == b.scale else Form()
@@ -289,7 +289,7 @@ _FORMS: dict[str, Callable[[Plan, Step, list[Form]], Form]] = {
     "reshape": _same_form,
     "maxpool": _largest,
     "avgpool": _average,
-    "adaptive": _adaptive,
+    "adaptive": _average,
     "add": _sum,
     "and": _spikes,
     "complement": _spikes,

@@ -22,7 +22,8 @@ def compute(op: str, settings: dict[str, Any], given: list[Tensor], steps: int) 
     """
     if op in ("maxpool", "avgpool", "adaptive", "voting"):
         x = given[0]
-        return pooled(op, settings, x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        flat = pooled(op, settings, x.flatten(0, 1))
+        return flat.reshape(len(x), -1, *flat.shape[1:])  # exporters have no number of samples
     return _RULES[op](settings, given, steps)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune.deploy.graph import check_input
 from sj_prune.deploy.plan import Layer, Plan, Step, plan
 from sj_prune.deploy.trace import trace
 from sj_prune.export.quantize import Grid, grid_of
@@ -32,9 +34,7 @@ def folded(net: nn.Module, x_seq: Tensor) -> Plan:
         ValueError: (`UnsupportedError`) for what the graph does not understand, by name.
     """
     _host.check_module(net)
-    if not isinstance(x_seq, Tensor) or not x_seq.is_floating_point() or 0 in x_seq.shape:
-        got = tuple(x_seq.shape) if isinstance(x_seq, Tensor) else type(x_seq).__name__
-        raise TypeError(f"Expected x_seq to be a floating tensor with elements but got {got}")
+    check_input(x_seq)
     return plan(trace(net, x_seq.detach()))
 
 
@@ -59,17 +59,29 @@ def grid(layer: Layer) -> Grid | None:
     return grid_of(module, layer.name, layer.weight)
 
 
-def windows(made: Plan, step: Step) -> tuple[tuple[int, int], ...] | None:
+def windows(step: Step) -> tuple[tuple[int, int], ...] | None:
     """Return kernel, stride and padding of average pooling, or None if it is not that simple."""
-    if step.op == "avgpool":
-        settings = step.settings
-        named = (settings["kernel"], settings["stride"], settings["padding"])
-        return named if settings["plain"] else None
-    before, after = (made.values[i].shape[1:] for i in (step.inputs[0], step.output))
-    if any(a % b for a, b in zip(before, after, strict=True)):
+    settings = step.settings
+    if not settings["plain"]:
         return None
-    kernel = (before[0] // after[0], before[1] // after[1])
-    return kernel, kernel, (0, 0)
+    return settings["kernel"], settings["stride"], settings["padding"]
+
+
+def check_zeros(made: Plan, written: Callable[[Layer], np.ndarray]) -> None:
+    """See that what is 0 in the network is 0 in a file.
+
+    Args:
+        made: of `folded`.
+        written: returns the weight of a layer in the file.
+
+    Raises:
+        ExportError: with the first layer, and how many are lost.
+    """
+    for layer in layers(made):
+        given = given_weight(layer)
+        found = torch.from_numpy(written(layer).copy()).reshape(given.shape)
+        if lost := int(((given == 0) & (found != 0)).sum()):
+            raise ExportError(f"Expected zeros to stay but {lost} of {layer.name} are lost")
 
 
 def refuse(step: Layer | Step, target: str, reason: str) -> ExportError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-from copy import deepcopy
 from os import PathLike
 from typing import Any
 
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from sj_prune import _host
 from sj_prune._files import replace_file
+from sj_prune.compaction.build import copied
 from sj_prune.deploy.plan import Plan
-from sj_prune.export.folded import ExportError, check_equal, folded, given_weight, layers, outputs
+from sj_prune.export.folded import check_equal, check_zeros, folded, outputs
 from sj_prune.export.to_nir import nir_graph
-from sj_prune.neurons import to_stock
 
 _LOGGER = logging.getLogger("sj_prune")
 _RATE = 0.05  # a layer that fires less says little about the neurons behind it
@@ -112,13 +111,9 @@ def _prove(
 ) -> None:
     import_from_nir = _host.nir_importer()
     made, names = built
-    for layer in layers(made):
-        given = given_weight(layer)
-        written = torch.from_numpy(graph.nodes[names[layer.name]].weight).reshape(given.shape)
-        if lost := int(((given == 0) & (written != 0)).sum()):
-            raise ExportError(f"Expected zeros to stay but {lost} of {layer.name} are lost")
+    check_zeros(made, lambda layer: graph.nodes[names[layer.name]].weight)
     read = import_from_nir(graph, dt=dt, dtype=torch.float64, step_mode="m")
-    expected, rates = outputs(double(net), x_seq.detach().double())
+    expected, rates = outputs(copied(net).double(), x_seq.detach().double())
     for name, rate in rates.items():
         if rate < _RATE:
             _LOGGER.warning(
@@ -132,11 +127,3 @@ def _prove(
         found = read(x)[0]
     found = found if made.graph.timed else found.mean(0)
     check_equal(found, expected, "the NIR file")
-
-
-def double(net: nn.Module) -> nn.Module:
-    """Return a stock copy of a network in float64."""
-    with _host.preserved_state(net):
-        _host.reset_net(net)  # potentials of a training step cannot be copied
-        copied = deepcopy(net)
-    return to_stock(copied).double().eval()

@@ -7,20 +7,13 @@ import warnings
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sj_prune._files import replace_file
-from sj_prune.deploy.plan import Plan
-from sj_prune.export.folded import (
-    ExportError,
-    check_equal,
-    folded,
-    given_weight,
-    grid,
-    layers,
-    outputs,
-)
+from sj_prune.deploy.plan import Layer, Plan
+from sj_prune.export.folded import check_equal, check_zeros, folded, grid, layers, outputs
 from sj_prune.export.unrolled import Unrolled
 
 _OPSET = 17
@@ -113,13 +106,12 @@ def _check_zeros(onnx: Any, model: Any, made: Plan) -> None:  # noqa: ANN401
     from onnx import numpy_helper
 
     stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    for layer in layers(made):
-        given = given_weight(layer)
+
+    def written(layer: Layer) -> np.ndarray:
         name = f"weight{layer.output}"
-        found = stored[name] if name in stored else stored[f"{name}_integers"]
-        written = torch.from_numpy(found.copy()).reshape(given.shape)
-        if lost := int(((given == 0) & (written != 0)).sum()):
-            raise ExportError(f"Expected zeros to stay but {lost} of {layer.name} are lost")
+        return stored[name] if name in stored else stored[f"{name}_integers"]
+
+    check_zeros(made, written)
 
 
 def _run_and_compare(file: bytes, net: nn.Module, x: Tensor, made: Plan) -> None:

@@ -165,7 +165,7 @@ class _Builder:
 
     def _pool(self, step: Step) -> None:
         (given,) = step.inputs
-        window = windows(self.made, step)
+        window = windows(step)
         if window is None or len(self._shape(given)) != 3:
             raise refuse(
                 step, "NIR", "only average pooling in 2d by equal, whole windows has a node"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sj_prune.deploy import leaves
+from sj_prune.deploy import reals
 from sj_prune.deploy.plan import Layer, Plan, Step
 from sj_prune.export.folded import refuse, windows
-from sj_prune.neurons.reference import PLIF, Equations, charge
+from sj_prune.neurons.reference import PLIF, Equations, charge, reset
 
 _CONV = ("stride", "padding", "dilation", "groups")
 
@@ -35,7 +33,7 @@ class Unrolled(nn.Module):
                 self._keep(step)
             elif step.op == "torch":
                 raise refuse(step, target, "attention is not taken apart")
-            elif step.op == "adaptive" and windows(made, step) is None:
+            elif step.op == "adaptive" and windows(step) is None:
                 raise refuse(step, target, "it pools by windows that are not equal")
 
     def _keep(self, layer: Layer) -> None:
@@ -76,20 +74,11 @@ class Unrolled(nn.Module):
 
     def _step(self, step: Step, values: dict[int, Tensor]) -> Tensor:
         given = [values[i] for i in step.inputs]
-        x = given[0]
         if step.op == "reshape":
-            return self._shaped(x, step.output)
-        if step.op == "mean":
-            return x.mean(0, keepdim=True) if step.settings["mean"] else x.sum(0, keepdim=True)
-        if step.op == "voting":
-            classes, voters = self.plan.values[step.output].size, step.settings["voters"]
-            return self._shaped(x.reshape(len(x), -1, classes, voters).mean(-1), step.output)
-        if step.op == "adaptive" and (window := windows(self.plan, step)):
-            kernel, stride, padding = window
-            return self._shaped_as(x, F.avg_pool2d(x.flatten(0, 1), kernel, stride, padding))
-        if step.op in _POINTWISE:
-            return _POINTWISE[step.op](step, given)
-        return self._shaped_as(x, leaves.pooled(step.op, step.settings, x.flatten(0, 1)))
+            return self._shaped(given[0], step.output)
+        # Exporters have no adaptive pooling of maps whose size they have not been told.
+        op = "avgpool" if step.op == "adaptive" else step.op
+        return reals.compute(op, step.settings, given, self.plan.graph.steps)
 
     def _shaped_as(self, x: Tensor, flat: Tensor) -> Tensor:
         return flat.reshape(x.shape[0], -1, *flat.shape[1:])
@@ -103,29 +92,10 @@ def fire(x_seq: Tensor, eq: Equations, decay: float) -> Tensor:
         eq: the neurons' settings.
         decay: ``sigmoid(w)`` of PLIF.
     """
-    v: Tensor = torch.full_like(x_seq[0], eq.rest)
+    v = torch.full_like(x_seq[0], eq.rest)
     spikes = []
     for x in x_seq.unbind(0):
         h = charge(x, v, eq, decay if eq.kind == PLIF else eq.tau)
-        fired = h >= eq.v_threshold
-        spikes.append(fired.to(x.dtype))
-        if eq.v_reset is None:
-            v = h - spikes[-1] * eq.v_threshold
-        else:
-            v = torch.where(fired, eq.v_reset, h)
+        spikes.append((h >= eq.v_threshold).to(x.dtype))
+        v = reset(h, spikes[-1], eq)
     return torch.stack(spikes)
-
-
-def _affine(step: Step, given: list[Tensor]) -> Tensor:
-    scale, shift = (step.settings[name].view(-1, 1, 1) for name in ("scale", "shift"))
-    return given[0] * scale.to(given[0].dtype) + shift.to(given[0].dtype)
-
-
-_POINTWISE: dict[str, Callable[[Step, list[Tensor]], Tensor]] = {
-    "norm": _affine,
-    "add": lambda step, given: given[0] + given[1],
-    "and": lambda step, given: given[0] * given[1],
-    "complement": lambda step, given: 1 - given[0],
-    "cat": lambda step, given: torch.cat(given, 2),
-    "scale": lambda step, given: given[0] * step.settings["factor"],
-}
