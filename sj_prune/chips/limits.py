@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KI = 1024
+#: what `Chip` limits by a number, and what a budget may name: ``prune(..., budget={"fan_in": 64})``
+LIMITS = (
+    *("fan_in", "fan_out", "mean_fan_in", "mean_fan_out"),
+    *("cores", "neurons_per_core", "synapses_per_core"),
+)
 
 
 @dataclass(frozen=True)
@@ -108,16 +113,7 @@ class Chip:
     population: Population | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "cores",
-            "neurons_per_core",
-            "synapses_per_core",
-            "fan_in",
-            "fan_out",
-            "mean_fan_in",
-            "mean_fan_out",
-            "bits",
-        ):
+        for name in (*LIMITS, "bits"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"Expected {name} to be positive or None but got {value!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sj_prune.plots.axes import MARKERS, axes, grid, legend_above
 from sj_prune.run.history import UpdateRecord, survival
@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: those of several runs by name, or that of one
+Histories: TypeAlias = Mapping[str, Sequence[UpdateRecord]] | Sequence[UpdateRecord]
+
+
+def _named(histories: Histories) -> Mapping[str, Sequence[UpdateRecord]]:
+    return histories if isinstance(histories, Mapping) else {"": histories}
+
+
 def sparsity_over_steps(
-    histories: Mapping[str, Sequence[UpdateRecord]] | Sequence[UpdateRecord],
+    histories: Histories,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
     """Draw the sparsity that each mask update reached; dashed where another one was asked for.
@@ -29,7 +37,7 @@ def sparsity_over_steps(
         ImportError: without matplotlib.
         ValueError: for a history without updates.
     """
-    named = histories if isinstance(histories, Mapping) else {"": histories}
+    named = _named(histories)
     empty = [name or "the history" for name, records in named.items() if not records]
     if empty or not named:
         raise ValueError(f"Expected at least one mask update in {', '.join(empty) or 'histories'}")
@@ -61,7 +69,7 @@ def sparsity_over_steps(
 
 
 def regrowth_survival(
-    histories: Mapping[str, Sequence[UpdateRecord]] | Sequence[UpdateRecord],
+    histories: Histories,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
     """Draw at each mask update which fraction of what the one before regrew survives its prune.
@@ -74,7 +82,7 @@ def regrowth_survival(
         ImportError: without matplotlib.
         ValueError: for a history in which no prune follows a regrowth.
     """
-    named = histories if isinstance(histories, Mapping) else {"": histories}
+    named = _named(histories)
     curves = {name: _survival(name, records) for name, records in named.items()}
     if not curves:
         raise ValueError("Expected at least one history but got none")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sj_prune.chips.fits import chip_of, fits_layers
-from sj_prune.chips.limits import Chip
+from sj_prune.chips.limits import LIMITS, Chip
 from sj_prune.chips.mapping import Mapped, mapped
 from sj_prune.masks.regrow import LayerUpdate
 from sj_prune.masks.select import count
@@ -21,12 +21,6 @@ from sj_prune.run.views import generator_of
 from sj_prune.wrapper import PruningWrapper
 
 logger = logging.getLogger("sj_prune")
-
-#: limits that a budget may name, beside "chip"
-LIMITS = (
-    *("fan_in", "fan_out", "mean_fan_in", "mean_fan_out"),
-    *("cores", "neurons_per_core", "synapses_per_core"),
-)
 
 
 def chip_in(budget: object) -> Chip | None:

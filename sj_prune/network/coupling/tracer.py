@@ -32,6 +32,7 @@ from sj_prune.network.coupling.modules import has_rule, relabel_module
 from sj_prune.network.coupling.rules import NotSeparateError, relabel
 from sj_prune.network.coupling.traced import Traced
 from sj_prune.network.inputs import few_samples
+from sj_prune.network.layers import weight_identity
 from sj_prune.network.unheard import unheard
 from sj_prune.neurons.convert import sensor_of
 
@@ -104,9 +105,7 @@ def neuron_channels(
 def _first_names(net: nn.Module) -> dict[str, str]:
     """Return the name of the first module with its weight, by name of each."""
     first: dict[int, str] = {}
-    weights = {name: module._parameters.get("weight") for name, module in net.named_modules()}
-    return {name: first.setdefault(id(w), name) if w is not None else name
-            for name, w in weights.items()}  # fmt: skip
+    return {n: first.setdefault(weight_identity(m), n) for n, m in net.named_modules()}
 
 
 def _own(traced: Traced, name: str, first: Mapping[str, str]) -> tuple[int, frozenset[str]] | None:
