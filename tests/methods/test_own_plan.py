@@ -12,7 +12,15 @@ from sj_prune.methods.gradr import Rewired
 from sj_prune.methods.identity import check_same, describe
 from tests.support.own_plan import busy, own_plan, size
 from tests.support.processes import run_in_ranks
-from tests.support.pruning_cases import assert_masked, build, same, snapshot, train, wrapped
+from tests.support.pruning_cases import (
+    assert_masked,
+    build,
+    resumed,
+    same,
+    snapshot,
+    train,
+    wrapped,
+)
 
 TOTAL = 760  # weights of `build()`
 
@@ -59,14 +67,7 @@ def test_what_is_grown_feeds_the_busiest_neurons():
 
 
 def test_resumes_bit_identically():
-    model, optimizer = wrapped(own_plan())
-    train(model, optimizer, 3)
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    train(model, optimizer, 4, start=4)
-    other, again = wrapped(own_plan(), seed=5, net=build(3))
-    other.load_state_dict(saved[0])
-    again.load_state_dict(saved[1])
-    train(other, again, 4, start=4)
+    model, other = resumed(own_plan)
     assert same(snapshot(model.net), snapshot(other.net))
     assert same(model.masks.masks, other.masks.masks)
 

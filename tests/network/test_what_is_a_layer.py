@@ -9,6 +9,7 @@ from torch import nn
 import sj_prune
 from sj_prune import cost, methods
 from sj_prune.network.layers import prunable_layers, why_not
+from tests.support.foreign_neurons import Mixing
 
 
 class Filled(nn.Conv2d):
@@ -155,18 +156,6 @@ def test_a_part_of_a_neuron_is_left_alone():
 
 
 # ---- layers that do not run ----------------------------------------------------------------------
-
-
-class Mixing(nn.Module):
-    """A neuron of no host's class that reads the weight of a linear layer of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc, self.spike = nn.Linear(3, 3), surrogate.ATan()
-
-    def forward(self, x):
-        h = torch.addmm(self.fc.bias[:, None], self.fc.weight, x.flatten(1))
-        return self.spike(h).view_as(x)
 
 
 class Tasks(nn.Module):

@@ -1,11 +1,10 @@
 """A function of spikes is a statistic: of fused, observed and single-step neurons, in a plan."""
 
-import copy
 import pickle
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from sj_prune import PruningWrapper
@@ -13,7 +12,17 @@ from sj_prune._checks import function_name
 from sj_prune.masks import Cubic
 from sj_prune.methods import Plan, reads
 from sj_prune.neurons.activity import Activity
-from tests.support.pruning_cases import build, lif, loss_of, same, snapshot, train, wrapped
+from tests.support.foreign_neurons import Bare
+from tests.support.pruning_cases import (
+    build,
+    lif,
+    loss_of,
+    resumed,
+    same,
+    snapshot,
+    train,
+    wrapped,
+)
 
 
 def first_spike(spikes):
@@ -42,14 +51,7 @@ def plan(score=early):
 
 
 def test_a_plan_reads_it_and_resumes():
-    model, optimizer = wrapped(plan())
-    train(model, optimizer, 3)
-    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    train(model, optimizer, 4, start=4)
-    other, again = wrapped(plan(), seed=5, net=build(3))
-    other.load_state_dict(saved[0])
-    again.load_state_dict(saved[1])
-    train(other, again, 4, start=4)
+    model, other = resumed(plan)
     assert same(snapshot(model.net), snapshot(other.net))
     assert model.sparsity()["total"] == pytest.approx(0.7)
     assert pickle.loads(pickle.dumps(model)).sparsity() == model.sparsity()
@@ -96,17 +98,6 @@ def test_what_the_function_is_given(make, mode):
     (sensor,) = [s for n, s in model.nodes.items()]
     got = sensor.activity.mean(function_name(first_spike))
     torch.testing.assert_close(got, (expected / count).double())
-
-
-class Bare(nn.Module):
-    """A neuron of no host's class that shows no potential."""
-
-    def __init__(self):
-        super().__init__()
-        self.spike, self.step_mode = surrogate.ATan(), "m"
-
-    def forward(self, x):
-        return self.spike(x - 0.3)
 
 
 def test_a_function_needs_no_potential():

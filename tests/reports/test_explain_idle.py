@@ -2,23 +2,12 @@
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, layer, neuron, surrogate
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 import sj_prune
 from sj_prune import methods
-
-
-class Mixing(nn.Module):
-    """A neuron that reads the weight of a linear layer of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc, self.spike = nn.Linear(3, 3), surrogate.ATan()
-
-    def forward(self, x):
-        h = torch.addmm(self.fc.bias[:, None], self.fc.weight, x.flatten(1))
-        return self.spike(h).view_as(x)
+from tests.support.foreign_neurons import Mixing
 
 
 class Net(nn.Module):

@@ -8,14 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from spikingjelly.activation_based import surrogate
-from torch import nn
 
 from sj_prune import PruningWrapper, methods
 from sj_prune.masks import Constant
 from sj_prune.methods import Growth, Plan
 from sj_prune.methods.parts import Reads, magnitude, noise
 from tests.support.channel_cases import CHANNEL_METHODS, channel_net
+from tests.support.foreign_neurons import Bare
 from tests.support.pruning_cases import OPTIMIZERS, build, frozen, same_state, snapshot, train
 
 TIMING = {"interval": 4, "end": 12}
@@ -205,17 +204,6 @@ def test_grace_beside_a_layer_that_nothing_scores():
     other = PruningWrapper(build(seed=3), plan)
     other.load_state_dict(model.state_dict())
     assert same_state(other.masks.masks, model.masks.masks)
-
-
-class Bare(nn.Module):
-    """A neuron of no host's class that shows no potential after its reset."""
-
-    def __init__(self):
-        super().__init__()
-        self.spike, self.step_mode = surrogate.ATan(), "m"
-
-    def forward(self, x):
-        return self.spike(x - 0.3)
 
 
 def by_potential(layer):

@@ -146,6 +146,19 @@ def frozen(optimizer):
     return copy.deepcopy(optimizer.state_dict())
 
 
+def resumed(make):
+    """Return a run of seven steps of what `make` returns, and one resumed after three."""
+    model, optimizer = wrapped(make())
+    train(model, optimizer, 3)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, 4, start=4)
+    other, again = wrapped(make(), seed=5, net=build(3))
+    other.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    train(other, again, 4, start=4)
+    return model, other
+
+
 def same_state(a, b):
     """Compare nested states bitwise."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
