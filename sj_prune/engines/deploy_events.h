@@ -152,10 +152,7 @@ void sum_rows(const float* weights, int64_t stride, const uint32_t* row, const u
               float* to) {
   constexpr int kSide = Wide >= 8 ? 1 : Wide >= 4 ? 2 : 4;
   F sums[kSide][Wide];
-#pragma GCC unroll 16
-  for (int k = 0; k < kSide; ++k)
-#pragma GCC unroll 16
-    for (int v = 0; v < Wide; ++v) sums[k][v] = F(0.0f);
+  clear(sums);
   const auto add = [&](F* sum, uint32_t r) {
     const float* const from = weights + r * stride;
 #pragma GCC unroll 16
@@ -165,13 +162,7 @@ void sum_rows(const float* weights, int64_t stride, const uint32_t* row, const u
 #pragma GCC unroll 4
     for (int k = 0; k < kSide; ++k) add(sums[k], row[k]);
   for (; row < end; ++row) add(sums[0], *row);
-#pragma GCC unroll 16
-  for (int v = 0; v < Wide; ++v) {
-    F sum = sums[0][v];
-#pragma GCC unroll 4
-    for (int k = 1; k < kSide; ++k) sum += sums[k][v];
-    sum.store(to + v * kLanes);
-  }
+  store(sums, to);
 }
 
 using RowSum = void (*)(const float*, int64_t, const uint32_t*, const uint32_t*, float*);

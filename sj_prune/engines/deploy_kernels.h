@@ -90,22 +90,13 @@ template <int Wide, typename Rows>
 void sum_weights(const Rows& rows, const Entry* from, const Entry* end, float* to) {
   constexpr int kSide = Wide >= 4 ? 1 : Wide == 3 ? 2 : 4 / Wide;
   F sums[kSide][Wide];
-#pragma GCC unroll 16
-  for (int k = 0; k < kSide; ++k)
-#pragma GCC unroll 16
-    for (int v = 0; v < Wide; ++v) sums[k][v] = F(0.0f);
+  clear(sums);
   for (; from + kSide <= end; from += kSide)
 #pragma GCC unroll 4
     for (int k = 0; k < kSide; ++k)
       rows.template add<Wide>(sums[k], F(from[k].weight), from[k].row);
   for (; from < end; ++from) rows.template add<Wide>(sums[0], F(from->weight), from->row);
-#pragma GCC unroll 16
-  for (int v = 0; v < Wide; ++v) {
-    F sum = sums[0][v];
-#pragma GCC unroll 4
-    for (int k = 1; k < kSide; ++k) sum += sums[k][v];
-    sum.store(to + v * kLanes);
-  }
+  store(sums, to);
 }
 
 template <typename Rows>

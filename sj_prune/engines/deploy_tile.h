@@ -22,11 +22,32 @@
 namespace {
 
 using F = sj::Lanes<float>;
+
 constexpr int kLanes = F::kCount;
 // Accumulators of a tile: what fits the registers beside weights and masks.
 constexpr int kVectors = kLanes == 16 ? 16 : 12;
 constexpr int kMost = kVectors * kLanes;  // lanes of a tile
 constexpr int kSlack = 64;                // bytes that may be read or written past an end
+
+// Sums side by side over `Wide` vectors each, and all of them as one.
+template <int Side, int Wide>
+SJ_FN void clear(F (&sums)[Side][Wide]) {
+#pragma GCC unroll 16
+  for (int k = 0; k < Side; ++k)
+#pragma GCC unroll 16
+    for (int v = 0; v < Wide; ++v) sums[k][v] = F(0.0f);
+}
+
+template <int Side, int Wide>
+SJ_FN void store(const F (&sums)[Side][Wide], float* to) {
+#pragma GCC unroll 16
+  for (int v = 0; v < Wide; ++v) {
+    F sum = sums[0][v];
+#pragma GCC unroll 4
+    for (int k = 1; k < Side; ++k) sum += sums[k][v];
+    sum.store(to + v * kLanes);
+  }
+}
 
 // One weight: the row of the tile's inputs that it multiplies.
 struct Entry {
