@@ -28,7 +28,6 @@ from tests.support.pruning_cases import (
 )
 from tests.support.views import drop_score, grow_score, layer_view, tie_score
 
-SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}
 TOTAL = 760
 STEPS = (2, 4, 6, 8)  # interval 2, end 9: the interval does not divide the end
 

@@ -12,6 +12,7 @@ from sj_prune.methods import FromZeros, Growth, Plan, RandomMasks, reads
 from tests.support.channel_cases import NORMS, pruner
 from tests.support.own_plan import busy, own_plan
 from tests.support.pruning_cases import (
+    SIZES,
     assert_masked,
     batch,
     build,
@@ -24,7 +25,6 @@ from tests.support.pruning_cases import (
     wrapped,
 )
 
-SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}
 STATUS = "no: its drop score is None, so it stays dense and the sparsity does not count it"
 
 

@@ -12,6 +12,7 @@ from sj_prune.neurons import RecordingNode
 
 T, N, CLASSES = 3, 6, 5
 
+SIZES = {"0": 72, "3": 216, "8": 432, "10": 40}  # weights of the layers of `build()`
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "sgd_momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-2),
