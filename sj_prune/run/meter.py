@@ -42,6 +42,7 @@ class Meter:
         memory: what they are called with.
         kept: element masks by layer; of other layers the weights that are not 0 count.
         changes: the count of mask changes that they are of.
+        known: by layer, what `_uses` found, and for which shapes and masks: the same every step.
         scaler: the GradScaler of the loss, or None; a copy has none.
         synops: accumulations since the last step, of kept and of all weights, ``[2]`` in float64.
         samples: that they are of. A pass of single steps outside of the network is one batch.
@@ -55,6 +56,7 @@ class Meter:
     memory: dict[str, Tensor]
     kept: dict[str, Tensor] = field(default_factory=dict)
     changes: int = -1
+    known: dict[str, tuple[Any, list[Tensor]]] = field(default_factory=dict)
     scaler: Any = None
     synops: Tensor | None = None
     samples: int = 0
@@ -76,16 +78,29 @@ class Meter:
 
     def count(self, name: str, layer: Layer, args: tuple[Any, ...], output: Tensor) -> None:
         """Count one call of a layer, if its input is spikes."""
-        x, weight = args[0], layer.weight.detach()
+        x = args[0]
         with torch.no_grad():
-            kept = self.kept.get(name, weight != 0)
-            binary, every = is_binary(x), torch.ones_like(weight, dtype=torch.bool)
-            met = [each_use(layer, counts, x, output) * binary for counts in (kept, every)]
+            binary = is_binary(x)
+            met = [uses * binary for uses in self._uses(name, layer, x, output)]
             spikes = x.reshape(-1, *met[0].shape).sum(0, dtype=torch.float64)
             found = torch.stack([(spikes * each).sum() for each in met])
             self.synops = found if self.synops is None else self.synops + found
         if x.requires_grad:
             x.register_hook(partial(self._push, met[0]))
+
+    def _uses(self, name: str, layer: Layer, x: Tensor, output: Tensor) -> list[Tensor]:
+        """Return how many kept weights, and how many of all, each input of one sample meets."""
+        weight = layer.weight.detach()
+        dims = 1 - weight.ndim
+        where = (x.shape[dims:], output.shape[dims:], x.device, self.changes)
+        known, uses = self.known.get(name, (None, []))
+        if known != where:
+            kept = self.kept.get(name, weight != 0)
+            every = torch.ones_like(kept)
+            uses = [each_use(layer, counts, x, output) for counts in (kept, every)]
+            if name in self.kept:  # other weights may become 0 in any step
+                self.known[name] = (where, uses)
+        return uses
 
     def _push(self, met: Tensor, grad: Tensor) -> Tensor:
         """Add the gradient of the terms: each spike costs what it meets."""
