@@ -33,12 +33,12 @@ class Mapped:
         neuron: "IF", "LIF" or "PLIF"; None: no neurons follow.
         fan_in: synapses that each neuron receives.
         fan_out: synapses that leave each input.
+        plan: what it is a part of.
+        layer: its part in the plan.
         pool: window of the average pooling behind its neurons; 1 without.
         sources: names of the layers that it reads, ``"input"`` for the network's input.
         readers: how many layers read it; for the last one, the outside.
         problems: what no chip here does, in words.
-        plan: what it is a part of.
-        layer: its part in the plan.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Mapped:
     neuron: str | None
     fan_in: np.ndarray
     fan_out: np.ndarray
+    plan: Plan = field(repr=False)
+    layer: Layer = field(repr=False)
     pool: int = 1
     sources: tuple[str, ...] = ()
     readers: int = 0
     problems: list[str] = field(default_factory=list)
-    plan: Plan | None = field(default=None, repr=False)
-    layer: Layer | None = field(default=None, repr=False)
 
     def under(self, mask: Tensor, channels: bool) -> Mapped:
         """Return what is asked for under a mask, without building the network that is left.
@@ -67,8 +67,6 @@ class Mapped:
                 them are False too.
             channels: rows and columns without any weight are gone, and not only 0.
         """
-        assert self.plan is not None  # noqa: S101 (of a network)
-        assert self.layer is not None  # noqa: S101
         assert self.layer.weight is not None  # noqa: S101
         kept = mask.to("cpu").reshape(self.layer.weight.shape)
         into, out = fans(self.plan, replace(self.layer, weight=self.layer.weight * kept))

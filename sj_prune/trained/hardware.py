@@ -124,7 +124,7 @@ class _Search:
 def _few_enough(each: LayerScores, search: _Search, chip: Chip) -> LayerScores:
     """Return scores of the weights that a neuron may take and an input may send; no others."""
     layer = search.dense.get(each.name)
-    if search.channels or layer is None or layer.layer is None:
+    if search.channels or layer is None:
         return each
     shape = layer.layer.weight.shape  # type: ignore[union-attr]
     mask, drop = (t.to("cpu").reshape(shape) for t in (each.mask, each.drop))
