@@ -102,16 +102,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="two repeats, nothing is written")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = [measured(name, args.sparsity, args.device, args.repeats) for name in OPTIMIZERS]
+    repeats = 2 if args.quick else args.repeats
+    found = [measured(name, args.sparsity, args.device, repeats) for name in OPTIMIZERS]
     rows = [row for part in found for row in part]
     for row in rows:
         print(
             f"{row['optimizer']:20} {row['contender']:24} {row['milliseconds']:9} ms "
             f"x{row['ratio_to_bare']}"
         )
-    print(write_csv(f"holding_{label(args.device)}", rows))
+    if not args.quick:
+        print(write_csv(f"holding_{label(args.device)}", rows))
 
 
 if __name__ == "__main__":

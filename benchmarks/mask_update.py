@@ -108,7 +108,10 @@ def main() -> None:
     parser.add_argument("--millions", type=int, default=100)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a million, nothing is written")
     args = parser.parse_args()
+    if args.quick:
+        args.millions, args.repeats = 1, 1
     torch.manual_seed(0)
     layers, optimizer = build(args.millions, args.device)
     original = {name: layer.weight.detach().clone() for name, layer in layers.items()}
@@ -140,7 +143,8 @@ def main() -> None:
         row["seconds"] = round(row["seconds"], 4)
         row.update(environment(args.device))
         print(f"{row['contender']:40} {row['seconds']:9.4f} s  x{row['ratio_to_whole_update']}")
-    print(write_csv(f"mask_update_{label(args.device)}", rows))
+    if not args.quick:
+        print(write_csv(f"mask_update_{label(args.device)}", rows))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -13,14 +15,17 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+#: where results go; a run on a foreign machine collects them elsewhere
+RESULTS = Path(os.environ.get("SJ_PRUNE_RESULTS") or Path(__file__).parent / "results")
 
 
 def environment(device: str) -> dict[str, str]:
     """Return the columns that say where a number comes from."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    # A lent machine may have neither git nor a history: whoever carries the tree there names it.
+    commit = os.environ.get("SJ_PRUNE_COMMIT")
+    if not commit and shutil.which("git"):
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(torch.device(device))
     else:
@@ -61,7 +66,7 @@ def seconds(run: Callable[[], object], device: str, repeats: int, warmup: int = 
 
 def write_csv(name: str, rows: Sequence[dict[str, object]]) -> Path:
     """Replace ``results/<name>.csv`` by `rows`, which share their keys."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))

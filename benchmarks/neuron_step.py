@@ -2,9 +2,11 @@
 
     python benchmarks/neuron_step.py [--device cpu|cuda] [--quick]
 
-Contenders, in one harness (outputs allocated in every call, ``x.grad`` None before it, contenders
-in turn within a repeat, each once untimed before the timed call so that it finds the allocator and
-the caches as it leaves them itself, medians):
+On a CPU all contenders run in one harness (outputs allocated in every call, ``x.grad`` None before
+it, contenders in turn within a repeat, each once untimed before the timed call so that it finds the
+allocator and the caches as it leaves them itself, medians). On CUDA a call is microseconds of the
+device and many of the host, so `neuron_cuda.py` measures both: replayed graphs and eager calls.
+Contenders:
 
 - stock: SpikingJelly's LIFNode as installed, without any recording (the ratios' base);
 - stock + v_seq: the same with ``store_v_seq=True`` and the five statistics computed from what it
@@ -15,7 +17,9 @@ the caches as it leaves them itself, medians):
 - copy: a plain copy into allocated memory, forward only.
 
 Bytes needed count every operand once in its own type (x, spikes; x, dS, dx); with the time they
-give the bandwidth reached.
+give the bandwidth reached. SpikingJelly 2.0.0 runs Triton kernels on single precision alone: under
+AMP the stock node is its torch reference, and ``over_triton_float32`` compares with what Triton
+takes for the same layer in single precision, twice the bytes.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from measure import environment, label, synchronize, write_csv
+from measure import environment, label, seconds, write_csv
+from neuron_cuda import COPY, Run, Times, on_cuda
 from spikingjelly.activation_based import functional, monitor, neuron, surrogate
 from torch import Tensor
 
@@ -61,7 +67,7 @@ def statistics_of(node: neuron.LIFNode, x: Tensor, spikes: Tensor) -> list[Tenso
     return [*means, per_neuron.mean((2, 3)), per_neuron.amax((2, 3))]
 
 
-def contenders(x: Tensor, make: Callable[[], torch.nn.Module]) -> dict[str, Callable[[], Tensor]]:
+def contenders(device: torch.device, make: Callable[[], torch.nn.Module]) -> dict[str, Run]:
     settings = {"step_mode": "m", "surrogate_function": make()}
     stock = neuron.LIFNode(**settings)
     stored = neuron.LIFNode(store_v_seq=True, **settings)
@@ -70,54 +76,59 @@ def contenders(x: Tensor, make: Callable[[], torch.nn.Module]) -> dict[str, Call
     off, on = RecordingLIFNode(**settings), RecordingLIFNode(**settings)
     off.recording = False
     for module in (stock, stored, watched, off, on):
-        module.to(x.device)
+        module.to(device)
 
-    def run(node: torch.nn.Module) -> Tensor:
+    def run(node: torch.nn.Module, x: Tensor) -> Tensor:
         functional.reset_net(node)
         return node(x)
 
-    def run_stored() -> Tensor:
-        out = run(stored)
+    def run_stored(x: Tensor) -> Tensor:
+        out = run(stored, x)
         statistics_of(stored, x, out)
         return out
 
-    def run_watched() -> Tensor:
-        out = run(watched)
+    def run_watched(x: Tensor) -> Tensor:
+        out = run(watched, x)
         spikes.clear_recorded_data()
         return out
 
     return {
-        "stock": lambda: run(stock),
+        "stock": partial(run, stock),
         "stock + v_seq + statistics": run_stored,
         "stock + OutputMonitor": run_watched,
-        "sj_prune, recording off": lambda: run(off),
-        "sj_prune, all statistics": lambda: run(on),
-        "clone times constant": lambda: Clone.apply(x),
+        "sj_prune, recording off": partial(run, off),
+        "sj_prune, all statistics": partial(run, on),
+        "clone times constant": Clone.apply,
     }
 
 
-def one_call(run: Callable[[], Tensor], x: Tensor, grad: Tensor, device: str) -> tuple[float, ...]:
-    """Return forward and backward seconds of one call."""
+def one_call(run: Run, x: Tensor, grad: Tensor) -> tuple[float, float]:
+    """Return forward and backward seconds of one call on the CPU."""
     x.grad = None
-    synchronize(device)
     start = time.perf_counter()
-    out = run()
-    synchronize(device)
+    out = run(x)
     middle = time.perf_counter()
     out.backward(grad)
-    synchronize(device)
     return middle - start, time.perf_counter() - middle
 
 
-def peak_memory(run: Callable[[], Tensor], x: Tensor, grad: Tensor, device: str) -> int | str:
-    """Return the bytes that one call adds at its peak, on CUDA."""
-    if not device.startswith("cuda"):
-        return ""
-    x.grad = None
-    torch.cuda.reset_peak_memory_stats(device)
-    base = torch.cuda.memory_allocated(device)
-    run().backward(grad)
-    return torch.cuda.max_memory_allocated(device) - base
+def on_cpu(runs: dict[str, Run], x: Tensor, grad: Tensor, repeats: int) -> dict[str, Times]:
+    """Return the median seconds of every contender and of a copy."""
+    pairs: dict[str, list[tuple[float, float]]] = {contender: [] for contender in runs}
+    for i in range(repeats + 2):
+        for contender, run in runs.items():
+            one_call(run, x, grad)
+            pair = one_call(run, x, grad)
+            if i >= 2:
+                pairs[contender].append(pair)
+    source = x.detach()
+    copy = seconds(lambda: torch.empty_like(source).copy_(source), "cpu", repeats)
+    columns = {
+        contender: [statistics.median(column) for column in zip(*found, strict=True)]
+        for contender, found in pairs.items()
+    }
+    times = {contender: Times(forward, back) for contender, (forward, back) in columns.items()}
+    return times | {COPY: Times(copy, 0.0)}
 
 
 def measure(
@@ -125,56 +136,41 @@ def measure(
 ) -> list[dict[str, object]]:
     x = torch.randn(shape, device=device).to(dtype).requires_grad_()
     grad = torch.randn(shape, device=device).to(dtype)
-    runs = contenders(x, SURROGATES[name])
-    times: dict[str, list[tuple[float, ...]]] = {contender: [] for contender in runs}
-    for i in range(repeats + 2):
-        for contender, run in runs.items():
-            one_call(run, x, grad, device)
-            pair = one_call(run, x, grad, device)
-            if i >= 2:
-                times[contender].append(pair)
-    source = x.detach()
-    copies = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        torch.empty_like(source).copy_(source)
-        synchronize(device)
-        copies.append((time.perf_counter() - start, 0.0))
-    times["copy (forward)"] = copies
-    medians = {
-        contender: [statistics.median(column) for column in zip(*pairs, strict=True)]
-        for contender, pairs in times.items()
-    }
-    # New nodes: what the timed ones keep from their last call would be part of the base.
-    runs = contenders(x, SURROGATES[name])
-    base = sum(medians["stock"])
+    runs = contenders(x.device, SURROGATES[name])
+    cuda = device.startswith("cuda")
+    times = (on_cuda if cuda else on_cpu)(runs, x, grad, repeats)
     size = x.element_size() * x.numel()
     rows = []
-    for contender, (forward, backward) in medians.items():
-        bytes_needed = 2 * size if contender.startswith("copy") else 5 * size
-        rows.append(
-            {
-                "contender": contender,
-                "shape": "x".join(map(str, shape)),
-                "dtype": str(dtype).removeprefix("torch."),
-                "surrogate": name,
-                "forward_ms": round(forward * 1e3, 4),
-                "backward_ms": round(backward * 1e3, 4),
-                "total_ms": round((forward + backward) * 1e3, 4),
-                "speedup_over_stock": round(base / (forward + backward), 3),
-                "speed_of_clone": round(
-                    sum(medians["clone times constant"]) / (forward + backward), 3
-                ),
-                "bytes_needed": bytes_needed,
-                "gigabytes_per_second": round(bytes_needed / (forward + backward) / 1e9, 2),
-                "peak_bytes": peak_memory(runs[contender], x, grad, device)
-                if contender in runs
-                else "",
-                **environment(device),
-            }
-        )
+    for contender, found in times.items():
+        bytes_needed = 2 * size if contender == COPY else 5 * size
+        row = {
+            "contender": contender,
+            "shape": "x".join(map(str, shape)),
+            "dtype": str(dtype).removeprefix("torch."),
+            "surrogate": name,
+            "forward_ms": round(found.forward * 1e3, 4),
+            "backward_ms": round(found.backward * 1e3, 4),
+            "total_ms": round(found.total * 1e3, 4),
+            "speedup_over_stock": round(times["stock"].total / found.total, 3),
+            "speed_of_clone": round(times["clone times constant"].total / found.total, 3),
+            "bytes_needed": bytes_needed,
+            "gigabytes_per_second": round(bytes_needed / found.total / 1e9, 2),
+        }
+        rows.append(row | (found.on_device() if cuda else {}) | environment(device))
     return rows
+
+
+def compare_with_triton(rows: list[dict[str, object]]) -> None:
+    """Say what the stock node ran, and set every row beside Triton in single precision."""
+    single = {
+        (row["shape"], row["surrogate"]): row["total_ms"]
+        for row in rows
+        if row["contender"] == "stock" and row["dtype"] == "float32"
+    }
+    for row in rows:
+        row["stock_runs"] = "Triton" if row["dtype"] == "float32" else "torch reference"
+        ratio = single[row["shape"], row["surrogate"]] / row["total_ms"]
+        row["over_triton_float32"] = round(ratio, 3)
 
 
 def main() -> None:
@@ -199,7 +195,10 @@ def main() -> None:
                         f"  {row['contender']:28} {row['total_ms']:9.3f} ms  "
                         f"x{row['speedup_over_stock']:<7} over stock  "
                         f"{row['speed_of_clone']:6} of clone  {row['gigabytes_per_second']:7} GB/s"
+                        f"  {row.get('eager_ms', '')}"
                     )
+    if cuda:
+        compare_with_triton(rows)
     if not args.quick:
         print(write_csv(f"neuron_step_{label(args.device)}", rows))
 

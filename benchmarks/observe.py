@@ -88,7 +88,7 @@ def held(node: nn.Module, observer: Observer | None, mode: str, x: Tensor) -> in
     def look() -> None:
         current = observer._pass
         if current is not None:
-            tensors = [*current.sums.values(), observer._potential]
+            tensors = [*current.totals.values(), observer._potential]
             kept.append(sum(t.nbytes for t in tensors if t is not None))
         close()
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,6 +17,10 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("SJ_PRUNE_ENGINE", "torch")
 # The same examples in every run, and time for them on a busy machine.
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
+# A lent GPU has no minutes for smaller examples of a failure.
+settings.register_profile(
+    "gpu", settings.get_profile("steady"), phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile("steady")
 # Helpers assert too: a failure there shall show its values.
 pytest.register_assert_rewrite("tests.support")
