@@ -23,7 +23,7 @@ NEVER = {
 # Only these files, or folders, import these packages.
 OWNERS = {
     "spikingjelly": ("_host.py", "models/", "data/host.py"),
-    "cupy": ("engines/cupy_engine.py", "__main__.py"),
+    "cupy": ("engines/cupy_device.py", "__main__.py"),
     "torch.distributed": ("run/processes.py",),
     "lightning": ("integrations/",),
     "pytorch_lightning": ("integrations/",),

@@ -1,60 +1,32 @@
-"""The CUDA engine: `lif.cu` through CuPy, which only this module imports.
+"""The CUDA engine: `lif.cu` with the launches of `cupy_device`.
 
-Kernels run on torch's current stream and device and touch only torch's memory, so a call that was
-run once before can be captured in a CUDA graph. Contiguous and channels-last tensors are used as
-they are, other layouts copied.
+Contiguous and channels-last tensors are used as they are, other layouts copied. How a call is cut
+and what does not differ from call to call is kept by shape, type, alignment and settings.
 
 CuPy compiles with ``-ftz=true``: a potential below 1.2e-38 counts as 0.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sj_prune.engines import geometry, launch
-from sj_prune.engines.launch import Launch, Variant
+from sj_prune.engines import cupy_device, geometry, launch
+from sj_prune.engines.cupy_device import Launch, Source, processors, run
 from sj_prune.engines.memory import Layout, copy_back
 from sj_prune.neurons.reference import PLIF, Equations
-from sj_prune.neurons.surrogates import Known
+from sj_prune.neurons.statistics import rows_of
+from sj_prune.neurons.surrogates import Known, form_of
 
-logger = logging.getLogger("sj_prune")
+available = cupy_device.available
 
-_EXTRAS = (12, 13)  # CUDA releases of the extras in setup.cfg
-# No contraction into fused multiply-adds: spikes equal the reference.
-OPTIONS = ("-std=c++17", "--fmad=false")
-
-
-@functools.cache
-def available() -> str | None:
-    """Return None if the engine runs here, else why not and what to install."""
-    built = torch.version.cuda
-    if built is None or not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    major = int(built.split(".")[0])
-    if major not in _EXTRAS:
-        return f"torch is built for CUDA {major}: no extra of sj_prune brings a CuPy that fits"
-    extra = f"pip install sj_prune[cuda{major}]"
-    try:
-        import cupy
-    except ImportError as error:
-        return f"CuPy cannot be imported ({error}): {extra}"
-    except OSError as error:  # it makes the folder of its cache
-        return (
-            f"CuPy cannot be imported ({error}): set CUPY_CACHE_DIR to a folder that can be written"
-        )
-    found = cupy.cuda.runtime.runtimeGetVersion() // 1000
-    if found != major:
-        return f"CuPy is built for CUDA {found} but torch for CUDA {major}: {extra}"
-    return None
+# So many plans are kept.
+_MOST = 1024
 
 
 @functools.cache
@@ -66,79 +38,57 @@ def source() -> str:
     return (folder / "lif.cu").read_text().replace('#include "step.h"\n', header)
 
 
-# ---- CuPy ----------------------------------------------------------------------------------------
+# ---- plans ---------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _module(device: int, variant: Variant) -> Any:  # noqa: ANN401
-    """Return the module of `variant` on the current device, which is number `device`."""
-    import cupy
+class _Plan(NamedTuple):
+    """What calls alike share.
 
-    logger.debug("compiling %s for CUDA device %d", variant, device)
-    return cupy.RawModule(code=source(), options=(*OPTIONS, *variant.options()))
+    Attributes:
+        source: the variant of `lif.cu`.
+        launches: with argument blocks that lack the pointers.
+        parts: rows of what a pass leaves for the next kernel: splits of a map, chunks of time but
+            one, blocks.
+    """
 
-
-@functools.cache
-def _kernel(device: int, variant: Variant, name: str) -> Any:  # noqa: ANN401
-    return _module(device, variant).get_function(name)
-
-
-class _Stream:
-    """A stream of torch for CuPy; torch's own class speaks this protocol only in late releases."""
-
-    def __init__(self, pointer: int) -> None:
-        self._pointer = pointer
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._pointer
+    source: Source
+    launches: tuple[Launch, ...]
+    parts: tuple[int, ...]
 
 
-@contextlib.contextmanager
-def _on(device: torch.device) -> Iterator[int]:
-    """Make torch's current stream of `device` CuPy's; yield the device's number."""
-    import cupy
-
-    stream = torch.cuda.current_stream(device)
-    index = stream.device_index
-    if hasattr(cupy.cuda.Stream, "from_external"):
-        theirs = cupy.cuda.Stream.from_external(_Stream(stream.cuda_stream))
-    else:  # CuPy 13
-        theirs = cupy.cuda.ExternalStream(stream.cuda_stream, index)
-    with torch.cuda.device(index), cupy.cuda.Device(index), theirs:
-        yield index
+_plans: dict[Hashable, _Plan] = {}
 
 
-def _by_value(arguments: Any) -> np.ndarray:  # noqa: ANN401
-    """Return an argument block as CuPy passes it: an array of one item of that many bytes."""
-    return np.frombuffer(arguments, dtype=np.dtype((np.void, len(bytes(arguments)))), count=1)
+def _key(
+    x: Tensor, eq: Equations, known: Known, elementwise: Iterable[Tensor | None], *others: Hashable
+) -> Hashable:
+    """Return what a plan is a function of; own rows of the tables of surrogates may come and go."""
+    aligned = [-1 if t is None else t.data_ptr() % 16 for t in elementwise]
+    return (x.shape, x.dtype, x.device, eq, known, form_of(known).code, *others, *aligned)
 
 
-def _run(device: torch.device, variant: Variant, *launches: Launch) -> None:
-    with _on(device) as index:
-        for one in launches:
-            kernel = _kernel(index, variant, one.kernel)
-            kernel(one.blocks, (one.threads,), (_by_value(one.arguments),))
+def _keep(key: Hashable, plan: _Plan) -> _Plan:
+    if len(_plans) >= _MOST:
+        _plans.clear()
+    _plans[key] = plan
+    return plan
 
 
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def _pointed(one: Launch, tensors: dict[str, Tensor | None]) -> Launch:
+    """Return a launch with pointers; an empty tensor's is null."""
+    block = type(one.arguments).from_buffer_copy(one.arguments)
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            setattr(block, name, tensor.data_ptr())
+    return one._replace(arguments=block)
 
 
 # ---- tensors -------------------------------------------------------------------------------------
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
-
-
 def _each(v0: Tensor) -> tuple[Tensor, ...]:
     """Return the initial potentials if each has its own place in memory, else nothing."""
     return (v0,) if any(v0.stride()) else ()
-
-
-def _pointers(**tensors: Tensor | None) -> dict[str, int | None]:
-    return {name: _pointer(tensor) for name, tensor in tensors.items()}
 
 
 def _q(w: Tensor | None) -> Tensor | None:
@@ -166,41 +116,59 @@ def forward(
     spikes, v, partials, *sequences = outputs
     buffers = [layout.writable(spikes, x.dtype), layout.writable(v), partials]
     buffers += map(layout.writable, sequences)
-    elementwise = (x, *_each(v0), *buffers[:2], *buffers[3:])
-    plan = geometry.forward_plan(x, layout.last, statistics, elementwise, _processors(x.device))
-    split = statistics and plan.grid.splits > 1
-    scratch = partials.new_empty(plan.grid.splits, *partials.shape) if split else partials
+    each = _each(v0)
+    elementwise = (x, *each, *buffers[:2], *buffers[3:])
+    store = int(sequences[0].numel() > 0) | int(sequences[1].numel() > 0) << 1
+    rows = rows_of(statistics)
+    key = _key(
+        x, eq, known, elementwise, "forward", layout.last, rows, statistics, store, len(each)
+    )
+    plan = _plans.get(key)
+    if plan is None:
+        shared = (eq, known, statistics, store)
+        plan = _keep(key, _forward_plan(x, layout.last, elementwise, partials, len(each), *shared))
+    (splits,), q = plan.parts, _q(w)
+    scratch = partials.new_empty(splits, *partials.shape) if splits > 1 else partials
     names = ("spikes", "v", "partials", "v_seq", "h_seq", "g_seq")
-    filled = {**dict(zip(names, buffers, strict=True)), "partials": scratch}
-    q = _q(w)
+    pointers = {**dict(zip(names, buffers, strict=True)), "partials": scratch}
+    first, *merge = plan.launches
+    launches = [_pointed(first, {"x": x, "v0": v0, "q": q, **pointers})]
+    launches += [_pointed(one, {"scratch": scratch, "partials": partials}) for one in merge]
+    run(x.device, plan.source, *launches)
+    copy_back(outputs, buffers)
+
+
+def _forward_plan(  # noqa: PLR0917
+    x: Tensor,
+    last: bool,
+    elementwise: tuple[Tensor, ...],
+    partials: Tensor,
+    each: int,
+    eq: Equations,
+    known: Known,
+    statistics: int,
+    store: int,
+) -> _Plan:
+    plan = geometry.forward_plan(x, last, statistics, elementwise, processors(x.device))
     arguments = launch.ForwardArguments(
-        **_pointers(x=x, v0=v0, q=q, **filled),
-        stride=v0.numel(),
+        stride=x[0].numel(),
         units=plan.samples if plan.last else plan.samples * plan.channels,
         channels=plan.channels,
         map=plan.elements,
         steps=x.shape[0],
         log_lanes=plan.grid.lanes.bit_length() - 1,
         log_columns=plan.grid.columns.bit_length() - 1,
-        v0_each=len(_each(v0)),
+        v0_each=each,
         **launch.neuron(eq, known),
     )
-    store = int(sequences[0].numel() > 0) | int(sequences[1].numel() > 0) << 1
     variant = launch.forward_variant(eq, known, x.dtype, plan.vec, statistics, store)
     launches = [Launch(plan.grid.kernel, plan.grid.blocks, geometry.FORWARD_THREADS, arguments)]
-    if split:
-        launches.append(_merge(scratch, partials))
-    _run(x.device, variant, *launches)
-    copy_back(outputs, buffers)
-
-
-def _merge(scratch: Tensor, partials: Tensor) -> Launch:
-    count = partials.numel()
-    arguments = launch.MergeArguments(
-        **_pointers(scratch=scratch, partials=partials), count=count, splits=len(scratch)
-    )
-    blocks = -(-count // geometry.FORWARD_THREADS)
-    return Launch("sj_merge", (blocks, 1), geometry.FORWARD_THREADS, arguments)
+    splits = plan.grid.splits if statistics else 1
+    if splits > 1:
+        merge = launch.MergeArguments(count=partials.numel(), splits=splits)
+        blocks = -(-partials.numel() // geometry.FORWARD_THREADS)
+        launches.append(Launch("sj_merge", (blocks, 1), geometry.FORWARD_THREADS, merge))
+    return _Plan(Source(source, variant.options()), tuple(launches), (splits,))
 
 
 def backward(
@@ -222,33 +190,46 @@ def backward(
     ]
     grad_x, grad_v, grad_w = outputs
     buffers = [layout.writable(grad_x, x.dtype), layout.writable(grad_v)]
-    elementwise = (x, *_each(v0), *given, *buffers)
-    plan = geometry.backward_plan(x, eq.kind, elementwise, _processors(x.device))
-    starts = v0.new_empty(plan.chunks - 1, v0.numel())
-    grad_q = v0.new_empty(plan.blocks if eq.kind == PLIF else 0, dtype=torch.float64)
+    each = _each(v0)
+    elementwise = (x, *each, *given, *buffers)
+    key = _key(x, eq, known, elementwise, "backward", len(each))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _keep(key, _backward_plan(x, elementwise, len(each), given, eq, known))
+    chunks, blocks = plan.parts
     q = _q(w)
-    grad_spikes, grad_last, grad_sequence = given
-    arguments = launch.BackwardArguments(
-        **_pointers(grad_spikes=grad_spikes, grad_v=grad_last, grad_v_seq=grad_sequence),
-        **_pointers(x=x, v0=v0, q=q, grad_x=buffers[0], grad_v0=buffers[1]),
-        **_pointers(grad_q=grad_q, starts=starts),
-        elements=v0.numel(),
-        steps=x.shape[0],
-        v0_each=len(_each(v0)),
-        **launch.neuron(eq, known),
-    )
-    which = int(grad_spikes is not None) | int(grad_sequence is not None) << 1
-    variant = launch.backward_variant(eq, known, x.dtype, plan.vec, plan.chunk, which)
-    launches = [Launch("sj_backward", (plan.blocks, 1), geometry.BACKWARD_THREADS, arguments)]
-    if eq.kind == PLIF:
+    pointers: dict[str, Tensor | None] = {
+        **dict(zip(("grad_spikes", "grad_v", "grad_v_seq"), given, strict=True)),
+        **{"x": x, "v0": v0, "q": q, "grad_x": buffers[0], "grad_v0": buffers[1]},
+    }
+    if chunks:
+        pointers["starts"] = v0.new_empty(chunks, v0.numel())
+    first, *finish = plan.launches
+    if finish:
+        pointers["grad_q"] = v0.new_empty(blocks, dtype=torch.float64)
         buffers.append(grad_w if grad_w.dtype == torch.float32 else grad_w.float())
-        launches.append(_finish(grad_q, q, buffers[2]))
-    _run(x.device, variant, *launches)
+    sums = {"grad_q": pointers.get("grad_q"), "q": q, "grad_w": buffers[-1]}
+    run(x.device, plan.source, _pointed(first, pointers), *(_pointed(one, sums) for one in finish))
     copy_back(outputs[: len(buffers)], buffers)
 
 
-def _finish(grad_q: Tensor, q: Tensor | None, grad_w: Tensor) -> Launch:
-    arguments = launch.FinishArguments(
-        **_pointers(grad_q=grad_q, q=q, grad_w=grad_w), blocks=grad_q.numel()
+def _backward_plan(  # noqa: PLR0917
+    x: Tensor,
+    elementwise: tuple[Tensor | None, ...],
+    each: int,
+    given: list[Tensor | None],
+    eq: Equations,
+    known: Known,
+) -> _Plan:
+    plan = geometry.backward_plan(x, eq.kind, elementwise, processors(x.device))
+    arguments = launch.BackwardArguments(
+        elements=x[0].numel(), steps=x.shape[0], v0_each=each, **launch.neuron(eq, known)
     )
-    return Launch("sj_finish", (1, 1), geometry.BACKWARD_THREADS, arguments)
+    which = int(given[0] is not None) | int(given[2] is not None) << 1
+    variant = launch.backward_variant(eq, known, x.dtype, plan.vec, plan.chunk, which)
+    launches = [Launch("sj_backward", (plan.blocks, 1), geometry.BACKWARD_THREADS, arguments)]
+    if eq.kind == PLIF:
+        finish = launch.FinishArguments(blocks=plan.blocks)
+        launches.append(Launch("sj_finish", (1, 1), geometry.BACKWARD_THREADS, finish))
+    parts = (plan.chunks - 1, plan.blocks)
+    return _Plan(Source(source, variant.options()), tuple(launches), parts)

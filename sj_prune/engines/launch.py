@@ -136,13 +136,3 @@ def neuron(eq: Equations, known: Known) -> dict[str, float]:
         "decay": decay,
         "alpha": known.alpha,
     }
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch; all of a call use the same variant."""
-
-    kernel: str
-    blocks: tuple[int, int]
-    threads: int
-    arguments: ctypes.Structure

@@ -39,6 +39,8 @@ class Layout(NamedTuple):
 
     def arrange(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return `tensor` itself if it is in this order and type, else a copy that is."""
+        if tensor.dtype == (dtype or self.dtype) and self._view(tensor).is_contiguous():
+            return tensor
         dense = self._view(tensor.to(dtype or self.dtype)).contiguous()
         return dense.movedim(-1, self._channel(tensor)) if self.last else dense
 

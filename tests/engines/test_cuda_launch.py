@@ -5,7 +5,7 @@ import contextlib
 import ctypes
 import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -14,11 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sj_prune.engines import choice, cupy_engine, geometry, launch, torch_engine
+from sj_prune.engines import choice, cupy_device, cupy_engine, geometry, launch, torch_engine
+from sj_prune.engines.cupy_device import Launch, Source
 from sj_prune.engines.geometry import FORWARD_THREADS
-from sj_prune.engines.launch import Launch
 from sj_prune.neurons.reference import IF, LIF, PLIF, Equations
 from sj_prune.neurons.surrogates import Known, form_of
+from tests.support.cuda_shim import host  # noqa: F401 (a fixture)
+from tests.support.engine_cases import Call, Case, assert_backward, assert_forward
 
 EQUATIONS = Equations(LIF, 2.0, True, 1.0, 0.0, False)
 ATAN = Known(1, 2.0)
@@ -177,72 +179,147 @@ def test_a_cupy_that_cannot_write_its_cache_is_no_crash(machine, monkeypatch):
 # ---- CuPy ----------------------------------------------------------------------------------------
 
 
-class FakeCupy(ModuleType):
-    """Records what the engine asks of CuPy."""
+@dataclass
+class Device:
+    """What torch and CuPy are asked, for a device that is not there."""
 
-    def __init__(self, from_external):
-        super().__init__("cupy")
-        self.log = []
-        fake, recent = self, from_external
-
-        class Entered:
-            def __init__(self, *args):
-                self.args = args
-
-            def __enter__(self):
-                fake.log.append((type(self).__name__, *self.args))
-
-            def __exit__(self, *_):
-                fake.log.append(f"left {type(self).__name__}")
-
-        class Device(Entered):
-            pass
-
-        class Stream(Entered):
-            if recent:
-
-                @classmethod
-                def from_external(cls, stream):
-                    return cls(*stream.__cuda_stream__())
-
-        class ExternalStream(Entered):
-            pass
-
-        class RawModule:
-            def __init__(self, code, options):
-                fake.log.append(("compile", options))
-
-            def get_function(self, name):
-                return lambda *args: fake.log.append((name, *args))
-
-        self.RawModule = RawModule
-        self.cuda = SimpleNamespace(Device=Device, Stream=Stream, ExternalStream=ExternalStream)
+    number: int = 3
+    current: int = 3
+    capturing: bool = False
+    log: list = field(default_factory=list)
 
 
-@pytest.mark.parametrize("from_external", [True, False], ids=["CuPy 14", "CuPy 13"])
-def test_kernels_run_on_the_device_and_stream_of_torch(monkeypatch, from_external):
-    fake = FakeCupy(from_external)
+@pytest.fixture
+def pretended(monkeypatch):
+    """Pretend the device `cuda:3` with stream 77, and a CuPy that notes what is asked of it."""
+    device = Device()
+
+    class RawModule:
+        def __init__(self, code, options):
+            device.log.append(("compile", options))
+
+        def get_function(self, name):
+            return lambda *args, stream: device.log.append((name, *args, stream.ptr))
+
+    @contextlib.contextmanager
+    def entered(index):
+        before, device.current = device.current, index
+        yield
+        device.current = before
+
+    fake = ModuleType("cupy")
+    fake.RawModule = RawModule
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    stream = SimpleNamespace(device_index=3, cuda_stream=77)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
-    for cached in (cupy_engine._module, cupy_engine._kernel):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: device.current)
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.capturing)
+    caches = (cupy_device._module, cupy_device.kernel)
+    for cached in caches:
         cached.cache_clear()
-    variant = launch.forward_variant(EQUATIONS, ATAN, torch.float32, 4, 31, 0)
-    arguments = launch.MergeArguments(scratch=5, count=7, splits=2)
-    one = Launch("sj_merge", (9, 2), 256, arguments)
-    cupy_engine._run(torch.device("cuda:3"), variant, one, one)
-    cupy_engine._module.cache_clear()
-    cupy_engine._kernel.cache_clear()
+    yield device
+    for cached in caches:
+        cached.cache_clear()
 
-    device, theirs, compiled, first, second, *left = fake.log
-    assert device == ("Device", 3)
-    assert theirs == (("Stream", 0, 77) if from_external else ("ExternalStream", 77, 3))
+
+VARIANT = launch.forward_variant(EQUATIONS, ATAN, torch.float32, 4, 31, 0)
+SOURCE = Source(cupy_engine.source, VARIANT.options())
+MERGE = Launch("sj_merge", (9, 2), 256, launch.MergeArguments(scratch=5, count=7, splits=2))
+
+
+@pytest.mark.parametrize("current", [3, 0])
+def test_kernels_run_on_the_device_and_stream_of_torch(pretended, current):
+    pretended.current = current
+    during = []
+    pretended.log = SimpleNamespace(append=lambda entry: during.append((pretended.current, entry)))
+    cupy_device.run(torch.device("cuda:3"), SOURCE, MERGE, MERGE)
+    assert pretended.current == current
+    assert {index for index, _ in during} == {3}
+    compiled, first, second = [entry for _, entry in during]
     assert compiled[1][:2] == ("-std=c++17", "--fmad=false")
     assert {"-DSJ_NAMES=5", "-DSJ_SUMS=4", "-DSJ_OF=0x33210", "-DSJ_MAXIMA=16"} < set(compiled[1])
     assert first[:3] == second[:3] == ("sj_merge", (9, 2), (256,))
+    assert first[4] == second[4] == 77
     (block,) = first[3]
     assert isinstance(block, np.ndarray)
-    assert (block.size, block.itemsize) == (1, ctypes.sizeof(arguments))
-    assert block.tobytes() == bytes(arguments)
-    assert [entry.split()[0] for entry in left] == ["left", "left"]
+    assert (block.size, block.itemsize) == (1, ctypes.sizeof(MERGE.arguments))
+    assert block.tobytes() == bytes(MERGE.arguments)
+
+
+def test_a_capture_compiles_nothing(pretended):
+    device = torch.device("cuda:3")
+    pretended.capturing = True
+    with pytest.raises(RuntimeError, match=r"sj_merge .* captured .*run the same step once before"):
+        cupy_device.run(device, SOURCE, MERGE)
+    assert pretended.log == []
+    pretended.capturing = False
+    cupy_device.run(device, SOURCE, MERGE)
+    pretended.capturing = True
+    cupy_device.run(device, SOURCE, MERGE)  # warmed up
+    assert [entry[0] for entry in pretended.log] == ["compile", "sj_merge", "sj_merge"]
+
+
+# ---- what calls share ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def planned(host, monkeypatch):  # noqa: F811
+    """Run on the host; return the list of plans that are made."""
+    made = []
+    for name in ("forward_plan", "backward_plan"):
+        plan = getattr(geometry, name)
+        monkeypatch.setattr(
+            geometry, name, lambda *args, plan=plan, name=name: made.append(name) or plan(*args)
+        )
+    return made
+
+
+def assert_call(case):
+    call = Call(case)
+    assert_forward(call)
+    assert_backward(call)
+
+
+def test_calls_alike_are_planned_once(planned):
+    case = Case(shape=(4, 3, 8, 4, 4), kind=PLIF)
+    for seed in range(3):
+        assert_call(replace(case, seed=seed))  # other tensors, the same plan
+    assert planned == ["forward_plan", "backward_plan"]
+
+
+#: differ in what a plan depends on, in pairs that share all else
+UNLIKE = [
+    Case(),
+    Case(shape=(4, 2, 3, 4, 5)),
+    Case(shape=(5, 2, 3, 4, 4)),
+    Case(dtype=torch.float16),
+    Case(layout="channels_last"),
+    Case(kind=IF),
+    Case(tau=2.0),
+    Case(decay_input=False),
+    Case(v_reset=None),
+    Case(detach=True),
+    Case(surrogate=Known(1, 2.0)),
+    Case(surrogate=Known(1, 3.0)),
+    Case(statistics=3),
+    Case(store=1, grads=7),
+    Case(store=2),
+    Case(grads=1),
+    Case(one_v=True),
+    Case(wants_v=False),
+    Case(offset=1),
+    Case(offset=2),
+]
+
+
+def test_calls_that_differ_never_share_a_plan(planned):
+    """Each is right after all others, both ways around."""
+    for case in UNLIKE + UNLIKE[::-1]:
+        assert_call(case)
+
+
+def test_plans_do_not_grow_without_end(planned, monkeypatch):
+    monkeypatch.setattr(cupy_engine, "_MOST", 4)
+    for size in range(1, 8):
+        assert_call(Case(shape=(4, 2, 3, size)))
+        assert len(cupy_engine._plans) <= 4

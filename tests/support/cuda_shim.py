@@ -28,20 +28,20 @@ CHECKED = ("-fsanitize=alignment,bounds",)  # handlers in cuda_shim.cpp
 
 
 @functools.cache
-def library(variant):
-    """Compile `variant` once a machine."""
+def library(options):
+    """Compile the variant of these options once a machine."""
     compiler = build.compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     sources = [HERE / "cuda_shim.cpp", ENGINES / "lif.cu", ENGINES / "step.h"]
-    parts = [*(path.read_text() for path in sources), *FLAGS, *CHECKED, *variant.options()]
+    parts = [*(path.read_text() for path in sources), *FLAGS, *CHECKED, *options]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     built = build.cache_folder() / "shim" / f"{key}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             made, linked = f"{folder}/shim.o", f"{folder}/shim.so"
-            compile_ = [*FLAGS, *CHECKED, *variant.options(), f"-I{ENGINES}", "-c", sources[0]]
+            compile_ = [*FLAGS, *CHECKED, *options, f"-I{ENGINES}", "-c", sources[0]]
             # Linked without the sanitizer, whose handlers the shim has.
             for step in ([*compile_, "-o", made], ["-shared", made, "-o", linked]):
                 done = subprocess.run([compiler, *step], capture_output=True, text=True)
@@ -52,9 +52,9 @@ def library(variant):
     return found
 
 
-def run(variant, launches, descending=False):
+def run(source, launches, descending=False):
     """Run the launches of one call on tensors of the CPU."""
-    found = library(variant)
+    found = library(source.options)
     for one in launches:
         name, block = one.kernel.encode(), one.arguments
         assert found.shim_choose(name) == ctypes.sizeof(block), f"arguments of {one.kernel}"
@@ -72,12 +72,14 @@ def host(monkeypatch):
         descending = False
         launches = ()
 
-    def on_host(device, variant, *launches):
+    def on_host(device, source, *launches):
         Host.launches = launches
-        run(variant, launches, Host.descending)
+        run(source, launches, Host.descending)
 
-    monkeypatch.setattr(cupy_engine, "_run", on_host)
-    monkeypatch.setattr(cupy_engine, "_processors", lambda device: Host.processors)
+    monkeypatch.setattr(cupy_engine, "run", on_host)
+    monkeypatch.setattr(cupy_engine, "processors", lambda device: Host.processors)
+    # Plans are a function of the number of multiprocessors, which no process changes.
+    monkeypatch.setattr(cupy_engine, "_plans", {})
     # The tensors are small: several threads only wait for each other on a busy machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
