@@ -11,7 +11,10 @@ from tests.support.sources import SOURCES, imports, imports_of, within
 
 # Beside the standard library, these files import only what stands here.
 ONLY = {
-    "masks/": ("torch", "numpy", "sj_prune.masks", "sj_prune._checks"),
+    # The kernel that writes into many tensors at once sees tensors alone, too.
+    "masks/": ("torch", "numpy", "sj_prune.masks", "sj_prune._checks", "sj_prune.engines.fill"),
+    "engines/fill.py": ("torch", "sj_prune.engines.cupy_device", "sj_prune.engines.request"),
+    "engines/cupy_device.py": ("torch", "numpy", "cupy"),
     "methods/": ("torch", "sj_prune.methods", "sj_prune.masks", "sj_prune._checks"),
     "neurons/activity.py": ("torch", "sj_prune.neurons.statistics"),
     "neurons/statistics.py": ("torch",),

@@ -7,6 +7,7 @@ once before can be captured in a CUDA graph.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import logging
 from collections.abc import Callable
@@ -102,12 +103,12 @@ class _Stream(NamedTuple):
 
 def _by_value(arguments: Any) -> np.ndarray:  # noqa: ANN401
     """Return an argument block as CuPy passes it: an array of one item of that many bytes."""
-    return np.frombuffer(arguments, dtype=_bytes_of(type(arguments)), count=1)
+    return np.frombuffer(arguments, dtype=_bytes(ctypes.sizeof(arguments)), count=1)
 
 
 @functools.cache
-def _bytes_of(block: type) -> Any:  # noqa: ANN401
-    return np.dtype((np.void, len(bytes(block()))))
+def _bytes(size: int) -> Any:  # noqa: ANN401
+    return np.dtype((np.void, size))
 
 
 def run(device: torch.device, source: Source, *launches: Launch) -> None:

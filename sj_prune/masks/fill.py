@@ -1,4 +1,4 @@
-"""Zeros written where units are pruned: into weights, gradients, and what optimizers remember."""
+"""What is written where units are pruned: into weights, gradients, and what optimizers remember."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sj_prune.engines.fill import Write, fused
+
 # Integers as wide as a value.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Values at a time: what a pass keeps on the side stays in the cache.
 _PART = 1 << 18
+
+
+def write(writes: Iterable[Write]) -> None:
+    """Write zeros or rows in place: on a CUDA device all with one launch, where CuPy runs."""
+    for values, where, source in fused(writes):
+        if where.dtype == torch.bool:
+            keep_where(values, where)
+        elif source is None:
+            values.index_fill_(0, where, 0)
+        else:
+            values.index_copy_(0, where, source)
 
 
 def keep_where(values: Tensor, kept: Tensor) -> Tensor:
@@ -23,6 +36,14 @@ def keep_where(values: Tensor, kept: Tensor) -> Tensor:
     for part, mine in _parts(values.view(_BITS[values.element_size()]), kept):
         part.bitwise_and_(mine.view(torch.int8).neg())
     return values
+
+
+def kept_of(values: Tensor, kept: Tensor) -> Tensor:
+    """Return values with 0 where a bool tensor that broadcasts to them is False."""
+    if not values.is_cuda or values.requires_grad:
+        return values.where(kept, 0)
+    # One launch: `where` would make a tensor of that 0 first.
+    return (values.view(_BITS[values.element_size()]) * kept).view(values.dtype)
 
 
 def lift_where_not(values: Tensor, kept: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sj_prune.masks.fill import keep_where, slots
+from sj_prune.engines.fill import Write
+from sj_prune.masks.fill import kept_of, slots, write
 from sj_prune.masks.keys import Place
 from sj_prune.masks.rows import Rows
 from sj_prune.masks.select import sampled
@@ -44,22 +45,22 @@ class HeldElements:
         """Start elements that are cleared, by scope, at 0 with fresh slots."""
         self._sample = None
         if self.scope in cleared:
-            self._fill(~cleared[self.scope].to(self.place.parameter.device), optimizers)
+            write(self._zeros(~cleared[self.scope].to(self.place.parameter.device), optimizers))
 
     def keep_still(self, new: Mapping[str, Tensor], grad: Tensor) -> None:
         """Set the gradient of new elements, by scope, to 0."""
         if self.scope in new:
             grad.masked_fill_(new[self.scope].to(grad.device), 0)
 
-    def hold(self, alive: Alive, optimizers: Sequence[Optimizer]) -> None:
-        """Set pruned elements and their slots to 0."""
-        self._fill(alive(self.scope), optimizers)
+    def holding(self, alive: Alive, optimizers: Sequence[Optimizer]) -> Iterator[Write]:
+        """Yield what sets pruned elements and their slots to 0."""
+        return self._zeros(alive(self.scope), optimizers)
 
-    def _fill(self, kept: Tensor, optimizers: Sequence[Optimizer]) -> None:
+    def _zeros(self, kept: Tensor, optimizers: Sequence[Optimizer]) -> Iterator[Write]:
         weight = self.place.parameter
-        keep_where(weight.data, kept)  # a pending backward does not mind zeros held at 0
+        yield weight.data, kept, None  # a pending backward does not mind zeros held at 0
         for slot in slots(optimizers, weight):
-            keep_where(slot, kept.to(slot.device))
+            yield slot, kept.to(slot.device), None
 
     def written(self, alive: Alive, *, few: bool) -> Tensor:
         """Return whether a pruned element is not 0, on the device; of a sample, if `few`."""
@@ -93,13 +94,13 @@ class HeldElements:
         """Tell whether any element is pruned."""
         return not bool(alive(self.scope).all())
 
-    def zero_(self, alive: Alive, values: Tensor) -> Tensor:
-        """Set pruned elements to 0, in place."""
-        return keep_where(values, alive(self.scope))
+    def zeroing(self, alive: Alive, values: Tensor) -> Iterator[Write]:
+        """Yield what sets values to 0 at pruned elements."""
+        yield values, alive(self.scope), None
 
     def zeroed(self, alive: Alive, values: Tensor) -> Tensor:
         """Return values with 0 at pruned elements."""
-        return values.where(alive(self.scope), 0)
+        return kept_of(values, alive(self.scope))
 
     def zero_in_copy(self, alive: Alive, values: Tensor) -> Tensor:
         """Return a copy's weight with 0 at pruned elements."""
@@ -166,23 +167,23 @@ class HeldRows:
             if part.scope in new and not self.at_updates:
                 grad.index_fill_(0, part.of(new[part.scope], grad.device), 0)
 
-    def hold(self, alive: Alive, optimizers: Sequence[Optimizer]) -> None:
-        """Make rows silent, or as they were when they fell asleep; their slots 0."""
+    def holding(self, alive: Alive, optimizers: Sequence[Optimizer]) -> Iterator[Write]:
+        """Yield what makes rows silent, or as they were when they fell asleep; their slots 0."""
         place = self.place.parameter
         parameter = place.data  # a pending backward does not mind
         for part in self.parts:
             part.follow(parameter.device)
             if part.zeroed is not None:
-                parameter.index_fill_(0, part.zeroed.to(parameter.device), 0)
+                yield parameter, part.zeroed.to(parameter.device), None
                 part.zeroed = None
             if not len(part.index):
                 continue
             if part.silent:
-                parameter.index_fill_(0, part.index, 0)
+                yield parameter, part.index, None
             elif part.aside is not None:
-                parameter.index_copy_(0, part.index, part.aside.to(parameter.dtype))
+                yield parameter, part.index, part.aside.to(parameter.dtype)
             for slot in slots(optimizers, place):
-                slot.index_fill_(0, part.index.to(slot.device), 0)
+                yield slot, part.index.to(slot.device), None
 
     def written(self, alive: Alive, *, few: bool) -> Tensor:
         """Return whether a row is neither silent nor asleep; of a sample, if `few`."""
@@ -211,16 +212,17 @@ class HeldRows:
         """Tell whether a row sleeps."""
         return any(len(part.index) for part in self.parts)
 
-    def zero_(self, alive: Alive, values: Tensor) -> Tensor:
-        """Set the rows of sleeping channels to 0, in place."""
+    def zeroing(self, alive: Alive, values: Tensor) -> Iterator[Write]:
+        """Yield what sets the rows of sleeping channels to 0."""
         for part in self.parts:
             part.follow(self.place.parameter.device)
-            values.index_fill_(0, part.index, 0)
-        return values
+            yield values, part.index, None
 
     def zeroed(self, alive: Alive, values: Tensor) -> Tensor:
         """Return values with 0 in the rows of sleeping channels; themselves where none sleeps."""
-        return self.zero_(alive, values.clone()) if self.holds(alive) else values
+        if self.holds(alive):
+            write(self.zeroing(alive, values := values.clone()))
+        return values
 
     def zero_in_copy(self, alive: Alive, values: Tensor) -> Tensor:
         """Return a copy's parameter with 0 in the rows of pruned channels, however masks bind."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sj_prune.masks.copies import apply_to_copy
-from sj_prune.masks.fill import keep_where
+from sj_prune.masks.fill import keep_where, write
 from sj_prune.masks.held import Held, HeldElements, HeldRows
 from sj_prune.masks.keys import Place
 from sj_prune.masks.masks import Masks
@@ -117,8 +117,8 @@ class MaskManager(Masks):
     ) -> None:
         """Make parameters (all by default) and optimizer slots true to the masks."""
         optimizers = list(optimizers)
-        for key in self._held if keys is None else keys:
-            self._held[key].hold(self.alive, optimizers)
+        held = [self._held[key] for key in (self._held if keys is None else keys)]
+        write(one for each in held for one in each.holding(self.alive, optimizers))
 
     @torch.no_grad()
     def look(self, optimizers: Iterable[Optimizer] = ()) -> None:
@@ -153,10 +153,9 @@ class MaskManager(Masks):
     @torch.no_grad()
     def mask_gradients(self, keys: Iterable[str]) -> None:
         """Set the gradients of pruned entries of the parameters `keys` to 0."""
-        for key in keys:
-            grad = self._held[key].place.parameter.grad
-            if grad is not None:
-                self._held[key].zero_(self.alive, grad)
+        held = [(self._held[key], self._held[key].place.parameter.grad) for key in keys]
+        found = [(each, grad) for each, grad in held if grad is not None]
+        write(one for each, grad in found for one in each.zeroing(self.alive, grad))
 
     def adopt_zeros(self, keys: Iterable[str]) -> None:
         """Let the masks of single weights follow them: pruned is what equals 0 now."""
