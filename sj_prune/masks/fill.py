@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sj_prune.engines.fill import Write, fused
+from sj_prune.engines.fill import Write, fused, on_device
 
 # Integers as wide as a value.
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -40,7 +40,7 @@ def keep_where(values: Tensor, kept: Tensor) -> Tensor:
 
 def kept_of(values: Tensor, kept: Tensor) -> Tensor:
     """Return values with 0 where a bool tensor that broadcasts to them is False."""
-    if not values.is_cuda or values.requires_grad:
+    if not on_device(values) or values.requires_grad:
         return values.where(kept, 0)
     # One launch: `where` would make a tensor of that 0 first.
     return (values.view(_BITS[values.element_size()]) * kept).view(values.dtype)

@@ -122,6 +122,7 @@ class HeldRows:
     wake: str = "restore"
     at_updates: bool = False
     parts: list[Rows] = field(default_factory=list)
+    _kept: tuple[list[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     @property
     def hides_gradient(self) -> bool:
@@ -220,9 +221,22 @@ class HeldRows:
 
     def zeroed(self, alive: Alive, values: Tensor) -> Tensor:
         """Return values with 0 in the rows of sleeping channels; themselves where none sleeps."""
-        if self.holds(alive):
-            write(self.zeroing(alive, values := values.clone()))
-        return values
+        return kept_of(values, self._rows_kept()) if self.holds(alive) else values
+
+    def _rows_kept(self) -> Tensor:
+        """Return which rows are awake, as a tensor that broadcasts to the parameter."""
+        parameter = self.place.parameter
+        for part in self.parts:
+            part.follow(parameter.device)
+        pruned = [part.index for part in self.parts]
+        if self._kept is None or any(
+            a is not b for a, b in zip(self._kept[0], pruned, strict=True)
+        ):
+            kept = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
+            for index in pruned:
+                kept.index_fill_(0, index, False)
+            self._kept = pruned, kept.view(-1, *[1] * (parameter.ndim - 1))
+        return self._kept[1]
 
     def zero_in_copy(self, alive: Alive, values: Tensor) -> Tensor:
         """Return a copy's parameter with 0 in the rows of pruned channels, however masks bind."""

@@ -48,6 +48,17 @@ class MaskManager(Masks):
         self._held = dict(held or {})
         self._rows = {key: h for key, h in self._held.items() if isinstance(h, HeldRows)}
         self.known = known
+        self._spread: dict[str, tuple[int, Tensor]] = {}
+
+    def layer_mask(self, layer: str, alive: Mapping[str, Tensor] | None = None) -> Tensor:
+        """As `Masks.layer_mask`; that of now is kept where the weight is, until masks change."""
+        if alive:
+            return super().layer_mask(layer, alive)
+        changes, found = self._spread.get(layer, (-1, None))
+        if found is None or changes != self.changes or found.device != self.weight(layer).device:
+            found = super().layer_mask(layer)
+            self._spread[layer] = self.changes, found
+        return found
 
     def removed_parameters(self) -> int:
         """Return how many parameters of the network are pruned: weights, biases, norms."""

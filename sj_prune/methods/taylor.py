@@ -87,8 +87,8 @@ def _inner(
 ) -> Tensor | None:
     if scale is None or scale_grad is None:
         return None
-    gate = (scale_grad.double() * scale.double()).flatten(1 if scale.ndim > 1 else 0)
+    gate = (scale_grad.double() * scale).flatten(1 if scale.ndim > 1 else 0)
     gate = gate.sum(1) if gate.ndim > 1 else gate
     if shift is not None and shift_grad is not None:
-        gate = gate + shift_grad.double() * shift.double()
+        gate = gate + shift_grad.double() * shift
     return gate

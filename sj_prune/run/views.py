@@ -57,17 +57,20 @@ def _view(net: nn.Module, run: Run, name: str, state: dict[str, Tensor], step: i
     layer, masks = net.get_submodule(name), run.masks
     weight, bias = masks.weight(name), layer._parameters.get("bias")
     norm, norm_channels = _norm(run, name)
+    scoring = run.anatomy.scoring.get(name, {})
+    for node, channels in scoring.items():  # to where they are read, once
+        scoring[node] = None if channels is None else channels.to(weight.device)
     return LayerView(
         name=name,
         weight=masks.scored(name),
         grad=weight.grad,
         mask=masks.layer_mask(name),
-        activity=_activity(net, run, run.anatomy.scoring.get(name, {})),
+        activity=_activity(net, run, scoring),
         inputs=_activity(net, run, _before(run, name)),
         norm=None if norm is None else net.get_submodule(norm),
         step=step,
         seed=_seed(run, name),
-        norm_channels=norm_channels,
+        norm_channels=None if norm_channels is None else norm_channels.to(weight.device),
         state=state,
         bias=None if bias is None else masks.scored(name, "bias"),
         bias_grad=None if bias is None else bias.grad,

@@ -115,7 +115,7 @@ def test_nothing_pruned_launches_nothing(on_host):  # noqa: F811
     assert on_host == []
 
 
-@pytest.mark.parametrize("architecture", (75, 80, 90, 100, 120))
+@pytest.mark.parametrize("architecture", [75, 80, 90, 100, 120])
 def test_compiles_without_spills(architecture):
     log, _ = nvrtc.compile_(fill._code(), architecture, cupy_device.OPTIONS)
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)

@@ -102,9 +102,9 @@ def _frozen(traced: Traced) -> dict[str, str]:
     return frozen
 
 
-def _scoring_norms(traced: Traced) -> dict[str, tuple[str, Tensor]]:
+def _scoring_norms(traced: Traced) -> dict[str, tuple[str, Tensor | None]]:
     """Return layer -> the norm behind it and its channels there, each norm channel once."""
-    found: dict[str, tuple[str, Tensor]] = {}
+    found: dict[str, tuple[str, Tensor | None]] = {}
     taken: dict[str, set[int]] = defaultdict(set)
     for layer, norm in traced.norm_of.items():
         places: dict[int, list[int]] = defaultdict(list)
@@ -115,5 +115,6 @@ def _scoring_norms(traced: Traced) -> dict[str, tuple[str, Tensor]]:
         channels = [places[root].pop(0) if places[root] else -1 for root in roots]
         if -1 not in channels:  # else another layer has taken them, or some never get there
             taken[norm].update(channels)
-            found[layer] = (norm, torch.tensor(channels, device="cpu"))
+            whole = channels == list(range(len(traced.norms[norm])))
+            found[layer] = (norm, None if whole else torch.tensor(channels, device="cpu"))
     return found

@@ -53,14 +53,14 @@ class Coupling:
         groups: in the order of the forward.
         frozen: layer name -> why its output channels (or some of them) cannot be pruned.
         norms: layer name -> the norm that scores its channels, and which channels of it they are,
-            ``[C_out]``. A norm scores one layer alone, the first.
+            ``[C_out]``; None: all in their order. A norm scores one layer alone, the first.
         neuron_dims: neuron layer name -> the dimension of its channels, counted from the end.
         widths: ints kept by modules that have to follow the width of a layer or norm.
     """
 
     groups: tuple[Group, ...]
     frozen: Mapping[str, str]
-    norms: Mapping[str, tuple[str, Tensor]] = field(default_factory=dict)
+    norms: Mapping[str, tuple[str, Tensor | None]] = field(default_factory=dict)
     neuron_dims: Mapping[str, int] = field(default_factory=dict)
     widths: Widths = field(default_factory=dict)
 
