@@ -1,6 +1,6 @@
 """Pruning of spiking neural networks for SpikingJelly, from what happens inside the neurons."""
 
-from sj_prune import chips, data, integrations, masks, methods, neurons, plots
+from sj_prune import analysis, chips, data, integrations, masks, methods, neurons, plots
 from sj_prune._files import save
 from sj_prune._version import __version__
 from sj_prune.chips.fits import fits
@@ -31,6 +31,7 @@ __all__ = [
     "PruningWrapper",
     "SparseNetwork",
     "__version__",
+    "analysis",
     "architecture",
     "chips",
     "compact",

@@ -3,6 +3,13 @@
 Needs matplotlib: ``pip install sj_prune[plots]``.
 """
 
+from sj_prune.plots.analyses import (
+    accuracy_under_noise,
+    class_similarity,
+    importance_transition,
+    intra_cluster_variance,
+    shapley_values,
+)
 from sj_prune.plots.channels import channel_importance, survivors_per_layer
 from sj_prune.plots.exchange import channel_exchange, channel_raster
 from sj_prune.plots.layers import criticality_histogram, density_per_layer
@@ -15,13 +22,18 @@ from sj_prune.plots.runs import (
 
 __all__ = [
     "accuracy_over_sparsity",
+    "accuracy_under_noise",
     "channel_exchange",
     "channel_importance",
     "channel_raster",
+    "class_similarity",
     "criticality_histogram",
     "density_per_layer",
+    "importance_transition",
+    "intra_cluster_variance",
     "regrowth_per_layer",
     "regrowth_survival",
+    "shapley_values",
     "sparsity_over_steps",
     "survivors_per_layer",
 ]

@@ -31,14 +31,14 @@ def mean_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output.mean(0) if output.ndim == 3 else output, target)
 
 
-def few_batches(
-    loader: Iterable[Any], batches: int, device: torch.device
-) -> list[tuple[tuple[Any, ...], Any]]:
-    """Return the first batches of a loader as (inputs, target), on a device.
+def batches_of(
+    loader: Iterable[Any], batches: int | None, device: torch.device
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the first batches of a loader as (inputs, target), on a device.
 
     Args:
         loader: yields ``(x, y)`` pairs, or inputs alone, ``x`` or ``(x,)``.
-        batches: how many.
+        batches: how many; None: all.
         device: of the network.
 
     Raises:
@@ -50,13 +50,13 @@ def few_batches(
             return tuple(move(item) for item in value)
         return value.to(device) if isinstance(value, Tensor) else value
 
-    found = []
+    empty = True
     for batch in islice(loader, batches):
         inputs, target = _pair(batch)
-        found.append((as_args(move(inputs)), move(target)))
-    if not found:
+        yield as_args(move(inputs)), move(target)
+        empty = False
+    if empty:
         raise ValueError("Expected at least one batch from the loader but it is empty")
-    return found
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401

@@ -27,8 +27,8 @@ from sj_prune.run.views import view
 from sj_prune.trained.budget import check_budget, sparsity_for
 from sj_prune.trained.calibration import (
     Loss,
+    batches_of,
     calibrate,
-    few_batches,
     inputs_of,
     look_again,
     mean_cross_entropy,
@@ -108,7 +108,7 @@ def prune(
         ValueError: for a method that cannot prune at once, an empty loader, a budget out of reach.
             The network is as it was then, and likewise if a callback raises.
     """
-    plan = _at_once(method)
+    plan = at_once(method)
     chip = chip_in(budget)
     known = budget is None or chip is not None
     kind, value = ("sparsity", plan.sparsity) if known else check_budget(budget)
@@ -120,7 +120,7 @@ def prune(
     plan = replace(plan, schedule=Manual(final=final), rewrite=None)
     _check_arguments(net, batches, loss, fine_tune)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
-    found = few_batches(loader, batches, device)
+    found = list(batches_of(loader, batches, device))
     with restored_on_error(net):
         model = PruningWrapper(net, plan, example_input=found[0][0], skip=skip, seed=seed)
         try:
@@ -188,7 +188,7 @@ def _rewrite(model: PruningWrapper, rewrite: Rewrite, batches: Batches) -> None:
     run.masks.enforce()
 
 
-def _at_once(method: object) -> Plan:
+def at_once(method: object) -> Plan:
     """Return the plan of a method that can prune a trained network.
 
     Raises:

@@ -1,0 +1,99 @@
+"""A look at a network that leaves no trace: on a copy of it, in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from sj_prune import _host
+from sj_prune.compaction.build import copied
+from sj_prune.network.unheard import unheard
+from sj_prune.run.looks import applied
+from sj_prune.trained.calibration import batches_of
+from sj_prune.wrapper import PruningWrapper
+
+#: called as ``forward(net, *inputs)``, returns the output of a whole sequence
+Forward: TypeAlias = Callable[..., Any]
+#: called as ``value(output, y)``, returns a mean over the batch
+Value: TypeAlias = Callable[[Any, Tensor], float | Tensor]
+Labeled: TypeAlias = tuple[tuple[Any, ...], Tensor]
+
+
+def accuracy(output: Tensor, y: Tensor) -> float:
+    """Return the fraction of right answers of ``output [T, N, K]`` or ``[N, K]``."""
+    answers = (output.mean(0) if output.ndim == 3 else output).argmax(1)
+    return float((answers == y).double().mean())
+
+
+@contextmanager
+def looking(net: nn.Module, forward: Forward | None) -> Iterator[nn.Module]:
+    """Yield a copy of a network, or of a wrapped one, in eval mode, without gradients.
+
+    Users' hooks do not hear it, and the generators of torch, NumPy and Python are put back.
+
+    Args:
+        net: the network.
+        forward: what a call of the copy does, with the copy and the inputs; by default its own.
+
+    Raises:
+        TypeError: if it is no module.
+        RuntimeError: for a wrapper that has been finalized.
+    """
+    _host.check_module(net)
+    if isinstance(net, PruningWrapper):
+        net._check_usable()
+        applied(net.session)
+        net = net.net
+    twin = copied(net).eval()
+    if forward is not None:
+        _lead(twin, forward)
+    eager = torch.compiler.set_stance("force_eager")
+    with _host.preserved_state(twin), unheard(twin, listeners_only=True), torch.no_grad(), eager:
+        yield twin
+
+
+def _lead(net: nn.Module, forward: Forward) -> None:
+    """Let calls of a network be led by a function that calls it itself, step by step."""
+    own, led = net.forward, False
+
+    def lead(*inputs: Any) -> Any:  # noqa: ANN401
+        nonlocal led
+        if led:
+            return own(*inputs)
+        led = True
+        try:
+            return forward(net, *inputs)
+        finally:
+            led = False
+
+    net.forward = lead
+
+
+def labeled(net: nn.Module, loader: Iterable[Any], batches: int | None) -> Iterator[Labeled]:
+    """Yield batches as (inputs, labels) on the device of a network.
+
+    Raises:
+        ValueError: for batches without one class number a sample, and an empty loader.
+    """
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    for args, y in batches_of(loader, batches, device):
+        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
+            got = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                "Expected batches (x, y) from the loader with one class number a sample in y, "
+                f"integers [N], but got {got}"
+            )
+        yield args, y
+
+
+def valued(net: nn.Module, batches: list[Labeled], value: Value) -> float:
+    """Return the mean of a value over all samples, each batch from reset neurons."""
+    total = 0.0
+    for args, y in batches:
+        _host.reset_net(net)
+        total += float(value(net(*args), y)) * len(y)
+    return total / sum(len(y) for _, y in batches)
