@@ -40,6 +40,8 @@ class Shapley:
         values: ``[units]`` by group: what a channel adds, on average over the sampled orders.
         errors: the standard errors of `values`.
         scores: what the method drops channels by, low first.
+        alive: which channels are not silent in the network anyway; the others are worth 0, and left
+            out of table, plot and correlation.
         method: its name.
         permutations: how many orders were sampled.
         whole: value of the network with all channels; `values` add up to it less `none`.
@@ -49,6 +51,7 @@ class Shapley:
     values: dict[str, Tensor]
     errors: dict[str, Tensor]
     scores: dict[str, Tensor]
+    alive: dict[str, Tensor]
     method: str
     permutations: int
     whole: float
@@ -63,7 +66,10 @@ class Shapley:
         from scipy.stats import rankdata
 
         names = [group] if group is not None else list(self.values)
-        pair = [torch.cat([each[n] for n in names]) for each in (self.values, self.scores)]
+        pair = [
+            torch.cat([each[n][self.alive[n]] for n in names])
+            for each in (self.values, self.scores)
+        ]
         ranks = torch.stack([torch.from_numpy(rankdata(x.double().numpy())) for x in pair])
         found = float(torch.corrcoef(ranks)[0, 1]) if ranks.shape[1] > 1 else math.nan
         return None if math.isnan(found) else found
@@ -82,12 +88,14 @@ class Shapley:
                 str(i),
                 *(f"{round(float(kind[group][i]), 12):.3g}" for kind in self._columns()),
             ]
-            for group, values in self.values.items()
-            for i in range(len(values))
+            for group, alive in self.alive.items()
+            for i in alive.nonzero().flatten().tolist()
         ]
+        silent = sum(int((~alive).sum()) for alive in self.alive.values())
         note = (
             f"rank correlation with the score of {self.method}: {optional(self.correlation())}; "
             f"{self.permutations} orders; all channels: {self.whole:.4g}, none: {self.none:.4g}"
+            + (f"; {silent} silent channels, worth 0, are left out" if silent else "")
         )
         return "\n\n".join([table(_HEADERS, cells, markdown), note])
 
@@ -165,7 +173,8 @@ def shapley(
         found = torch.stack([game.order(generator) for _ in range(permutations)])
         ends = game.worth(game.alive), game.worth(torch.zeros_like(game.alive))
     mean, error = found.mean(0), found.std(0) / permutations**0.5
-    return Shapley(game.split(mean), game.split(error), scores, plan.name, permutations, *ends)
+    sides = game.split(mean), game.split(error), scores, game.split(game.alive)
+    return Shapley(*sides, plan.name, permutations, *ends)
 
 
 def _chosen(groups: Iterable[str] | None, known: Mapping[str, Any]) -> list[str]:

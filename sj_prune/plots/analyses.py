@@ -106,7 +106,6 @@ def importance_transition(transition: Transition, ax: Axes | None = None) -> tup
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.set_xlabel("epoch")
     ax.set_ylabel("importance over the module's mean")
-    ax.set_ylim(bottom=0.0)
     grid(ax)
     legend_above(fig, ax)
     return fig, ax
@@ -114,6 +113,8 @@ def importance_transition(transition: Transition, ax: Axes | None = None) -> tup
 
 def shapley_values(shapley: Shapley, ax: Axes | None = None) -> tuple[Figure, Axes]:
     """Draw the Shapley value of every channel against its score; whiskers are standard errors.
+
+    Channels that are silent in the network anyway are left out.
 
     Args:
         shapley: what `sj_prune.analysis.shapley` returns.
@@ -124,18 +125,18 @@ def shapley_values(shapley: Shapley, ax: Axes | None = None) -> tuple[Figure, Ax
     """
     fig, ax = axes(ax)
     for i, (group, values) in enumerate(shapley.values.items()):
-        found = shapley.correlation(group)
+        found, alive = shapley.correlation(group), shapley.alive[group]
         rank = "" if found is None else f", rank correlation {found:.2f}"
         ax.errorbar(
-            shapley.scores[group].tolist(),
-            values.tolist(),
-            yerr=shapley.errors[group].tolist(),
+            shapley.scores[group][alive].tolist(),
+            values[alive].tolist(),
+            yerr=shapley.errors[group][alive].tolist(),
             linestyle="none",
             marker=MARKERS[i % len(MARKERS)],
             markersize=5,
             color=COLORS[i % len(COLORS)],
             elinewidth=0.8,
-            label=f"{group} ({len(values)}{rank})",
+            label=f"{group} ({int(alive.sum())}{rank})",
         )
     ax.axhline(0.0, color="black", linewidth=0.8)
     ax.set_xlabel(f"score of a channel by {shapley.method}")

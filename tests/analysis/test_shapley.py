@@ -95,6 +95,12 @@ def test_silent_channels_are_worth_nothing_and_cost_nothing():
 
     found = analysis.shapley(net, LOADER, methods.FilterNorm(), permutations=99, value=counted)
     assert float(found.values["1"][1]) == float(found.errors["1"][1]) == 0
+    assert found.alive["1"].tolist() == [True, False, True]
+    assert str(found).endswith("1 silent channels, worth 0, are left out")
+    assert "1        1 " not in str(found)
+    alive = torch.tensor([True, False, True, True, True])
+    every = [torch.cat(list(each.values()))[alive] for each in (found.scores, found.values)]
+    assert found.correlation() == pytest.approx(spearmanr(*every).statistic)
     assert len(calls) == 2**4 * len(LOADER)  # every set of the other four, once a batch
 
 
