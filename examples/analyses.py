@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import quickstart
@@ -41,7 +42,7 @@ EPOCHS = 8  # of the dense training, and again of each fine-tuning
 BATCH = 64
 LEARNING_RATE = 0.1
 GAMMA_L1 = 3e-3  # in the dense training: gammas tell channels apart by it
-ORDERS = 32  # of channels, for their Shapley values
+ORDERS = 64  # of channels, for their Shapley values
 
 # ---- network and training ------------------------------------------------------------------------
 
@@ -105,36 +106,27 @@ def pruned(dense, name, loader, epochs):
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def panels(draw, out, name):
-    """Draw two pictures side by side and write them."""
-    figure, axes = pyplot.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
-    for ax, each in zip(axes, draw, strict=True):
-        each(ax)
+def panels(out, name, *draw):
+    """Draw pictures side by side and write them."""
+    size = (6.4 if len(draw) == 1 else 4.8 * len(draw), 4.2)
+    figure, axes = pyplot.subplots(1, len(draw), figsize=size, squeeze=False, layout="constrained")
+    for ax, each in zip(axes[0], draw, strict=True):
+        each(ax=ax)
     figure.savefig(out / f"{name}.png", dpi=110)
     pyplot.close(figure)
 
 
-def draw(clusters, transition, values, noise, out):
+def write_plots(clusters, transition, values, noise, out):
     panels(
-        [
-            lambda ax: plots.intra_cluster_variance(clusters, ax),
-            lambda ax: plots.class_similarity(clusters, ax),
-        ],
         out,
         "clusters",
+        partial(plots.intra_cluster_variance, clusters),
+        partial(plots.class_similarity, clusters),
     )
-    panels([lambda ax, v=v: plots.shapley_values(v, ax) for v in values.values()], out, "shapley")
-    panels(
-        [
-            lambda ax, kind=kind: plots.accuracy_under_noise(noise, kind, ax)
-            for kind in ("inputs", "parameters")
-        ],
-        out,
-        "noise",
-    )
-    figure, _ = plots.importance_transition(transition)
-    figure.savefig(out / "transition.png", dpi=110)
-    pyplot.close(figure)
+    panels(out, "transition", partial(plots.importance_transition, transition))
+    panels(out, "shapley", *(partial(plots.shapley_values, each) for each in values.values()))
+    kinds = ("inputs", "parameters")
+    panels(out, "noise", *(partial(plots.accuracy_under_noise, noise, kind) for kind in kinds))
 
 
 # ---- the script ----------------------------------------------------------------------------------
@@ -171,7 +163,7 @@ def main(arguments=None):
     }
     noise = {name: analysis.robustness(net, test) for name, net in nets.items()}
 
-    draw(clusters, transition, values, noise, args.out)
+    write_plots(clusters, transition, values, noise, args.out)
     texts = [f"## Importance transition\n\n{transition.to_markdown()}"]
     for title, results in (("Clusters", clusters), ("Shapley values", values), ("Noise", noise)):
         texts += [f"## {title}: {name}\n\n{r.to_markdown()}" for name, r in results.items()]

@@ -56,7 +56,7 @@ def _by_class(
 ) -> tuple[Figure, Axes]:
     named = {"": clusters} if isinstance(clusters, Clusters) else clusters
     means = {name: found.mean(attribute) for name, found in named.items()}
-    if not named or None in means.values():
+    if all(mean is None for mean in means.values()):
         raise ValueError(
             f"Expected clusters with a {attribute} to draw but got none: give "
             "sj_prune.analysis.clusters training and test data"
@@ -71,7 +71,8 @@ def _by_class(
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         x = [place + shift for place in points]
         ax.scatter(x, list(points.values()), s=34, color=color, marker=marker, label=name)
-        ax.axhline(means[name] or 0.0, color=color, linewidth=1, linestyle="--", alpha=0.8)
+        if (mean := means[name]) is not None:
+            ax.axhline(mean, color=color, linewidth=1, linestyle="--", alpha=0.8)
     ax.set_xticks(range(len(labels)), [str(label) for label in labels])
     ax.set_xlabel("class")
     ax.set_ylabel(label)
@@ -153,6 +154,8 @@ def accuracy_under_noise(
 ) -> tuple[Figure, Axes]:
     """Draw the accuracy over the level of noise; whiskers reach from the least to the greatest.
 
+    Networks are moved sideways by a hair, or their whiskers would hide each other.
+
     Args:
         robustness: what `sj_prune.analysis.robustness` returns, or several by name.
         kind: "inputs" or "parameters": what the noise is on.
@@ -168,13 +171,15 @@ def accuracy_under_noise(
     if not all(curves.values()) or not curves:
         raise ValueError(f"Expected levels of noise on {kind} to draw but got none")
     fig, ax = axes(ax)
+    hair = 0.012 * max(row.level for rows in curves.values() for row in rows)
     for i, (name, rows) in enumerate(curves.items()):
+        shift = hair * (i - (len(curves) - 1) / 2)
         ends = [
             [row.mean - min(row.values) for row in rows],
             [max(row.values) - row.mean for row in rows],
         ]
         ax.errorbar(
-            [row.level for row in rows],
+            [row.level + shift for row in rows],
             [row.mean for row in rows],
             yerr=ends,
             color=COLORS[i % len(COLORS)],
