@@ -77,7 +77,7 @@ class Clusters:
         test_samples = sum(row.test_samples for row in self.rows)
         cells.append(_cells("mean", samples, test_samples, [self.mean(k) for k in _MEASURED]))
         kept = [row if tested else [*row[:3], "", "", ""] for row in cells]
-        silent = f"; {self.silent} samples have none" if self.silent else ""
+        silent = f"; of {self.silent} samples they are all 0" if self.silent else ""
         note = f"features: the input of {self.layer}, mean over time, L2-normalized{silent}"
         return "\n\n".join([table(_HEADERS, kept, markdown), note])
 
@@ -190,7 +190,7 @@ def _named(net: nn.Module, name: str) -> nn.Module:
     try:
         return net.get_submodule(name)
     except AttributeError as error:
-        known = list(weighted_layers(net))
+        known = list(weighted_layers(net))[-3:]
         raise ValueError(
             f"Expected layer to name a module, such as {known}, but got {name!r}"
         ) from error

@@ -70,7 +70,7 @@ def test_classes_without_samples_and_silent_ones():
     assert [row.variance for row in found.rows] == [0.0, 0.0, None]
     assert [row.similarity for row in found.rows] == [None] * 3
     assert found.mean("similarity") is None
-    assert "30 samples have none" in str(found)
+    assert "; of 30 samples they are all 0" in str(found)
 
 
 def y2():
