@@ -52,6 +52,21 @@ def holding() -> str:
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
+def scale() -> str:
+    """Return seconds of the processor and the peak of memory, a column a case."""
+    found = rows("scale_cpu")
+    cases = list(dict.fromkeys((r["network"], r["method"]) for r in found))
+    cells = {
+        (r["phase"], r["network"], r["method"]): f"{float(r['cpu_seconds']):.1f} s, "
+        f"{float(r['peak_gigabytes']):.1f} GB"
+        for r in found
+    }
+    phases = dict.fromkeys(r["phase"] for r in found)
+    table = [[phase, *(cells.get((phase, *case), "") for case in cases)] for phase in phases]
+    headers = ["", *(f"{network}, `{method}`" for network, method in cases)]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
 def neuron_step() -> str:
     found = [r for r in rows("neuron_step_cpu2") if r["contender"] in NEURON_STEP]
     cases = list(dict.fromkeys((r["shape"], r["surrogate"]) for r in found))
@@ -292,6 +307,7 @@ PAGES = {
         "training step table": training_step,
         "mask update table": mask_update,
         "holding table": holding,
+        "scale table": scale,
     },
     "docs/methods.md": {"methods table": partial(methods_table, markdown=True)},
     "docs/observing.md": {"observe table": observe},

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -209,7 +210,7 @@ class _Game:
 
     def worth(self, present: Tensor) -> float:
         """Return the value with these channels present, and no others."""
-        key = present.numpy().tobytes()
+        key = np.packbits(present.numpy()).tobytes()
         if key not in self.known:
             self.masks.install(self.split(present))
             self.known[key] = valued(self.net, *self.measured)

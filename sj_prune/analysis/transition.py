@@ -84,6 +84,7 @@ def transition(
         names: of the two masks, for table and plot.
 
     Raises:
+        TypeError: for a single network or state in place of one an epoch.
         ValueError: for masks of different modules or shapes, an epoch without one of them.
     """
     if set(first) != set(second):
@@ -101,9 +102,8 @@ def transition(
         {name: (a[name].bool() & ~b[name].bool()).cpu() for name in a}
         for a, b in ((first, second), (second, first))
     ]
-    items = epochs.items() if isinstance(epochs, Mapping) else enumerate(epochs)
     rows = []
-    for epoch, snapshot in items:
+    for epoch, snapshot in _numbered(epochs):
         pair = snapshot if isinstance(snapshot, tuple) else (snapshot, snapshot)
         found = [_mean(_state(own), where) for own, where in zip(pair, only, strict=True)]
         rows.append(TransitionPoint(float(epoch), *found))
@@ -111,13 +111,25 @@ def transition(
     return Transition((names[0], names[1]), (units[0], units[1]), tuple(rows))
 
 
+def _numbered(
+    epochs: Iterable[Snapshot] | Mapping[float, Snapshot],
+) -> Iterable[tuple[float, Snapshot]]:
+    single = isinstance(epochs, nn.Module) or (
+        isinstance(epochs, Mapping) and any(isinstance(key, str) for key in epochs)
+    )
+    if single:
+        raise TypeError(
+            "Expected epochs to be networks or states, one an epoch, but got a single "
+            f"{type(epochs).__name__}: give [net], a list of copies, or a generator that trains"
+        )
+    return epochs.items() if isinstance(epochs, Mapping) else enumerate(epochs)
+
+
 def _state(snapshot: Snapshot) -> Mapping[str, Any]:
     """Return the state of a bare network."""
     if isinstance(snapshot, PruningWrapper):
         snapshot = snapshot.net
-    state = snapshot.state_dict() if isinstance(snapshot, nn.Module) else snapshot
-    wrapped = all(key.startswith("net.") or key == "_extra_state" for key in state)
-    return {key.removeprefix("net.") if wrapped else key: value for key, value in state.items()}
+    return snapshot.state_dict() if isinstance(snapshot, nn.Module) else snapshot
 
 
 def _mean(state: Mapping[str, Any], where: Mapping[str, Tensor]) -> float | None:
@@ -128,7 +140,8 @@ def _mean(state: Mapping[str, Any], where: Mapping[str, Tensor]) -> float | None
 
 
 def _importance(state: Mapping[str, Any], name: str, mask: Tensor) -> Tensor:
-    weight = state.get(f"{name}.weight")
+    # The state of a wrapper has its network under "net".
+    weight = state.get(f"{name}.weight", state.get(f"net.{name}.weight"))
     if weight is not None:
         value = weight.detach().cpu().double().abs()
         if mask.ndim == 1 and value.ndim > 1 and len(value) == len(mask):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sj_prune import analysis
-from tests.support.analysis_cases import NORMS, network, wrapped
+from tests.support.analysis_cases import network, wrapped
 from tests.support.trained_cases import batches
 
 FIRST = {"1": torch.tensor([True, True, False]), "4": torch.tensor([True, False])}
@@ -114,4 +114,6 @@ def test_refusals(nets):
         analysis.transition(narrow, narrow, nets)
     with pytest.raises(ValueError, match=r"but got none"):
         analysis.transition(FIRST, SECOND, [{}])
-    assert tuple(FIRST) == NORMS
+    for single in (nets[0], nets[0].state_dict()):
+        with pytest.raises(TypeError, match=r"but got a single \w+: give \[net\]"):
+            analysis.transition(FIRST, SECOND, single)
