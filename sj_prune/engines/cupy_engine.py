@@ -9,6 +9,7 @@ CuPy compiles with ``-ftz=true``: a potential below 1.2e-38 counts as 0.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +31,14 @@ _MOST = 1024
 
 
 @functools.cache
-def source() -> str:
-    """Return `lif.cu` with `step.h` in it, so that CuPy's disk cache sees a change of either."""
-    folder = Path(__file__).parent
-    header = (folder / "step.h").read_text().replace("#pragma once\n", "")
-    header = header.replace('#include "lanes.h"\n', "")  # in its branch for hosts
-    return (folder / "lif.cu").read_text().replace('#include "step.h"\n', header)
+def source(file: str = "lif.cu") -> str:
+    """Return a source with what it includes in it, so that CuPy's disk cache sees every change."""
+
+    def included(found: re.Match[str]) -> str:
+        return "" if found[1] == "lanes.h" else source(found[1])  # which is for hosts
+
+    text = (Path(__file__).parent / file).read_text().replace("#pragma once\n", "")
+    return re.sub(r'#include "(.*)"\n', included, text)
 
 
 # ---- plans ---------------------------------------------------------------------------------------

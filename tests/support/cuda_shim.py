@@ -33,15 +33,15 @@ def library(options):
     compiler = build.compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler")
-    sources = [HERE / "cuda_shim.cpp", ENGINES / "lif.cu", ENGINES / "step.h"]
-    parts = [*(path.read_text() for path in sources), *FLAGS, *CHECKED, *options]
+    shim = HERE / "cuda_shim.cpp"
+    parts = [shim.read_text(), cupy_engine.source(), *FLAGS, *CHECKED, *options]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     built = build.cache_folder() / "shim" / f"{key}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             made, linked = f"{folder}/shim.o", f"{folder}/shim.so"
-            compile_ = [*FLAGS, *CHECKED, *options, f"-I{ENGINES}", "-c", sources[0]]
+            compile_ = [*FLAGS, *CHECKED, *options, f"-I{ENGINES}", "-c", shim]
             # Linked without the sanitizer, whose handlers the shim has.
             for step in ([*compile_, "-o", made], ["-shared", made, "-o", linked]):
                 done = subprocess.run([compiler, *step], capture_output=True, text=True)
