@@ -16,7 +16,8 @@ ONLY = {
     "engines/fill.py": ("torch", "sj_prune.engines.cupy_device", "sj_prune.engines.request"),
     "engines/cupy_device.py": ("torch", "numpy", "cupy"),
     "methods/": ("torch", "sj_prune.methods", "sj_prune.masks", "sj_prune._checks"),
-    "neurons/activity.py": ("torch", "sj_prune.neurons.statistics"),
+    "neurons/activity.py": ("torch", "sj_prune.neurons.statistics", "sj_prune.engines.collect"),
+    "engines/collect.py": ("torch", "sj_prune.engines.cupy_device", "sj_prune.engines.request"),
     "neurons/statistics.py": ("torch",),
 }
 # These files import none of what stands here.

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from sj_prune.engines.collect import collect, serves
 from sj_prune.neurons.statistics import STATISTICS, check_statistics, is_function
 
 
-def _is_on_host(tensor: torch.Tensor) -> bool:
-    """Tell whether reading a value is free: on a CPU, neither compiled nor fake."""
-    plain = type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
-    return plain and tensor.device.type == "cpu"
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Tell whether there are numbers now: neither compiled nor fake."""
+    return type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
 
 
 class Activity:
@@ -34,6 +34,7 @@ class Activity:
         self.samples: torch.Tensor | None = None
         self.overflowed: torch.Tensor | None = None
         self.latest: torch.Tensor | None = None
+        self._ticket: torch.Tensor | None = None  # of the CUDA engine
 
     def __repr__(self) -> str:
         """Say how much was recorded, for bug reports."""
@@ -62,11 +63,14 @@ class Activity:
             self.samples = torch.zeros((), dtype=torch.int64, device=device)
             self.overflowed = torch.zeros_like(self.samples)
 
-    def update(self, partials: torch.Tensor) -> None:
+    def update(self, partials: torch.Tensor, count: int | None = None) -> None:
         """Add one batch; a sample that overflowed (AMP skips its step) is not counted.
 
         Args:
             partials: ``[N, C, k]``, one value per sample, channel and name, in order of `names`.
+                Or ``[R, C, k]``: sums over ``ceil(count / R)`` samples each, the last over what is
+                left, which count or overflow together.
+            count: the number of samples; by default N.
 
         Raises:
             ValueError: if `C` or `k` differs from what was recorded before.
@@ -86,22 +90,39 @@ class Activity:
                 "a neuron layer shared by layers of different width cannot keep statistics; give "
                 "each layer its own neuron or set recording = False on it"
             )
-        if _is_on_host(partials):
-            # The usual case in fewer calls. A sum that is not finite tells of an overflow at no
-            # cost here; on a GPU the host would have to wait for it.
-            total = partials.sum(0, dtype=torch.float64)
-            if math.isfinite(total.sum().item()):
-                self.sums.add_(total)
-                self.samples.add_(partials.shape[0])
-                return
+        if _is_plain(partials) and self._add_at_once(partials, count or len(partials)):
+            return
         finite = torch.isfinite(partials).all(-1).all(-1)
         counted = torch.where(finite[:, None, None], partials, 0.0)
         # In place, so that a captured graph (torch.compile, CUDA graphs) adds to the same memory.
         self.sums.add_(counted.sum(0, dtype=torch.float64))
         counted_samples = finite.sum()
+        if count is not None:
+            each = -(-count // len(partials))
+            counted_samples = counted_samples * each - finite[-1] * (each * len(partials) - count)
         self.samples.add_(counted_samples)
         if self.overflowed is not None:
-            self.overflowed.add_(finite.numel() - counted_samples)
+            self.overflowed.add_((count or finite.numel()) - counted_samples)
+
+    def _add_at_once(self, partials: torch.Tensor, count: int) -> bool:
+        """Add one batch in fewer calls than `update` does; tell whether that was possible."""
+        assert self.sums is not None  # noqa: S101 (for the type checker)
+        assert self.samples is not None  # noqa: S101
+        if serves(partials) and self.sums.device == partials.device:
+            if self._ticket is None or self._ticket.device != partials.device:
+                with torch.inference_mode(False):
+                    self._ticket = torch.zeros((), dtype=torch.int32, device=partials.device)
+            assert self.overflowed is not None  # noqa: S101
+            collect(partials, count, self.sums, self.samples, self.overflowed, self._ticket)
+            return True
+        if partials.device.type == "cpu":
+            # A sum that is not finite tells of an overflow at no cost here.
+            total = partials.sum(0, dtype=torch.float64)
+            if math.isfinite(total.sum().item()):
+                self.sums.add_(total)
+                self.samples.add_(count)
+                return True
+        return False
 
     def mean(self, name: str) -> torch.Tensor:
         """Return the mean over samples of one statistic, ``[C]`` in float64.
@@ -155,7 +176,7 @@ class Activity:
             return
         self.names = tuple(self.names[i] for i in kept)
         if self.sums is not None:
-            self.sums = self.sums[:, kept]
+            self.sums = self.sums[:, kept].contiguous()
 
     def clear(self) -> None:
         """Forget everything recorded, in place (captured graphs keep the same memory)."""

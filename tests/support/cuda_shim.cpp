@@ -1,4 +1,4 @@
-// Runs the kernels of lif.cu on the host, block by block, each CUDA thread as a fiber.
+// Runs the kernels of the CUDA engine on the host, block by block, each CUDA thread as a fiber.
 //
 // A fiber runs until it reaches a block barrier, a warp shuffle or its end; a shuffle is a barrier
 // of its warp. A barrier that not all threads reach, an index outside a fixed array and a misaligned
@@ -135,6 +135,14 @@ Error run_block(unsigned threads, bool descending) {
 }  // namespace shim
 
 inline void __syncthreads() { shim::wait(shim::kAtBlock); }
+inline void __threadfence() {}
+
+// Blocks run one after another.
+inline unsigned atomicInc(unsigned* at, unsigned most) {
+  const unsigned before = *at;
+  *at = before >= most ? 0 : before + 1;
+  return before;
+}
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int offset) {
@@ -151,10 +159,12 @@ extern "C" void __ubsan_handle_out_of_bounds(void*, void*) { shim::error = shim:
 
 // ---- the source under test ---------------------------------------------------------------------
 
-#include "lif.cu"
+#include "source.cu"
 
+#ifdef SJ_CHUNK
 float widen(Half x) { return static_cast<float>(bits_as<_Float16>(x.bits)); }
 void narrow(float x, Half& out) { out.bits = bits_as<unsigned short>(static_cast<_Float16>(x)); }
+#endif
 
 // ---- entry points ------------------------------------------------------------------------------
 
@@ -166,7 +176,9 @@ void narrow(float x, Half& out) { out.bits = bits_as<unsigned short>(static_cast
 
 // Chooses a kernel; returns the size of its argument block, 0 where there is none of that name.
 extern "C" std::size_t shim_choose(const char* kernel) {
-#if SJ_CHUNK == 0
+#if !defined(SJ_CHUNK)
+  KERNEL(sj_collect, CollectArguments)
+#elif SJ_CHUNK == 0
   KERNEL(sj_rows, ForwardArguments)
   KERNEL(sj_columns, ForwardArguments)
   KERNEL(sj_merge, MergeArguments)

@@ -1,4 +1,4 @@
-"""Run the CUDA engine on the host: `lif.cu` compiled by g++, launched as `cupy_engine` would."""
+"""Run the CUDA engine on the host: its sources compiled by g++, launched as `cupy_engine` would."""
 
 import ctypes
 import functools
@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sj_prune.engines import build, cupy_engine
+from sj_prune.engines import build, collect, cupy_engine
 
 HERE = Path(__file__).parent
-ENGINES = Path(cupy_engine.__file__).parent
 ERRORS = ("", "deadlock", "out of bounds", "misaligned", "unknown kernel", "number of threads")
 FLAGS = (
     "-std=c++17",
@@ -28,20 +27,21 @@ CHECKED = ("-fsanitize=alignment,bounds",)  # handlers in cuda_shim.cpp
 
 
 @functools.cache
-def library(options):
-    """Compile the variant of these options once a machine."""
+def library(source):
+    """Compile what CuPy would, once a machine."""
     compiler = build.compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler")
-    shim = HERE / "cuda_shim.cpp"
-    parts = [shim.read_text(), cupy_engine.source(), *FLAGS, *CHECKED, *options]
+    shim, code, options = HERE / "cuda_shim.cpp", source.code(), source.options
+    parts = [shim.read_text(), code, *FLAGS, *CHECKED, *options]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     built = build.cache_folder() / "shim" / f"{key}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             made, linked = f"{folder}/shim.o", f"{folder}/shim.so"
-            compile_ = [*FLAGS, *CHECKED, *options, f"-I{ENGINES}", "-c", shim]
+            Path(folder, "source.cu").write_text(code)
+            compile_ = [*FLAGS, *CHECKED, *options, f"-I{folder}", "-c", shim]
             # Linked without the sanitizer, whose handlers the shim has.
             for step in ([*compile_, "-o", made], ["-shared", made, "-o", linked]):
                 done = subprocess.run([compiler, *step], capture_output=True, text=True)
@@ -54,7 +54,7 @@ def library(options):
 
 def run(source, launches, descending=False):
     """Run the launches of one call on tensors of the CPU."""
-    found = library(source.options)
+    found = library(source)
     for one in launches:
         name, block = one.kernel.encode(), one.arguments
         assert found.shim_choose(name) == ctypes.sizeof(block), f"arguments of {one.kernel}"
@@ -77,6 +77,7 @@ def host(monkeypatch):
         run(source, launches, Host.descending)
 
     monkeypatch.setattr(cupy_engine, "run", on_host)
+    monkeypatch.setattr(collect, "run", on_host)
     monkeypatch.setattr(cupy_engine, "processors", lambda device: Host.processors)
     # Plans are a function of the number of multiprocessors, which no process changes.
     monkeypatch.setattr(cupy_engine, "_plans", {})
