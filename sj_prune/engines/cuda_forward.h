@@ -47,7 +47,8 @@ struct ForwardArguments {  // its mirror: ForwardArguments in launch.py
   Long channels;           // C where channels are last
   Long map;                // M
   int steps;               // T
-  int log_lanes;           // log2 of the threads along the map
+  int group;               // rows a block, where it has several
+  int log_lanes;           // log2 of the threads along the map, or that join one row of a group
   int log_columns;         // log2 of the threads along the channels, where these are last
   int v0_each;             // 0 where v0 is one number
   float threshold, reset, decay, alpha;
@@ -111,12 +112,26 @@ SJ_FN void run(const ForwardArguments& f, const Neuron& n, Long at, Sums<E>& sum
       }
 }
 
+// What changes nothing when it is combined: 0 or minus infinity.
+SJ_FN float neutral(int k) { return is_maximum(k) ? -__uint_as_float(0x7f800000u) : 0.0f; }
+
 template <int E>
 SJ_FN void clear(Sums<E>& sums) {
 #pragma unroll
   for (int k = 0; k < kNames; ++k)
 #pragma unroll
-    for (int e = 0; e < E; ++e) sums[k][e] = is_maximum(k) ? -__uint_as_float(0x7f800000u) : 0.0f;
+    for (int e = 0; e < E; ++e) sums[k][e] = neutral(k);
+}
+
+// Joins the sums of threads `step`, 2 `step`, ... apart, up to `width` and within a warp.
+template <int E>
+SJ_FN void reduce_in_warp(Sums<E>& sums, int step, int width) {
+  for (int offset = step; offset < width && offset < kWarp; offset <<= 1)
+#pragma unroll
+    for (int k = 0; k < kNames; ++k)
+#pragma unroll
+      for (int e = 0; e < E; ++e)
+        sums[k][e] = combine(k, sums[k][e], __shfl_xor_sync(0xffffffffu, sums[k][e], offset));
 }
 
 // Joins the sums of the `1 << log_lanes` threads that lie `1 << log_columns` apart, within a warp
@@ -124,12 +139,7 @@ SJ_FN void clear(Sums<E>& sums) {
 template <int E>
 SJ_FN void reduce(Sums<E>& sums, int log_columns, int log_lanes, int lane) {
   const int width = 1 << (log_columns + log_lanes);
-  for (int offset = 1 << log_columns; offset < width && offset < kWarp; offset <<= 1)
-#pragma unroll
-    for (int k = 0; k < kNames; ++k)
-#pragma unroll
-      for (int e = 0; e < E; ++e)
-        sums[k][e] = combine(k, sums[k][e], __shfl_xor_sync(0xffffffffu, sums[k][e], offset));
+  reduce_in_warp<E>(sums, 1 << log_columns, width);
   if (width <= kWarp || log_lanes == 0) return;
   const int step = log_columns > 5 ? 1 << log_columns : kWarp;
   // At most 8 KB, in several rounds where there are many sums.
@@ -190,6 +200,55 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksOfRows)
   if constexpr (kNames > 0) {
     reduce<1>(sums, 0, f.log_lanes, lane);
     if (lane == 0 && row < f.units) write<1>(f, blockIdx.y * f.units + row, sums, 0);
+  }
+}
+
+// Channels first, small and odd maps: a block owns `group` whole rows, whose elements lie side by
+// side, and a thread SJ_VEC of these, which may be of two rows. So accesses are whole words and no
+// thread idles, whatever the map. Sums over time of both parts meet in shared memory, where
+// `1 << log_lanes` threads join those of one row.
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocksOfColumns)
+    sj_groups(const ForwardArguments f) {
+  if constexpr (kNames > 0) {
+    __shared__ float parts[kRows][2][kThreads];
+    const Neuron n = neuron(f);
+    const int thread = threadIdx.x, threads = blockDim.x, map = static_cast<int>(f.map);
+    const Long begin = static_cast<Long>(blockIdx.x) * f.group;
+    const int rows = f.units - begin < f.group ? static_cast<int>(f.units - begin) : f.group;
+    const int packs = rows * map / SJ_VEC, row = thread >> f.log_lanes;
+    const int start = row * map, end = (start + map - 1) / SJ_VEC + 1;
+    Sums<1> found;
+    clear<1>(found);
+    for (int first = 0; first < packs; first += threads) {
+      const int pack = first + thread;
+      Sums<SJ_VEC> sums;
+      clear<SJ_VEC>(sums);
+      if (pack < packs) run<SJ_VEC>(f, n, begin * map + pack * SJ_VEC, sums);
+      const int left = map - pack * SJ_VEC % map;  // elements from here to the end of the row
+#pragma unroll
+      for (int k = 0; k < kNames; ++k) {
+        float here = sums[k][0], next = neutral(k);
+#pragma unroll
+        for (int e = 1; e < SJ_VEC; ++e) {
+          const float more = sums[k][e];
+          here = e < left ? combine(k, here, more) : here;
+          next = e < left ? next : combine(k, next, more);
+        }
+        parts[k][0][thread] = here;
+        parts[k][1][thread] = next;
+      }
+      __syncthreads();
+      const int lane = thread & ((1 << f.log_lanes) - 1);
+      const int from = start / SJ_VEC > first ? start / SJ_VEC : first;
+      const int to = end < first + threads ? end : first + threads;
+      for (int i = from + lane; row < rows && i < to; i += 1 << f.log_lanes)
+#pragma unroll
+        for (int k = 0; k < kNames; ++k)
+          found[k][0] = combine(k, found[k][0], parts[k][i * SJ_VEC < start][i - first]);
+      __syncthreads();
+    }
+    reduce_in_warp<1>(found, 1, 1 << f.log_lanes);
+    if ((thread & ((1 << f.log_lanes) - 1)) == 0 && row < rows) write<1>(f, begin + row, found, 0);
   }
 }
 

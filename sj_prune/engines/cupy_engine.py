@@ -159,13 +159,14 @@ def _forward_plan(  # noqa: PLR0917
         channels=plan.channels,
         map=plan.elements,
         steps=x.shape[0],
+        group=plan.grid.group,
         log_lanes=plan.grid.lanes.bit_length() - 1,
         log_columns=plan.grid.columns.bit_length() - 1,
         v0_each=each,
         **launch.neuron(eq, known),
     )
     variant = launch.forward_variant(eq, known, x.dtype, plan.vec, statistics, store)
-    launches = [Launch(plan.grid.kernel, plan.grid.blocks, geometry.FORWARD_THREADS, arguments)]
+    launches = [Launch(plan.grid.kernel, plan.grid.blocks, plan.grid.threads, arguments)]
     splits = plan.grid.splits if statistics else 1
     if splits > 1:
         merge = launch.MergeArguments(count=partials.numel(), splits=splits)

@@ -5,6 +5,8 @@ Pure functions of shapes and alignments, without CuPy or a device.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ FORWARD_THREADS = 256
 BACKWARD_THREADS = 128
 _WARP = 32
 _MOST_SPLITS = 65535  # gridDim.y
+_WORTH = 0.05  # of the threads that must idle less for a step of shared memory
+_MANY = 1024  # threads a multiprocessor holds, and more than it does with these kernels
 
 
 def _ceil(a: int, b: int) -> int:
@@ -46,12 +50,22 @@ def width(most: int, sizes: Iterable[int], tensors: Sequence[Tensor | None]) -> 
 
 @dataclass(frozen=True)
 class Grid:
-    """A launch of ``sj_rows`` or ``sj_columns``: ``blocks`` is (x, y), y splits the map."""
+    """A launch of a forward kernel: ``blocks`` is (x, y), y splits the map.
+
+    Attributes:
+        lanes: threads along the map (``sj_groups``: that join one row).
+        columns: threads along the channels.
+        group: rows a block (``sj_groups``).
+        idle: fraction of a block's threads times rounds without an element.
+    """
 
     kernel: str
     blocks: tuple[int, int]
     lanes: int
     columns: int = 1
+    group: int = 1
+    threads: int = FORWARD_THREADS
+    idle: float = 0.0
 
     @property
     def splits(self) -> int:
@@ -64,6 +78,24 @@ def _splits(blocks: int, iterations: int, processors: int) -> int:
     if blocks >= 4 * processors:
         return 1
     return min(iterations, _ceil(8 * processors, blocks), _MOST_SPLITS)
+
+
+def _idle(work: int, width: int) -> float:
+    """Return the fraction of `width` threads that find nothing to do while they go through it."""
+    return 1.0 - work / (_ceil(work, width) * width)
+
+
+def _lanes(maps: int, most: int, vectors: int, processors: int) -> int:
+    """Return the threads, at most `most`, along a map of `vectors` that idle least.
+
+    Few of them save steps of the reduction, while all `maps` have threads enough for the device;
+    eight read 128 bytes side by side.
+    """
+    most = min(most, _power(vectors))
+    choices = [most]
+    while choices[-1] > 8 and maps * choices[-1] // 2 >= _MANY * processors:
+        choices.append(choices[-1] // 2)
+    return min(reversed(choices), key=lambda lanes: _idle(vectors, lanes))
 
 
 def flat_grid(vectors: int) -> Grid:
@@ -80,13 +112,41 @@ def rows_grid(rows: int, vectors: int, processors: int) -> Grid:
         vectors: size of the map over the elements of a thread.
         processors: multiprocessors of the device.
     """
-    lanes = min(FORWARD_THREADS, _power(vectors))
-    # Fewer threads a row mean fewer steps of reduction, while there are rows enough to fill the
-    # device (2048 threads a multiprocessor) four times over.
-    while lanes > _WARP and rows * lanes // 2 >= 8192 * processors:
-        lanes //= 2
+    lanes = _lanes(rows, FORWARD_THREADS, vectors, processors)
     blocks = _ceil(rows * lanes, FORWARD_THREADS)
-    return Grid("sj_rows", (blocks, _splits(blocks, _ceil(vectors, lanes), processors)), lanes)
+    splits = _splits(blocks, _ceil(vectors, lanes), processors)
+    return Grid("sj_rows", (blocks, splits), lanes, idle=_idle(vectors, lanes))
+
+
+@functools.cache
+def groups_grid(rows: int, elements: int, vec: int, processors: int) -> Grid | None:
+    """Return the grid for channels first where a block has several rows; None for large maps.
+
+    Args:
+        rows: samples times channels.
+        elements: size of the map, at least `vec`.
+        vec: elements of a thread, which divide all elements of a step but perhaps no map.
+        processors: multiprocessors of the device.
+    """
+    together = vec // math.gcd(vec, elements)  # rows that end where a thread's elements do
+    best, least = None, math.inf
+    for rounds, warps in itertools.product(range(1, 17), range(FORWARD_THREADS // _WARP, 0, -1)):
+        threads = warps * _WARP
+        group = min(rounds * threads * vec // elements, threads, _ceil(rows, together) * together)
+        group -= group % together
+        if not group:
+            continue
+        blocks = _ceil(rows, group)
+        if rounds > 4 and blocks < processors:
+            continue
+        # Rounds until all is done, 512 threads at a time on each multiprocessor.
+        cost = rounds * max(1.0, blocks * threads / (512 * processors))
+        if cost < 0.99 * least:
+            lanes = min(_WARP, _power(threads // group + 1) // 2)
+            idle = 1.0 - group * elements / (rounds * threads * vec)
+            best = Grid("sj_groups", (blocks, 1), lanes, 1, group, threads, idle)
+            least = cost
+    return best
 
 
 def columns_grid(samples: int, vectors: int, elements: int, processors: int) -> Grid:
@@ -100,11 +160,11 @@ def columns_grid(samples: int, vectors: int, elements: int, processors: int) -> 
     """
     most = FORWARD_THREADS if elements == 1 else _WARP
     columns = min(most, _power(vectors))
-    lanes = min(FORWARD_THREADS // columns, _power(elements))
+    lanes = _lanes(samples * columns, FORWARD_THREADS // columns, elements, processors)
     together = FORWARD_THREADS // (columns * lanes)
     blocks = _ceil(vectors, columns) * _ceil(samples, together)
     splits = _splits(blocks, _ceil(elements, lanes), processors)
-    return Grid("sj_columns", (blocks, splits), lanes, columns)
+    return Grid("sj_columns", (blocks, splits), lanes, columns, idle=_idle(elements, lanes))
 
 
 def chunk_and_width(kind: int, steps: int, itemsize: int) -> tuple[int, int]:
@@ -149,13 +209,19 @@ def forward_plan(
         samples, channels, elements, last = 1, 1, samples * channels * elements, False
     elif elements == 1:  # nothing to reduce over the map: everything is one sample
         samples, channels, last = 1, samples * channels, True
-    vec = width(16 // x.element_size(), (channels if last else elements,), tensors)
+    most = 16 // x.element_size()
+    vec = width(most, (channels if last else elements,), tensors)
     if not statistics:
         grid = flat_grid(elements // vec)
     elif last:
         grid = columns_grid(samples, channels // vec, elements, processors)
     else:
-        grid = rows_grid(samples * channels, elements // vec, processors)
+        rows = samples * channels
+        grid = rows_grid(rows, elements // vec, processors)
+        wide = width(min(most, _power(elements + 1) // 2), (rows * elements,), tensors)
+        groups = groups_grid(rows, elements, wide, processors)
+        if groups and (wide > vec or grid.idle > groups.idle + _WORTH):
+            vec, grid = wide, groups
     return ForwardPlan(samples, channels, elements, last, vec, grid)
 
 

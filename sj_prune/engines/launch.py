@@ -93,12 +93,12 @@ def _pointers(names: str) -> list[tuple[str, Any]]:
 
 
 class ForwardArguments(ctypes.Structure):
-    """Argument of ``sj_rows`` and ``sj_columns``."""
+    """Argument of ``sj_rows``, ``sj_groups`` and ``sj_columns``."""
 
     _fields_ = [
         *_pointers("x v0 q spikes v partials v_seq h_seq g_seq"),
         *((name, _LONG) for name in ("stride", "units", "channels", "map")),
-        *((name, _INT) for name in ("steps", "log_lanes", "log_columns", "v0_each")),
+        *((name, _INT) for name in ("steps", "group", "log_lanes", "log_columns", "v0_each")),
         *_NEURON,
     ]
 

@@ -95,6 +95,7 @@ SJ_FN A ratio(A a, A b) {
 
 #ifdef SJ_DEVICE
 SJ_FN float absolute(float x) { return fabsf(x); }
+SJ_FN float minus_absolute(float x) { return -fabsf(x); }
 SJ_FN float ratio(float a, float b) { return __fdividef(a, b); }
 SJ_FN float exponential(float x) { return __expf(x); }
 SJ_FN float fused(float a, float b, float c) { return a * b + c; }

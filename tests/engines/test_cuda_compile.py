@@ -211,6 +211,7 @@ def test_accesses_are_16_bytes_wide(name, vec, tmp_path):
         ("sj_rows", 0, replace(FORWARD, **wide, statistics=())),
         ("sj_rows", 5, replace(FORWARD, **wide, store=3)),
         ("sj_columns", 5 * vec, replace(FORWARD, **wide)),
+        ("sj_groups", 5, replace(FORWARD, **wide)),
         ("sj_backward", 0, replace(BACKWARD, **wide, grads=3)),
         ("sj_backward", 0, replace(BACKWARD, **wide, chunk=64 // vec)),
     ):

@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import ctypes
+import math
 import re
 import sys
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,35 @@ def test_columns_grid_covers_everything(samples, vectors, elements, processors):
     tiles = -(-vectors // grid.columns)
     assert grid.blocks[0] == tiles * -(-samples // together)
     assert (grid.splits - 1) * grid.lanes < elements
+
+
+@given(
+    rows=SIZES, elements=SIZES, vec=st.sampled_from([1, 2, 4, 8]), processors=st.integers(1, 200)
+)
+def test_groups_grid_covers_everything(rows, elements, vec, processors):
+    """Whole rows, which end where the elements of a thread do, and a thread for each row's sums."""
+    grid = geometry.groups_grid(rows, elements, vec, processors)
+    if grid is None:
+        assert elements * (vec // math.gcd(vec, elements)) > 4 * FORWARD_THREADS * vec
+        return
+    assert (grid.blocks[0] - 1) * grid.group < rows <= grid.blocks[0] * grid.group
+    assert grid.blocks[0] == 1 or grid.group * elements % vec == 0
+    assert grid.threads % 32 == 0
+    assert grid.lanes.bit_count() == 1
+    assert grid.lanes <= 32
+    assert grid.group * grid.lanes <= grid.threads <= FORWARD_THREADS
+
+
+@pytest.mark.parametrize("size", [2, 4, 7, 8, 12, 14, 16, 24, 28, 32, 55, 56, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_few_threads_idle_and_accesses_are_wide(size, dtype):
+    """On an H100, for layers of usual networks."""
+    x = torch.empty(4, 64, 65536 // size**2 // 8 * 8 + 8, size, size, dtype=dtype, device="meta")
+    plan = geometry.forward_plan(x, False, 31, [], 132)
+    assert plan.vec == min(16 // x.element_size(), size**2)
+    assert plan.grid.idle < 0.05
+    by_channel = geometry.forward_plan(x, True, 31, [], 132)
+    assert by_channel.grid.idle < 0.13
 
 
 @given(vectors=st.integers(1, 10**12))

@@ -180,6 +180,7 @@ extern "C" std::size_t shim_choose(const char* kernel) {
   KERNEL(sj_collect, CollectArguments)
 #elif SJ_CHUNK == 0
   KERNEL(sj_rows, ForwardArguments)
+  KERNEL(sj_groups, ForwardArguments)
   KERNEL(sj_columns, ForwardArguments)
   KERNEL(sj_merge, MergeArguments)
 #else
