@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from sj_prune.engines.request import NAMES, requested
 
@@ -25,6 +26,7 @@ class Engine(Protocol):
     """What every engine module offers, as `torch_engine`; it fills tensors of the op."""
 
     available: Callable[[], str | None]
+    partial_rows: Callable[[Tensor], int]
     forward: Callable[..., None]
     backward: Callable[..., None]
 

@@ -32,6 +32,9 @@ def available() -> str | None:
     return build.problem()
 
 
+partial_rows = torch_engine.partial_rows
+
+
 class _Variant(NamedTuple):
     """One compilation of `lif.cpp`; settings that a pass ignores are empty, to compile fewer."""
 

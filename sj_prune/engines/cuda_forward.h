@@ -45,12 +45,14 @@ struct ForwardArguments {  // its mirror: ForwardArguments in launch.py
   Long stride;             // elements of one step, N C M
   Long units;              // rows N C, or samples N where channels are last
   Long channels;           // C where channels are last
-  Long map;                // M
+  Long map;                // M, or where M is 1 and samples are summed: samples a row
+  Long positions;          // elements of all maps where channels are last
   int steps;               // T
   int group;               // rows a block, where it has several
   int log_lanes;           // log2 of the threads along the map, or that join one row of a group
   int log_columns;         // log2 of the threads along the channels, where these are last
   int v0_each;             // 0 where v0 is one number
+  float per_element;       // 1 / (T M)
   float threshold, reset, decay, alpha;
 };
 
@@ -168,10 +170,9 @@ SJ_FN void reduce(Sums<E>& sums, int log_columns, int log_lanes, int lane) {
 template <int E>
 SJ_FN void write(const ForwardArguments& f, Long channel, const Sums<E>& sums, int e) {
   const float per_step = 1.0f / static_cast<float>(f.steps);
-  const float per_element = 1.0f / static_cast<float>(f.steps * f.map);
 #pragma unroll
   for (int k = 0; k < kNames; ++k)
-    f.partials[channel * kNames + k] = sums[k][e] * (is_maximum(k) ? per_step : per_element);
+    f.partials[channel * kNames + k] = sums[k][e] * (is_maximum(k) ? per_step : f.per_element);
 }
 
 SJ_FN Neuron neuron(const ForwardArguments& f) {
@@ -254,6 +255,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksOfColumns)
 
 // Channels last: the same recurrence and sums with [T, N, M, C] in memory. A block is `columns`
 // threads of SJ_VEC channels each x `lanes` along the map x as many samples as fit in 256 threads.
+// Samples of one element a channel may stand for a map, and some of them for one sample: then
+// partials are sums over these, of which no maximum is asked.
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocksOfColumns)
     sj_columns(const ForwardArguments f) {
   const Neuron n = neuron(f);
@@ -270,7 +273,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocksOfColumns)
   clear<SJ_VEC>(sums);
   if (inside) {
     const Long stride = static_cast<Long>(gridDim.y) << f.log_lanes;
-    for (Long m = (static_cast<Long>(blockIdx.y) << f.log_lanes) + lane; m < f.map; m += stride)
+    const Long left = f.positions - sample * f.map, end = left < f.map ? left : f.map;
+    for (Long m = (static_cast<Long>(blockIdx.y) << f.log_lanes) + lane; m < end; m += stride)
       run<SJ_VEC>(f, n, (sample * f.map + m) * f.channels + channel, sums);
   }
   if constexpr (kNames > 0) {

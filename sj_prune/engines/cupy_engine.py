@@ -101,6 +101,19 @@ def _q(w: Tensor | None) -> Tensor | None:
     return (w if w.dtype == torch.float64 else w.float()).sigmoid().float()
 
 
+def partial_rows(x_seq: Tensor) -> int:
+    """Return how many rows partials need, each a sum over as many samples but for the last.
+
+    Fewer than samples where a map is one element: one would write and read five numbers for it.
+    """
+    samples = x_seq.shape[1]
+    channels = x_seq.shape[2] if x_seq.ndim > 2 else 1
+    if x_seq[0].numel() > samples * channels:
+        return samples
+    size = x_seq.element_size()
+    return geometry.partial_rows(samples, channels, size, processors(x_seq.device))
+
+
 # ---- the two passes ------------------------------------------------------------------------------
 
 
@@ -113,7 +126,10 @@ def forward(
     statistics: int,
     outputs: tuple[Tensor, ...],
 ) -> None:
-    """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted)."""
+    """Fill `outputs` (spikes, v, partials, v_seq, h_seq, g_seq; empty where not wanted).
+
+    Partials have a row a sample, or as many as `partial_rows` says.
+    """
     layout = Layout.of(x_seq)
     x, v0 = layout.arrange(x_seq, x_seq.dtype), layout.initial(v_init)
     spikes, v, partials, *sequences = outputs
@@ -123,9 +139,8 @@ def forward(
     elementwise = (x, *each, *buffers[:2], *buffers[3:])
     store = int(sequences[0].numel() > 0) | int(sequences[1].numel() > 0) << 1
     rows = rows_of(statistics)
-    key = _key(
-        x, eq, known, elementwise, "forward", layout.last, rows, statistics, store, len(each)
-    )
+    which = (layout.last, rows, statistics, len(partials), store, len(each))
+    key = _key(x, eq, known, elementwise, "forward", *which)
     plan = _plans.get(key)
     if plan is None:
         shared = (eq, known, statistics, store)
@@ -152,20 +167,23 @@ def _forward_plan(  # noqa: PLR0917
     statistics: int,
     store: int,
 ) -> _Plan:
-    plan = geometry.forward_plan(x, last, statistics, elementwise, processors(x.device))
+    summed, found = len(partials) < x.shape[1], processors(x.device)
+    plan = geometry.forward_plan(x, last, statistics, elementwise, found, len(partials))
     arguments = launch.ForwardArguments(
         stride=x[0].numel(),
         units=plan.samples if plan.last else plan.samples * plan.channels,
         channels=plan.channels,
         map=plan.elements,
+        positions=x.shape[1] if summed else plan.samples * plan.elements,
         steps=x.shape[0],
         group=plan.grid.group,
         log_lanes=plan.grid.lanes.bit_length() - 1,
         log_columns=plan.grid.columns.bit_length() - 1,
         v0_each=each,
+        per_element=1.0 / (x.shape[0] * (1 if summed else plan.elements)),
         **launch.neuron(eq, known),
     )
-    variant = launch.forward_variant(eq, known, x.dtype, plan.vec, statistics, store)
+    variant = launch.forward_variant(eq, known, x.dtype, plan.vec, statistics, store, summed)
     launches = [Launch(plan.grid.kernel, plan.grid.blocks, plan.grid.threads, arguments)]
     splits = plan.grid.splits if statistics else 1
     if splits > 1:

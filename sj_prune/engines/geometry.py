@@ -167,6 +167,19 @@ def columns_grid(samples: int, vectors: int, elements: int, processors: int) -> 
     return Grid("sj_columns", (blocks, splits), lanes, columns, idle=_idle(elements, lanes))
 
 
+def partial_rows(samples: int, channels: int, itemsize: int, processors: int) -> int:
+    """Return rows of partials of maps of one element: of as many samples as a block has lanes.
+
+    More, up to 64, while there are blocks enough.
+    """
+    vectors = _ceil(channels, 16 // itemsize)
+    columns = min(_WARP, _power(vectors))
+    together, tiles = FORWARD_THREADS // columns, _ceil(vectors, columns)
+    while together < 64 and tiles * _ceil(samples, together) >= 8 * processors:
+        together *= 2
+    return _ceil(samples, together)
+
+
 def chunk_and_width(kind: int, steps: int, itemsize: int) -> tuple[int, int]:
     """Return steps and elements whose potentials a thread of the backward pass keeps.
 
@@ -191,8 +204,13 @@ class ForwardPlan:
     grid: Grid
 
 
-def forward_plan(
-    x: Tensor, last: bool, statistics: int, tensors: Sequence[Tensor], processors: int
+def forward_plan(  # noqa: PLR0917
+    x: Tensor,
+    last: bool,
+    statistics: int,
+    tensors: Sequence[Tensor],
+    processors: int,
+    rows: int | None = None,
 ) -> ForwardPlan:
     """Plan the forward pass over `x` ``[T, N, C, *]`` (or ``[T, N]``, one channel).
 
@@ -202,11 +220,14 @@ def forward_plan(
         statistics: bits of the wanted statistics.
         tensors: all tensors accessed element by element.
         processors: multiprocessors of the device.
+        rows: `partial_rows`; by default the samples.
     """
     channels = x.shape[2] if x.ndim > 2 else 1
     samples, elements = x.shape[1], x[0, 0].numel() // channels
     if not statistics:  # nothing to reduce: everything is one row
         samples, channels, elements, last = 1, 1, samples * channels * elements, False
+    elif rows is not None and rows < samples:  # samples stand for the elements of a map
+        samples, elements, last = rows, _ceil(samples, rows), True
     elif elements == 1:  # nothing to reduce over the map: everything is one sample
         samples, channels, last = 1, samples * channels, True
     most = 16 // x.element_size()

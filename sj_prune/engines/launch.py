@@ -67,11 +67,23 @@ def _variant(eq: Equations, known: Known, dtype: torch.dtype, vec: int) -> Varia
     )
 
 
-def forward_variant(
-    eq: Equations, known: Known, dtype: torch.dtype, vec: int, statistics: int, store: int
+def forward_variant(  # noqa: PLR0917
+    eq: Equations,
+    known: Known,
+    dtype: torch.dtype,
+    vec: int,
+    statistics: int,
+    store: int,
+    summed: bool = False,
 ) -> Variant:
-    """Return the forward variant; settings that it ignores are empty, to compile fewer."""
+    """Return the forward variant; settings that it ignores are empty, to compile fewer.
+
+    Args:
+        summed: each map is of one element, which is its maximum, and samples are summed.
+    """
     rows = rows_of(statistics)
+    if summed:
+        rows = tuple([row._replace(maximum=False) for row in rows])
     full = _variant(eq, known, dtype, vec)
     surrogate = full.surrogate if store & 2 or "g" in [row.of for row in rows] else ""
     return replace(full, detach=0, surrogate=surrogate, statistics=rows, store=store)
@@ -97,8 +109,9 @@ class ForwardArguments(ctypes.Structure):
 
     _fields_ = [
         *_pointers("x v0 q spikes v partials v_seq h_seq g_seq"),
-        *((name, _LONG) for name in ("stride", "units", "channels", "map")),
+        *((name, _LONG) for name in ("stride", "units", "channels", "map", "positions")),
         *((name, _INT) for name in ("steps", "group", "log_lanes", "log_columns", "v0_each")),
+        ("per_element", _FLOAT),
         *_NEURON,
     ]
 

@@ -15,6 +15,11 @@ def available() -> str | None:
     return None
 
 
+def partial_rows(x_seq: Tensor) -> int:
+    """Return how many rows partials need: one a sample."""
+    return x_seq.shape[1]
+
+
 def _fill(out: Tensor, steps: list[Tensor]) -> None:
     for target, value in zip(out, steps, strict=True):
         target.copy_(value)

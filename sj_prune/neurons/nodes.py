@@ -224,6 +224,7 @@ class RecordingNode:
         if self._pass is not None:
             self.close_pass()
         names = self._activity.names if self._is_recording() else ()
+        fused = tuple(name for name in names if not is_function(name))
         out = multi_step(
             x_seq,
             v_init,
@@ -231,12 +232,15 @@ class RecordingNode:
             self._equations(),
             self.surrogate_function,
             surrogates.lookup(self.surrogate_function),
-            tuple(name for name in names if not is_function(name)),
+            fused,
             self.store_v_seq,
             self.trace,
+            summed=fused == names,  # what a function says is of each sample
         )
         if names:
-            self._activity.update(completed(names, out.partials, out.spikes))
+            samples, rows = x_seq.shape[1], out.partials.shape[0]
+            count = samples if rows < samples else None
+            self._activity.update(completed(names, out.partials, out.spikes), count)
         return out
 
     def _keep(self, out: Outputs) -> Tensor:

@@ -33,7 +33,8 @@ _SETTINGS = (
 class Outputs(NamedTuple):
     """Results of one pass; `v_seq`, `h_seq` and `g_seq` are None unless asked for.
 
-    Shapes: `spikes` and the sequences ``[T, N, *]``, `v` ``[N, *]``, `partials` ``[N, C, k]``.
+    Shapes: `spikes` and the sequences ``[T, N, *]``, `v` ``[N, *]``, `partials` ``[N, C, k]``,
+    or fewer rows that are sums over samples as `Activity.update` takes them.
     """
 
     spikes: Tensor
@@ -49,11 +50,12 @@ def _channels(x_seq: Tensor) -> int:
 
 
 def _empty_outputs(
-    x_seq: Tensor, bits: int, store_v_seq: bool, trace: bool
+    x_seq: Tensor, bits: int, store_v_seq: bool, trace: bool, rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Allocate the six outputs; layout and type are a function of ``x_seq`` alone."""
     dtype = compute_dtype(x_seq.dtype)
-    kept = x_seq.new_empty(x_seq.shape[1], _channels(x_seq), bits.bit_count(), dtype=dtype)
+    rows = x_seq.shape[1] if rows is None else rows
+    kept = x_seq.new_empty(rows, _channels(x_seq), bits.bit_count(), dtype=dtype)
 
     def sequence(wanted: bool) -> Tensor:
         return torch.empty_like(x_seq, dtype=dtype) if wanted else x_seq.new_empty(0, dtype=dtype)
@@ -217,9 +219,11 @@ class _Eager(torch.autograd.Function):
         statistics: int,
         store_v_seq: bool,
         trace: bool,
+        summed: bool,
     ) -> tuple[Tensor, ...]:
-        outputs = _empty_outputs(x_seq, statistics, store_v_seq, trace)
         engine = choose(x_seq.device, x_seq.dtype)
+        rows = engine.partial_rows(x_seq) if summed else None
+        outputs = _empty_outputs(x_seq, statistics, store_v_seq, trace, rows)
         engine.forward(x_seq, v_init, w, eq, known, statistics, outputs)
         ctx.save_for_backward(x_seq, v_init, w)
         ctx.settings = settings
@@ -228,7 +232,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
-        return *_autograd_backward(ctx, *grads)[:3], *(None,) * 6
+        return *_autograd_backward(ctx, *grads)[:3], *(None,) * 7
 
 
 def multi_step(
@@ -241,6 +245,7 @@ def multi_step(
     names: tuple[str, ...] = (),
     store_v_seq: bool = False,
     trace: bool = False,
+    summed: bool = False,
 ) -> Outputs:
     """Run a neuron layer over ``x_seq [T, N, *]``.
 
@@ -254,6 +259,7 @@ def multi_step(
         names: statistics to reduce; the others cost nothing.
         store_v_seq: return `V` of every step, differentiable.
         trace: return `H` and `g'` of every step: two tensors of ``[T, N, *]`` in `compute_dtype`.
+        summed: partials may be sums over samples where that is faster.
     """
     if known is None:
         if not torch.compiler.is_compiling():
@@ -280,7 +286,7 @@ def multi_step(
     )
     wanted = (bits_of(names), store_v_seq, trace)
     if _plain(x_seq):
-        outputs = _Eager.apply(x_seq, v_init, w, settings, eq, known, *wanted)
+        outputs = _Eager.apply(x_seq, v_init, w, settings, eq, known, *wanted, summed)
     else:
         _refuse_tangents(x_seq, v_init, w)
         outputs = torch.ops.sj_prune.multi_step(x_seq, v_init, w, *settings, *wanted)

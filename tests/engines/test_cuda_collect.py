@@ -87,7 +87,7 @@ def test_one_launch_a_layer(collecting, monkeypatch):
     node = RecordingLIFNode(step_mode="m")
     x = torch.rand(4, 40, 8, 6, 6)
     node(x)
-    assert launched == ["sj_rows", "sj_collect"]
+    assert launched == ["sj_groups", "sj_collect"]
     partials = torch.rand(8, 8, 5)
     with Operations() as operations:
         node.activity.update(partials)
@@ -118,3 +118,60 @@ def test_compiles_without_spills(architecture):
     log, _ = nvrtc.compile_(collect.code(), architecture, cupy_device.OPTIONS)
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)
     assert set(used) == {("0", "0", "0")}, log
+
+
+ONE_ELEMENT = [(4, 40, 64), (3, 70, 10), (4, 9, 33, 1, 1), (2, 300), (5, 65, 200), (4, 1, 8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", ONE_ELEMENT)
+def test_maps_of_one_element_are_summed_over_samples(collecting, monkeypatch, shape, dtype):
+    """The same statistics as of single samples, through an eighth of the numbers or less."""
+    x = torch.rand(shape) * 3 - 0.5
+    x = x.to(dtype)
+    expected = RecordingLIFNode(tau=1.7, step_mode="m")
+    spikes = expected(x)
+    monkeypatch.setattr(op, "choose", lambda device, dtype: cupy_engine)
+    written = []
+
+    def watching(partials, *rest):
+        written.append(partials.shape)
+        collect.collect(partials, *rest)
+
+    monkeypatch.setattr(activity, "collect", watching)
+    found = RecordingLIFNode(tau=1.7, step_mode="m")
+    assert torch.equal(found(x), spikes)
+    assert found.activity.count == shape[1]
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found.activity.sums, expected.activity.sums, **close)
+    channels = shape[2] if len(shape) > 2 else 1
+    assert written == [(-(-shape[1] // (256 // min(32, lanes(channels, dtype)))), channels, 5)]
+    assert written[0][0] <= -(-shape[1] // 8)
+
+
+def lanes(channels, dtype):
+    """Return the threads that all channels of one sample take."""
+    return 1 << (-(-channels // (16 // dtype.itemsize)) - 1).bit_length()
+
+
+def test_a_function_of_spikes_sees_every_sample(collecting, monkeypatch):
+    monkeypatch.setattr(op, "choose", lambda device, dtype: cupy_engine)
+    node = RecordingLIFNode(step_mode="m")
+    node.statistics = ["firing_rate", f"{__name__}:first_spikes"]
+    node(torch.rand(4, 40, 64) * 3)
+    assert node.activity.latest.shape == (40, 64, 2)
+    assert node.activity.count == 40
+
+
+def first_spikes(spikes):
+    return spikes[0].flatten(2).mean(-1) if spikes.ndim > 3 else spikes[0].squeeze(-1)
+
+
+def test_samples_summed_overflow_together(collecting, monkeypatch):
+    monkeypatch.setattr(op, "choose", lambda device, dtype: cupy_engine)
+    node = RecordingLIFNode(step_mode="m")
+    x = torch.rand(4, 40, 128) * 3
+    x[1, 39, 3] = torch.nan
+    node(x)
+    assert (node.activity.count, node.activity.lost) == (32, 8)
+    assert node.activity.sums.isfinite().all()
