@@ -4,9 +4,10 @@
 #include "cuda_words.h"
 
 constexpr int kThreads = 128;
-constexpr int kUnroll = SJ_CHUNK < 4 ? SJ_CHUNK : 4;  // loads in flight a thread
+// Loads in flight a thread: at least four, and eight elements.
+constexpr int kUnroll = SJ_VEC > 1 || SJ_CHUNK < 8 ? 4 : 8;
 // Blocks a multiprocessor must hold, as in the forward pass, by the potentials a thread keeps.
-constexpr int kKept = SJ_VEC * SJ_CHUNK * (SJ_KIND == 2 ? 2 : 1);
+constexpr int kKept = SJ_VEC * SJ_CHUNK;
 constexpr int kBlocks = kKept > 32 ? 2 : (kKept > 16 ? 3 : 4);
 
 constexpr bool kSpikes = SJ_GRADS & 1, kSequence = SJ_GRADS & 2, kPlif = SJ_KIND == 2;
@@ -28,48 +29,78 @@ struct BackwardArguments {  // its mirror: BackwardArguments in launch.py
   float threshold, reset, decay, alpha;
 };
 
-// Charge, fire, reset of up to SJ_CHUNK steps from `t`: leaves V after them in `v` and, where
-// wanted, hands H (and for PLIF dH/dq) of each step to `keep`.
+// Goes on by one step of a tensor. The compiler must not take the sum apart again: it would find
+// each step's address by a product of 64 bits.
+template <typename T>
+SJ_FN void next(T*& at, Long stride) {
+  at += stride;
+#ifdef __CUDACC__
+  asm volatile("" : "+l"(at));
+  __builtin_assume(__isGlobal(at));
+#endif
+}
+
+// Loads kUnroll steps, those of them that are among the `left`, and leaves `from` behind them.
+SJ_FN void forth(const Io*& from, const BackwardArguments& b, int left, Pack<Io> (&to)[kUnroll]) {
+#pragma unroll
+  for (int j = 0; j < kUnroll; ++j) {
+    if (j < left) to[j] = load(from);
+    next(from, b.elements);
+  }
+}
+
+// The same where `from` stands on the last of these steps and goes back.
+SJ_FN void back(const Io*& from, const BackwardArguments& b, int left, Pack<Io> (&to)[kUnroll]) {
+  if constexpr (kSpikes) {
+#pragma unroll
+    for (int j = kUnroll - 1; j >= 0; --j) {
+      if (j < left) to[j] = load(from);
+      next(from, -b.elements);
+    }
+  }
+}
+
+// Charge, fire, reset of up to SJ_CHUNK steps from `t`: leaves V after them in `v` and hands H of
+// each step to `keep`.
 template <typename Keep>
 SJ_FN void advance(const BackwardArguments& b, const Neuron& n, Long at, int t, Pack<float>& v,
                    const Keep& keep) {
+  const Io* from = b.x + t * b.elements + at;
+  const int left = b.steps - t;
+  Pack<Io> x[2][kUnroll];  // one half is on its way while the other is used
+  forth(from, b, left, x[0]);
 #pragma unroll
   for (int first = 0; first < SJ_CHUNK; first += kUnroll) {
-    const Long from = (t + first) * b.elements + at;
-    Pack<Io> x[kUnroll];
-#pragma unroll
-    for (int j = 0; j < kUnroll; ++j)
-      if (t + first + j < b.steps) x[j] = load(b.x + from + j * b.elements);
+    const int half = first / kUnroll % 2;
+    if (first + kUnroll < SJ_CHUNK) forth(from, b, left - first - kUnroll, x[1 - half]);
 #pragma unroll
     for (int j = 0; j < kUnroll; ++j) {
-      if (t + first + j >= b.steps) break;
+      if (first + j >= left) break;
 #pragma unroll
       for (int e = 0; e < SJ_VEC; ++e) {
-        const float input = widen(x[j].at[e]);
-        const float h = sj::charge(input, v.at[e], n);
-        keep(first + j, e, h, input, v.at[e]);
+        const float h = sj::charge(widen(x[half][j].at[e]), v.at[e], n);
+        keep(first + j, e, h);
         v.at[e] = sj::settle(h, sj::fire(h, n), n);
       }
     }
   }
 }
 
-// Loads the given gradients of the spikes of up to kUnroll steps from `t`.
-SJ_FN void fetch(const BackwardArguments& b, Long at, int t, Pack<Io> (&grads)[kUnroll]) {
-  if constexpr (kSpikes) {
-    const Long from = t * b.elements + at;
-#pragma unroll
-    for (int j = 0; j < kUnroll; ++j)
-      if (t + j < b.steps) grads[j] = load(b.grad_spikes + from + j * b.elements);
-  }
+// dH/dq of PLIF from H and V before the step; where input decays, q times that, which takes no x.
+SJ_FN float pull(float h, float before, const Neuron& n) {
+#if SJ_DECAY_INPUT
+  return h - before;
+#else
+  return sj::pull(0.0f, before, n);
+#endif
 }
 
-// Gradients of the elements at ..at + SJ_VEC; returns their part of dL/dq.
+// Gradients of the elements at ..at + SJ_VEC; returns their part of dL/dq, as `pull` has it.
 SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
   const int last = (b.steps - 1) / SJ_CHUNK;
   Pack<float> v = initial(b.v0, b.v0_each, at);
   for (int chunk = 0; chunk < last; ++chunk) {
-    advance(b, n, at, chunk * SJ_CHUNK, v, [](int, int, float, float, float) {});
+    advance(b, n, at, chunk * SJ_CHUNK, v, [](int, int, float) {});
     store(b.starts + chunk * b.elements + at, v);
   }
   Pack<float> carry;
@@ -80,37 +111,46 @@ SJ_FN float unwind(const BackwardArguments& b, const Neuron& n, Long at) {
   for (int chunk = last; chunk >= 0; --chunk) {
     if (chunk < last)
       v = chunk ? load(b.starts + (chunk - 1) * b.elements + at) : initial(b.v0, b.v0_each, at);
-    const int t = chunk * SJ_CHUNK;
-    float charges[SJ_CHUNK][SJ_VEC], pulls[kPlif ? SJ_CHUNK : 1][SJ_VEC];
-    Pack<Io> grads[kUnroll];
-    fetch(b, at, t + SJ_CHUNK - kUnroll, grads);  // on their way while the potentials are computed
-    advance(b, n, at, t, v, [&](int j, int e, float h, float input, float before) {
-      charges[j][e] = h;
-      if constexpr (kPlif) pulls[j][e] = sj::pull(input, before, n);
-    });
+    const int t = chunk * SJ_CHUNK, left = b.steps - t;
+    float charges[SJ_CHUNK][SJ_VEC];
+    const Pack<float> start = v;
+    const Long end = (t + SJ_CHUNK - 1) * b.elements + at;
+    const Io* given = b.grad_spikes + end;
+    const float* given_v = b.grad_v_seq + end;
+    Io* to = b.grad_x + end;
+    Pack<Io> grads[2][kUnroll];  // as in `advance`; the first are on their way through it
+    back(given, b, left - SJ_CHUNK + kUnroll, grads[0]);
+    advance(b, n, at, t, v, [&](int j, int e, float h) { charges[j][e] = h; });
 #pragma unroll
     for (int first = SJ_CHUNK - kUnroll; first >= 0; first -= kUnroll) {
-      const Long from = (t + first) * b.elements + at;
-      if (first < SJ_CHUNK - kUnroll) fetch(b, at, t + first, grads);
+      const int half = (SJ_CHUNK - first) / kUnroll % 2;
+      if (first > 0) back(given, b, left - first + kUnroll, grads[half]);
 #pragma unroll
       for (int j = kUnroll - 1; j >= 0; --j) {
-        if (t + first + j >= b.steps) continue;
-        const Long to = from + j * b.elements;
-        if constexpr (kSequence) {
-          const Pack<float> given = load(b.grad_v_seq + to);
+        if (first + j < left) {
+          if constexpr (kSequence) {
+            const Pack<float> more = load(given_v);
 #pragma unroll
-          for (int e = 0; e < SJ_VEC; ++e) carry.at[e] += given.at[e];
-        }
-        Pack<Io> grad_x;
+            for (int e = 0; e < SJ_VEC; ++e) carry.at[e] += more.at[e];
+          }
+          Pack<Io> grad_x;
 #pragma unroll
-        for (int e = 0; e < SJ_VEC; ++e) {
-          const float grad_s = kSpikes ? widen(grads[j].at[e]) : 0.0f;
-          const auto g = sj::unwind(grad_s, carry.at[e], charges[first + j][e], n);
-          narrow(g.x, grad_x.at[e]);
-          carry.at[e] = g.carry;
-          if constexpr (kPlif) grad_q += g.h * pulls[first + j][e];
+          for (int e = 0; e < SJ_VEC; ++e) {
+            const float grad_s = kSpikes ? widen(grads[1 - half][j].at[e]) : 0.0f;
+            const float h = charges[first + j][e];
+            const auto g = sj::unwind(grad_s, carry.at[e], h, n);
+            narrow(g.x, grad_x.at[e]);
+            carry.at[e] = g.carry;
+            if constexpr (kPlif) {
+              const float last_h = first + j ? charges[first + j - 1][e] : 0.0f;
+              const float before = sj::settle(last_h, sj::fire(last_h, n), n);
+              grad_q += g.h * pull(h, first + j ? before : start.at[e], n);
+            }
+          }
+          store(to, grad_x);
         }
-        store(b.grad_x + to, grad_x);
+        next(to, -b.elements);
+        if constexpr (kSequence) next(given_v, -b.elements);
       }
     }
   }
@@ -136,8 +176,8 @@ SJ_FN double total(double value) {
 //   dx[t] = dH[t] dH/dx,   dv0 = dH[0] dH[0]/dV
 //   dq    = sum over t and elements of dH[t] (x - (V[t-1] - V_reset)) (PLIF; without input decay
 //           -(V[t-1] - V_reset))
-// V before each chunk of SJ_CHUNK steps comes from a first pass; within a chunk H stays in
-// registers.
+// H of a chunk of SJ_CHUNK steps stays in registers; where there are several chunks, V before each
+// comes from a first pass.
 extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
     sj_backward(const BackwardArguments b) {
   const Neuron n = {b.threshold, b.reset, kPlif ? *b.q : b.decay, b.alpha};
@@ -161,11 +201,11 @@ struct FinishArguments {
   int blocks;
 };
 
-// One block: dw = q (1 - q) sum of dq.
+// One block: dw = q (1 - q) sum of dq, in which `pull` may have a q already.
 extern "C" __global__ void __launch_bounds__(kThreads) sj_finish(const FinishArguments a) {
   double sum = 0.0;
   for (int i = threadIdx.x; i < a.blocks; i += kThreads) sum += a.grad_q[i];
   sum = total(sum);
   const double q = *a.q;
-  if (threadIdx.x == 0) *a.grad_w = static_cast<float>(sum * (q * (1.0 - q)));
+  if (threadIdx.x == 0) *a.grad_w = static_cast<float>(sum * (SJ_DECAY_INPUT ? 1.0 - q : q * (1.0 - q)));
 }

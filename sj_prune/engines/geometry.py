@@ -18,6 +18,7 @@ from sj_prune.neurons.reference import PLIF
 FORWARD_THREADS = 256
 BACKWARD_THREADS = 128
 _WARP = 32
+_KEPT = 64  # potentials in registers of a thread
 _MOST_SPLITS = 65535  # gridDim.y
 _WORTH = 0.05  # of the threads that must idle less for a step of shared memory
 _MANY = 1024  # threads a multiprocessor holds, and more than it does with these kernels
@@ -180,16 +181,15 @@ def partial_rows(samples: int, channels: int, itemsize: int, processors: int) ->
     return _ceil(samples, together)
 
 
-def chunk_and_width(kind: int, steps: int, itemsize: int) -> tuple[int, int]:
+def chunk_and_width(steps: int, itemsize: int) -> tuple[int, int]:
     """Return steps and elements whose potentials a thread of the backward pass keeps.
 
-    Their product is at most 64 (PLIF, which keeps two values: 32), so that registers suffice. More
-    steps than fit with four elements a thread are cut into chunks, at the price of reading the
-    input twice.
+    Their product is at most 64, so that registers suffice. Up to 64 steps the input is read once,
+    by threads of fewer elements where there are more than 16; then there are chunks of 64 steps,
+    at the price of reading all but the last of these twice.
     """
-    budget = 32 if kind == PLIF else 64
-    chunk = min(max(4, _power(steps)), budget // 4)
-    return chunk, min(16 // itemsize, budget // chunk)
+    chunk = min(max(4, _power(steps)), _KEPT)
+    return chunk, min(16 // itemsize, _KEPT // chunk)
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def backward_plan(
 ) -> BackwardPlan:
     """Plan the backward pass over `x` ``[T, *]``; arguments as in `forward_plan`."""
     steps, elements = x.shape[0], x[0].numel()
-    chunk, most = chunk_and_width(kind, steps, x.element_size())
+    chunk, most = chunk_and_width(steps, x.element_size())
     vec = width(most, (elements,), tensors)
     blocks = min(_ceil(elements // vec, BACKWARD_THREADS), 2**31 - 1)
     if kind == PLIF:  # each block leaves one sum to add up

@@ -22,7 +22,7 @@ ARCHITECTURES = (75, 80, 90, 100, 120)
 # Elements a thread may move, and steps it may keep, by type: see `launch`.
 WIDTHS = [("float", v) for v in (1, 2, 4)]
 WIDTHS += [(name, v) for name in ("Half", "Bfloat16") for v in (1, 2, 4, 8)]
-CHUNKS = (4, 8, 16)
+CHUNKS = (4, 8, 16, 32, 64)
 
 CODES = {cls.__name__: form.code for cls, form in KNOWN.items()}
 SIGMOID, SOFT, TANH = CODES["Sigmoid"], CODES["SoftSign"], CODES["Tanh"]
@@ -50,8 +50,11 @@ WORST = [
     replace(BACKWARD, chunk=16, vec=1, grads=3),
     replace(BACKWARD, type="Half", vec=8, chunk=8, grads=3, surrogate=TANH),
     replace(BACKWARD, type="Bfloat16", vec=8, chunk=8, hard=0, grads=3),
-    replace(BACKWARD, type="Half", vec=8, chunk=4, kind=PLIF, grads=3),
-    replace(BACKWARD, chunk=8, kind=PLIF, grads=3, surrogate=TANH),
+    replace(BACKWARD, type="Half", vec=8, chunk=8, kind=PLIF, grads=3),
+    replace(BACKWARD, chunk=16, kind=PLIF, grads=3, surrogate=TANH),
+    replace(BACKWARD, chunk=32, vec=2, kind=PLIF, grads=3, surrogate=TANH),
+    replace(BACKWARD, chunk=64, vec=1, kind=PLIF, grads=3),
+    replace(BACKWARD, type="Half", chunk=64, vec=1, grads=3, hard=0, surrogate=TANH),
 ]
 
 
@@ -66,8 +69,7 @@ def settings():
 
 def fits(variant):
     """Tell whether `geometry.chunk_and_width` may ask for this backward variant."""
-    budget = 32 if variant.kind == PLIF else 64
-    return variant.vec * variant.chunk <= budget and variant.chunk <= budget // 4
+    return variant.vec * variant.chunk <= 64
 
 
 def turns(variants, **fields):
