@@ -78,8 +78,7 @@ def forward_variant(  # noqa: PLR0917
 ) -> Variant:
     """Return the forward variant; settings that it ignores are empty, to compile fewer.
 
-    Args:
-        summed: each map is of one element, which is its maximum, and samples are summed.
+    Where maps are of one element, each its own maximum, samples may be `summed`.
     """
     rows = rows_of(statistics)
     if summed:

@@ -108,7 +108,8 @@ class Activity:
         """Add one batch in fewer calls than `update` does; tell whether that was possible."""
         assert self.sums is not None  # noqa: S101 (for the type checker)
         assert self.samples is not None  # noqa: S101
-        if serves(partials) and self.sums.device == partials.device:
+        ours = self.sums.device == partials.device and self.sums.is_contiguous()
+        if ours and serves(partials):
             if self._ticket is None or self._ticket.device != partials.device:
                 with torch.inference_mode(False):
                     self._ticket = torch.zeros((), dtype=torch.int32, device=partials.device)
@@ -176,7 +177,7 @@ class Activity:
             return
         self.names = tuple(self.names[i] for i in kept)
         if self.sums is not None:
-            self.sums = self.sums[:, kept].contiguous()
+            self.sums = self.sums[:, kept]
 
     def clear(self) -> None:
         """Forget everything recorded, in place (captured graphs keep the same memory)."""
