@@ -1,11 +1,11 @@
 """What the CUDA side costs the host, without a GPU: time a neuron layer, launches a step.
 
-    python benchmarks/cuda_host_time.py [--other CHECKOUT] [--turns 5]
+    python benchmarks/cuda_host_time.py [--other CHECKOUT] [--turns 5] [--only times|launches]
 
 *Time*: forward and backward of a small recording LIF layer through the CUDA engine, CuPy and
 launches stubbed, on tensors of the CPU: what is left is the work of the host, per layer; processor
-seconds, the median over calls and turns. *Launches*: what masks add to a step without an update, counted on
-the meta device (`launches.py`): operators, kernels of our own and copies from the host.
+seconds, the median over calls and turns. *Launches*: what masks add to a step without an update,
+counted on the meta device (`launches.py`): operators, kernels of our own, copies from the host.
 
 With another checkout, the library as it was, both take turns, each in a process of its own.
 """
@@ -177,39 +177,31 @@ def child(tree: Path, part: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--other", type=Path, help="another checkout: the library as it was")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--part", choices=("times", "launches"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.part:
-        with contextlib.redirect_stdout(sys.stderr):
-            found = times() if args.part == "times" else launches_of_steps()
-        print(json.dumps(found))
-        return
-    trees = {"this tree": HERE} | ({"before": args.other.resolve()} if args.other else {})
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-    for _ in range(args.turns):
+def write_times(trees: dict[str, Path], turns: int) -> None:
+    """Measure times in turns, print and write them."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+    for _ in range(turns):
         for name, tree in trees.items():
-            turns[name].append(child(tree, "times"))
-    where = environment("cpu")
+            found[name].append(child(tree, "times"))
     rows: list[dict[str, object]] = [
         {
             "library": name,
             "recorded": what,
-            "milliseconds": round(statistics.median(turn[what] for turn in found), 4),
-            **where,
+            "milliseconds": round(statistics.median(turn[what] for turn in each), 4),
+            **environment("cpu"),
         }
-        for name, found in turns.items()
+        for name, each in found.items()
         for what in STATISTICS
     ]
     for row in rows:
         print(f"{row['library']:10} {row['recorded']:18} {row['milliseconds']:8} ms a layer")
     print(write_csv("cuda_host_time_cpu", rows))
-    rows = [
-        {"library": name, **row, **where}
+
+
+def write_launches(trees: dict[str, Path]) -> None:
+    """Count launches, print and write them."""
+    rows: list[dict[str, object]] = [
+        {"library": name, **row, **environment("cpu")}
         for name, tree in trees.items()
         for row in child(tree, "launches")
     ]
@@ -219,6 +211,26 @@ def main() -> None:
             f"{row['launches']:5} launches, {row['host_copies']} copies from the host"
         )
     print(write_csv("cuda_launches_cpu", rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--other", type=Path, help="another checkout: the library as it was")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--only", choices=("times", "launches"))
+    parser.add_argument("--part", choices=("times", "launches"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.part:
+        with contextlib.redirect_stdout(sys.stderr):
+            found = times() if args.part == "times" else launches_of_steps()
+        print(json.dumps(found))
+        return
+    trees = {"this tree": HERE} | ({"before": args.other.resolve()} if args.other else {})
+    if args.only != "launches":
+        write_times(trees, args.turns)
+    if args.only != "times":
+        write_launches(trees)
 
 
 if __name__ == "__main__":

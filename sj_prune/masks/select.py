@@ -127,12 +127,13 @@ def _select(x: Tensor, k: int) -> Tensor:
 def _sample(values: Sequence[Tensor], among: _Candidates) -> Tensor:
     """Return candidates from evenly spaced places, sorted; about `_SAMPLE` places are looked at."""
     stride = max(1, sum(v.numel() for v in values) // _SAMPLE)
-    found = []
+    taken, there = [], []
     for i, v in enumerate(values):
         places = torch.arange(0, v.numel(), stride, device=v.device)
-        there = among.of(i, lambda t, places=places: t.take(places))  # type: ignore[misc]
-        found.append(v.take(places)[there])  # whatever the strides of each
-    return _join(found).sort().values
+        there.append(among.of(i, lambda t, places=places: t.take(places)))  # type: ignore[misc]
+        taken.append(v.take(places))  # whatever the strides of each
+    # A device is waited for once, not for every tensor.
+    return _join(taken)[_join(there)].sort().values
 
 
 def _bracketed(values: Sequence[Tensor], k: int, total: int, among: _Candidates) -> Tensor | None:
@@ -236,8 +237,7 @@ def _random(
     """Take `k` of the candidates by a seeded order; nothing is drawn when all are taken."""
     drawn = torch.zeros(total, dtype=torch.bool, device="cpu")
     drawn[torch.randperm(total, generator=generator, device="cpu")[:k]] = True
-    start = 0
-    for i, here, found in among.blocks():
-        end = start + int(found.count_nonzero())
-        chosen[i][here].masked_scatter_(found, drawn[start:end].to(found.device))
-        start = end
+    numbers = _numbers([_count(found) for _, _, found in among.blocks()])  # waits once
+    parts = zip(among.blocks(), drawn.split(numbers), strict=True)
+    for (i, here, found), part in parts:
+        chosen[i][here].masked_scatter_(found, part.to(found.device))

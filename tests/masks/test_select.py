@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sj_prune.masks import select
 from sj_prune.masks.select import count, kth_largest, top_k
@@ -236,3 +237,32 @@ def test_kth_largest_among_weights_already_pruned(kept, monkeypatch):
     for k in (alive, alive + 1, alive - 1):
         assert kth_largest(parts, k) == ordered[k - 1]
     assert max(pools) < values.numel() // 20
+
+
+class Questions(TorchDispatchMode):
+    """Counts what makes the host wait where tensors lie on a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masked = func is torch.ops.aten.index.Tensor and args[1][-1].dtype == torch.bool
+        self.found += masked or func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_questions_do_not_grow_with_the_number_of_tensors(monkeypatch):
+    """Samples are taken, and ties broken, with one question for all of them."""
+    found = []
+    for number in (2, 7):
+        alike = [torch.ones(50) for _ in range(number)]
+        every = [torch.ones(50, dtype=torch.bool)] * number
+        candidates = select._Candidates(every)
+        with Questions() as questions:
+            select._sample(alike, candidates)
+            chosen = [torch.zeros(50, dtype=torch.bool) for _ in range(number)]
+            select._random(chosen, candidates, 50 * number, 30, torch.Generator())
+        assert sum(mask.sum() for mask in chosen) == 30
+        found.append(questions.found)
+    assert found[0] == found[1]
