@@ -129,24 +129,28 @@ def test_kernels_of_a_step_on_a_device(method, optimizer, monkeypatch):
     assert sum("bitwise_and" in name or "index_fill" in name for name in kernels) == 0
 
 
-@pytest.mark.gpu
-def test_masks_are_the_same_on_a_device(monkeypatch):
-    """A short training with updates leaves weights and slots at 0 where pruned."""
-    monkeypatch.setenv("SJ_PRUNE_ENGINE", "auto")
-    for method in (
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    "method",
+    [
         methods.Magnitude(sparsity=0.9, interval=2, end=6),
         methods.TaylorChannels(sparsity=0.5, interval=2, end=6),
-    ):
-        net = VGG16(10, widths=WIDTHS, T=T).cuda()
-        x = torch.rand(SHAPE, device="cuda")
-        model = sj_prune.PruningWrapper(net, method, example_input=x)
-        optimizer = MAKES["Adam"](model.parameters())
-        model.attach(optimizer)
-        for _ in range(9):
-            launches.train_step(model, optimizer, x)
-        held = model.session.run.masks
-        for key, parameter in held.gated().items():
-            pruned_ = ~held[key.rpartition(".")[0]]
-            for tensor in (parameter, *optimizer.state[parameter].values()):
-                if tensor.shape == parameter.shape:
-                    assert not tensor[pruned_].any()
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_weights_and_slots_are_0_after_training(method, device, monkeypatch):
+    if device == "cuda":
+        monkeypatch.setenv("SJ_PRUNE_ENGINE", "auto")
+    net = VGG16(10, widths=WIDTHS, T=T).to(device)
+    x = torch.rand(SHAPE, device=device)
+    model = sj_prune.PruningWrapper(net, method, example_input=x)
+    optimizer = MAKES["Adam"](model.parameters())
+    model.attach(optimizer)
+    for _ in range(9):
+        launches.train_step(model, optimizer, x)
+    masks = model.session.run.masks
+    assert masks.gated()
+    for key, parameter in masks.gated().items():
+        gone = ~masks[key if key in masks else key.rpartition(".")[0]]
+        for tensor in (parameter, *optimizer.state[parameter].values()):
+            assert tensor.shape != parameter.shape or not tensor[gone].any()
