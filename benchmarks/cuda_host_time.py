@@ -177,6 +177,17 @@ def child(tree: Path, part: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def where(tree: Path) -> dict[str, str]:
+    """Return the columns that say where a number comes from, with the commit of its tree."""
+    done = subprocess.run(
+        ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {**environment("cpu"), "commit": done.stdout.strip() or "unknown"}
+
+
 def write_times(trees: dict[str, Path], turns: int) -> None:
     """Measure times in turns, print and write them."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
@@ -188,7 +199,7 @@ def write_times(trees: dict[str, Path], turns: int) -> None:
             "library": name,
             "recorded": what,
             "milliseconds": round(statistics.median(turn[what] for turn in each), 4),
-            **environment("cpu"),
+            **where(trees[name]),
         }
         for name, each in found.items()
         for what in STATISTICS
@@ -201,7 +212,7 @@ def write_times(trees: dict[str, Path], turns: int) -> None:
 def write_launches(trees: dict[str, Path]) -> None:
     """Count launches, print and write them."""
     rows: list[dict[str, object]] = [
-        {"library": name, **row, **environment("cpu")}
+        {"library": name, **row, **where(tree)}
         for name, tree in trees.items()
         for row in child(tree, "launches")
     ]
