@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from spikingjelly.activation_based import surrogate
 
-from sj_prune.engines import cupy_engine
+from sj_prune.engines import cupy_device, cupy_engine
 from sj_prune.neurons import (
     RecordingIFNode,
     RecordingLIFNode,
@@ -315,6 +315,19 @@ def test_capture_in_a_cuda_graph(kind):
         node.activity.clear()
         expected = [*step(), node.activity.sums]
         assert_same(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
+def test_a_capture_without_a_warm_up_is_refused():
+    node = RecordingLIFNode(step_mode="m").cuda()
+    x = current(4, 2, 8, 16, 16, device="cuda").detach()
+    cupy_device.kernel.cache_clear()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="warm-up"), torch.cuda.graph(graph):
+        node(x)
+    node.reset()
+    assert node(x).any()
 
 
 @pytest.mark.gpu
