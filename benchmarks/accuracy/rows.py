@@ -105,7 +105,7 @@ def append_row(path: Path, row: dict, lock: Path) -> None:
         if any(r["cell"] == row["cell"] for r in rows):
             return
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, list(row), lineterminator="\n")
         writer.writeheader()
         writer.writerows([*rows, row])
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ def main_table(rows: Rows, dataset: str) -> str:
         key=lambda g: (g[0]["network"], float(g[0]["sparsity"]), MAIN_ORDER.index(title(g[0]))),
     )
     table = [_main_line(group, rows) for group in groups]
-    return _markdown(table, HEADERS)
+    return markdown(table, HEADERS)
 
 
 def _main_line(group: Rows, rows: Rows) -> list[str]:
@@ -161,7 +161,7 @@ def criterion_table(rows: Rows, dataset: str) -> str:
             line.append(_drop_and_seeds(found, rows))
         table.append([*line, _drop_and_seeds(none, rows)])
     criteria = ["criticality", "gradient", "random", "none (= Magnitude)"]
-    return _markdown(table, ["regrow ratio", *criteria])
+    return markdown(table, ["regrow ratio", *criteria])
 
 
 def parts_table(rows: Rows, dataset: str) -> str:
@@ -182,7 +182,7 @@ def parts_table(rows: Rows, dataset: str) -> str:
     ):
         found = [row for row in at if (row["method"], row["settings"]) == wanted]
         table.append([name, mean_text(found, "accuracy"), _drop_and_seeds(found, rows)])
-    return _markdown(table, ["", "accuracy %", "drop, points"])
+    return markdown(table, ["", "accuracy %", "drop, points"])
 
 
 def surrogate_table(rows: Rows, dataset: str, default: str) -> str:
@@ -206,7 +206,7 @@ def surrogate_table(rows: Rows, dataset: str, default: str) -> str:
                 _drop_and_seeds(pruned, rows),
             ]
         )
-    return _markdown(table, ["surrogate", "dense %", "Criticality %", "drop, points"])
+    return markdown(table, ["surrogate", "dense %", "Criticality %", "drop, points"])
 
 
 def _drop_and_seeds(group: Rows, rows: Rows) -> str:
@@ -216,5 +216,6 @@ def _drop_and_seeds(group: Rows, rows: Rows) -> str:
     return f"{text}, {number} seeds" if number > 1 else text
 
 
-def _markdown(table: Iterable[Sequence[str]], headers: Sequence[str]) -> str:
+def markdown(table: Iterable[Sequence[str]], headers: Sequence[str]) -> str:
+    """Return a table as it stands in a page."""
     return tabulate(list(table), list(headers), tablefmt="github", disable_numparse=True)

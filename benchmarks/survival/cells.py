@@ -1,0 +1,214 @@
+"""How it is trained: recipes, and the cells that the suites are made of.
+
+A cell is one training: an arm by a recipe with a seed. Cells come seed by seed, all arms of one
+before the next, so that whatever has been run when time is up can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spikingjelly.activation_based import neuron
+from torch import nn, optim
+
+from benchmarks.survival.arms import ARMS, TRAINED, Arm, When
+from sj_prune import models
+from sj_prune.models.blocks import criticality_neuron
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Network, data and schedule that arms share.
+
+    Attributes:
+        name: in the CSV.
+        title: in tables.
+        network: class of `sj_prune.models`.
+        options: its arguments, T among them.
+        train_images: so many, all classes alike, of the first 10,000; 0: all.
+        epochs: of training.
+        batch: images of a step.
+        optimizer: "adamw" or "sgd", with momentum 0.9.
+        lr: the highest rate.
+        weight_decay: of the optimizer.
+        interval: optimizer steps between updates.
+        prune_until: part of the training after which masks stay.
+        warmup: part of the training in which the rate rises.
+        holds: the rate is constant until masks stay, and falls to 0 as a cosine after that; else
+            it falls from the end of the warm-up on (one cycle).
+        scale: of the outputs before the softmax.
+        bfloat16: autocast on a GPU.
+        resumable: saved after each epoch.
+    """
+
+    name: str
+    title: str
+    network: str
+    options: Mapping[str, Any] = field(hash=False)
+    train_images: int
+    epochs: int
+    batch: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    interval: int
+    prune_until: float = 0.75
+    warmup: float = 0.0
+    holds: bool = True
+    scale: float = 1.0
+    bfloat16: bool = False
+    resumable: bool = False
+
+    def build(self) -> nn.Module:
+        """Return the network."""
+        return getattr(models, self.network)(10, **self.options)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
+        """Return it; fused, which launches least."""
+        shared = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
+        if self.optimizer == "adamw":
+            return optim.AdamW(parameters, **shared)
+        return optim.SGD(parameters, momentum=0.9, **shared)
+
+    def when(self, batches: int) -> When:
+        """Return when masks change, in epochs of so many batches."""
+        end = round(self.prune_until * self.epochs * batches)
+        return When(interval=self.interval, end=end, epoch=batches)
+
+    def rate(self, step: int, batches: int) -> float:
+        """Return the learning rate of step `step` (from 0)."""
+        steps = self.epochs * batches
+        warm = round(self.warmup * steps)
+        falls = self.when(batches).end if self.holds else warm
+        if step < warm:
+            return self.lr * (step + 1) / warm
+        if step < falls:
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - falls) / (steps - falls)))
+
+
+def _subset(name: str, title: str, epochs: int, **others: Any) -> Recipe:
+    """Return the network and images of the CPU suite of `benchmarks.accuracy`, trained so long."""
+    return Recipe(
+        **{
+            **{"name": name, "title": title, "network": "DVSNet", "options": _narrow(T=2)},
+            **{"train_images": 5000, "epochs": epochs, "batch": 50, "interval": 100},
+            **{"optimizer": "adamw", "lr": 0.004, "weight_decay": 5e-4},
+            **others,
+        }
+    )
+
+
+def _narrow(**more: Any) -> dict[str, Any]:
+    return {"widths": (16, 32, 64, 64, 128), "pool": "max", "size": 32, "in_channels": 3, **more}
+
+
+def _paper() -> dict[str, Any]:
+    """Return the neurons of arXiv 2311.16141: tau 4/3 without input decay, ATan, T = 4."""
+    return _narrow(T=4, spiking_neuron=neuron.LIFNode, **criticality_neuron())
+
+
+ONCE = _subset("x1", "8 epochs", 8)
+LONGER = (
+    _subset("x2", "16 epochs", 16, resumable=True),
+    _subset("x4", "32 epochs", 32, resumable=True),
+    # 0.3 at batches of 128 in the paper.
+    _subset(
+        *("sgd", "SGD, the paper's neurons, 16 epochs", 16),
+        options=_paper(),
+        optimizer="sgd",
+        lr=0.12,
+        weight_decay=1e-4,
+        warmup=1 / 16,
+        resumable=True,
+    ),
+)
+SIX = Recipe(
+    name="cifar",
+    title="CIFAR-10",
+    network="SixConvTwoFC",
+    options={"T": 2, "widths": (32, 32, 64, 64, 128, 128), "hidden": 128, "dropout": 0.1},
+    train_images=0,
+    epochs=15,
+    batch=256,
+    optimizer="adamw",
+    lr=0.004,
+    weight_decay=0.01,
+    interval=100,
+    prune_until=0.7,
+    warmup=0.2,
+    holds=False,
+    scale=10.0,
+    bfloat16=True,
+    resumable=True,
+)
+TINY = _subset(
+    *("quick", "to see that it runs", 2),
+    options={**_narrow(T=2), "widths": (4, 4, 8, 8, 8)},
+    train_images=0,
+    batch=20,
+    interval=2,
+    resumable=True,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        suite: that it belongs to.
+        recipe: how it is trained.
+        arm: name of what is trained.
+        seed: of weights, order, augmentation, masks.
+    """
+
+    suite: str
+    recipe: Recipe
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Unique and stable: what its row is found by."""
+        return f"{self.recipe.name}-{self.arm}-s{self.seed}"
+
+    @property
+    def what(self) -> Arm:
+        """What is trained."""
+        return (TRAINED if self.suite == "cifar" else ARMS)[self.arm]
+
+
+#: suite -> recipes, arms, seeds
+SUITES: dict[str, tuple[Sequence[Recipe], Mapping[str, Arm], Sequence[int]]] = {
+    "settle": ((ONCE,), ARMS, range(24)),
+    "confirm": (LONGER, ARMS, range(100, 112)),  # seeds on which nothing was chosen
+    "cifar": ((SIX,), TRAINED, range(2)),
+    "quick": ((TINY,), ARMS, range(1)),  # drawn images
+}
+
+
+def cells(suite: str, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
+    """Return the cells of a suite, the most wanted first.
+
+    Args:
+        suite: of `SUITES`.
+        arms: of them, these; by default all.
+        seeds: by default the suite's.
+
+    Raises:
+        ValueError: for an arm that the suite has not.
+    """
+    recipes, known, usual = SUITES[suite]
+    for name in arms:
+        if name not in known:
+            raise ValueError(f"Expected arms of {', '.join(known)} but got {name!r}")
+    return [
+        Cell(suite, recipe, arm, seed)
+        for seed in seeds or usual
+        for recipe in recipes
+        for arm in arms or known
+    ]

@@ -1,0 +1,228 @@
+"""Numbers from the rows of `benchmarks.survival`: paired differences, survival, regrowth.
+
+A difference is between two trainings **with the same seed**; its interval is Student's, of these
+differences, at 95 %, and no more than that: of many intervals some miss.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+
+from benchmarks.accuracy.table import NOT_MEASURED, markdown, mean_and_interval
+from benchmarks.survival.arms import ARMS, TRAINED
+
+Row = dict[str, str]
+Rows = list[Row]
+CHOSEN = 3  # arms that are tried again on other seeds
+BASE = "magnitude"
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def of(rows: Rows, recipe: str, arm: str) -> dict[int, Row]:
+    """Return the rows of an arm by seed."""
+    mine = [row for row in rows if (row["recipe"], row["arm"]) == (recipe, arm)]
+    return {int(row["seed"]): row for row in mine}
+
+
+def differences(
+    rows: Rows, recipe: str, arm: str, other: str, column: str = "accuracy"
+) -> list[float]:
+    """Return ``arm - other`` of a column, a value a seed that has both."""
+    mine, theirs = (of(rows, recipe, name) for name in (arm, other))
+    return [float(mine[s][column]) - float(theirs[s][column]) for s in sorted(mine) if s in theirs]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its interval; endless for fewer than two values."""
+    if not values:
+        return float("nan"), float("inf")
+    mean, half = mean_and_interval(values)
+    return mean, float("inf") if half is None else half
+
+
+def sign(values: Sequence[float]) -> int:
+    """Return 1 or -1 where the interval lies above or below 0, else 0."""
+    mean, half = interval(values)
+    return (mean > half) - (mean < -half)
+
+
+def text(values: Sequence[float]) -> str:
+    """Return a difference with its interval."""
+    mean, half = interval(values)
+    if not values:
+        return NOT_MEASURED
+    return f"{mean:+.2f} (one seed)" if half == float("inf") else f"{mean:+.2f} ± {half:.2f}"
+
+
+def best_arms(rows: Rows) -> list[str]:
+    """Return the arms of highest mean difference to magnitude; controls and dense left out.
+
+    Raises:
+        ValueError: if there are too few rows to choose by.
+    """
+    means = {}
+    for name, arm in ARMS.items():
+        found = differences(rows, "x1", name, BASE)
+        if found and not arm.is_control and name not in (BASE, "dense"):
+            means[name] = statistics.mean(found)
+    if len(means) < CHOSEN:
+        raise ValueError(f"Expected rows of {CHOSEN} arms to choose by but got {len(means)}")
+    return sorted(means, key=means.__getitem__, reverse=True)[:CHOSEN]
+
+
+def survival(found: Sequence[Row]) -> dict[int, float]:
+    """Return, by step of the update, which part of what the one before grew it kept, all seeds."""
+    grown: dict[int, int] = {}
+    kept: dict[int, int] = {}
+    for row in found:
+        for step, new, survived in json.loads(row["survival"]):
+            grown[step] = grown.get(step, 0) + new
+            kept[step] = kept.get(step, 0) + survived
+    return {step: kept[step] / number for step, number in grown.items() if number}
+
+
+def mean(found: Sequence[Row], column: str) -> float:
+    """Return the mean of a column."""
+    return statistics.mean(float(row[column]) for row in found)
+
+
+def by_layer(found: Sequence[Row], column: str) -> dict[str, float]:
+    """Return the mean of a column of numbers by layer."""
+    each = [json.loads(row[column]) for row in found]
+    return {name: statistics.mean(values.get(name, 0) for values in each) for name in each[0]}
+
+
+def measured(rows: Rows, recipe: str, regrowing: bool = False) -> dict[str, list[Row]]:
+    """Return the arms of a recipe that have rows, in the order of `ARMS`.
+
+    Args:
+        rows: of all recipes.
+        recipe: name of one.
+        regrowing: only those that regrow.
+    """
+    found = {name: list(of(rows, recipe, name).values()) for name in ARMS}
+    return {
+        name: mine
+        for name, mine in found.items()
+        if mine and not (regrowing and not any(json.loads(mine[0]["regrown"]).values()))
+    }
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def comparison_table(rows: Rows, recipe: str = "x1") -> str:
+    """Return accuracy, paired difference to magnitude and costs of every arm."""
+    table = []
+    for name, mine in measured(rows, recipe).items():
+        rates = survival(mine)
+        table.append(
+            [
+                ARMS[name].title,
+                str(len(mine)),
+                f"{mean(mine, 'accuracy'):.2f}",
+                "-" if name == BASE else text(differences(rows, recipe, name, BASE)),
+                f"{mean(mine, 'energy_nj'):.0f}",
+                f"{mean(mine, 'synops') / 1e3:.0f}",
+                f"{100 * rates[max(rates)]:.1f} %" if rates else "-",
+            ]
+        )
+    headers = ["", "seeds", "accuracy %", "to Magnitude, points", "energy nJ", "SynOps k"]
+    return markdown(table, [*headers, "survived the last update"]) if table else NOT_MEASURED
+
+
+def control_table(rows: Rows, recipe: str = "x1") -> str:
+    """Return what criteria are worth: the difference to their scores permuted."""
+    table = []
+    for name, arm in ARMS.items():
+        values = differences(rows, recipe, name, arm.control) if arm.control else []
+        if values:
+            ahead = sum(value > 0 for value in values)
+            table.append([arm.title, text(values), f"{ahead} of {len(values)}"])
+    headers = ["criterion", "over its scores permuted, points", "seeds in which it is ahead"]
+    return markdown(table, headers) if table else NOT_MEASURED
+
+
+def survival_table(rows: Rows, recipe: str = "x1") -> str:
+    """Return which part of what an update grew survived the next one, update by update."""
+    rates = {name: survival(mine) for name, mine in measured(rows, recipe, True).items()}
+    if not rates:
+        return NOT_MEASURED
+    steps = sorted({step for each in rates.values() for step in each})
+    table = [
+        [ARMS[name].title, *(f"{100 * each[s]:.1f} %" if s in each else "-" for s in steps)]
+        for name, each in rates.items()
+    ]
+    return markdown(table, ["", *(f"step {step}" for step in steps)])
+
+
+def layer_table(rows: Rows, recipe: str = "x1") -> str:
+    """Return which part of all regrown weights each layer got, and its density at the end."""
+    arms = measured(rows, recipe)
+    arms.pop("dense", None)
+    if not arms:
+        return NOT_MEASURED
+    names = list(by_layer(next(iter(arms.values())), "density"))
+    table = []
+    for name, mine in arms.items():
+        grown, density = by_layer(mine, "regrown"), by_layer(mine, "density")
+        total = sum(grown.values())
+        table.append(
+            [ARMS[name].title]
+            + [
+                (f"{100 * grown[layer] / total:.0f} %" if total else "-")
+                + f" / {100 * density[layer]:.1f} %"
+                for layer in names
+            ]
+        )
+    return markdown(table, ["regrown here / left here", *(n.split(".")[-1] for n in names)])
+
+
+def confirm_table(rows: Rows) -> str:
+    """Return paired differences to magnitude where training is longer, or as the paper's."""
+    from benchmarks.survival.cells import LONGER
+
+    table = []
+    for recipe in LONGER:
+        base = list(of(rows, recipe.name, BASE).values())
+        for name, mine in measured(rows, recipe.name).items():
+            values = differences(rows, recipe.name, name, BASE)
+            if name == BASE or not values:
+                continue
+            table.append(
+                [recipe.title, ARMS[name].title, str(len(values))]
+                + [f"{mean(base, 'accuracy'):.2f}", text(values)]
+                + [f"{mean(mine, 'energy_nj') / mean(base, 'energy_nj'):.2f}"]
+            )
+    headers = ["training", "", "seeds", "Magnitude %", "to it, points", "energy over its"]
+    return markdown(table, headers) if table else NOT_MEASURED
+
+
+def trained_table(rows: Rows) -> str:
+    """Return what the real training came to."""
+    table = []
+    dense = {seed: float(row["accuracy"]) for seed, row in of(rows, "cifar", "dense").items()}
+    for name, arm in TRAINED.items():
+        found = of(rows, "cifar", name)
+        if not found:
+            continue
+        mine, scores = list(found.values()), [float(row["accuracy"]) for row in found.values()]
+        drops = [
+            dense[seed] - float(row["accuracy"]) for seed, row in found.items() if seed in dense
+        ]
+        table.append(
+            [
+                arm.title,
+                f"{statistics.mean(scores):.2f}",
+                f"{min(scores):.2f} to {max(scores):.2f}",
+                f"{statistics.mean(drops):.2f}" if drops and name != "dense" else "-",
+                f"{mean(mine, 'parameters_nonzero') / 1e3:.1f}",
+                f"{mean(mine, 'synops') / 1e6:.2f}",
+                f"{mean(mine, 'energy_nj') / 1e3:.1f}",
+            ]
+        )
+    headers = ["", "accuracy %", "range of seeds", "drop, points", "weights left k"]
+    return markdown(table, [*headers, "SynOps M", "energy uJ"]) if table else NOT_MEASURED
