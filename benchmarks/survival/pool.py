@@ -120,7 +120,8 @@ class Pool:
         if end == "failed":
             # A process whose CUDA has failed is of no use, so it ended: another takes its place.
             self.failures += 1
-            if self.failures < FAILURES and not self.settings.over():
+            left = self.next.value < len(self.cells) and not self.settings.over()
+            if left and self.failures < FAILURES:
                 self.workers.append(self._start())
 
 

@@ -1,0 +1,167 @@
+"""Write docs/survival.md and docs/cifar_training.md, with their plots, from the CSV files.
+
+python -m benchmarks.survival.pages
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.accuracy.pages import DOCS
+from benchmarks.accuracy.rows import read_rows
+from benchmarks.accuracy.table import NOT_MEASURED
+from benchmarks.measure import RESULTS
+from benchmarks.readme import insert
+from benchmarks.survival import verdicts
+from benchmarks.survival.arms import ARMS, TRAINED
+from benchmarks.survival.tables import (
+    BASE,
+    Rows,
+    comparison_table,
+    confirm_table,
+    control_table,
+    differences,
+    interval,
+    layer_table,
+    measured,
+    of,
+    survival,
+    survival_table,
+    trained_table,
+)
+from sj_prune.plots.axes import COLORS, MARKERS, grid
+
+SHOWN = ("published", "keeps", "keeps-r0.03", "keeps-layer", "mean", "grace")  # survival, drawn
+
+
+def pages(rows: Rows) -> dict[str, dict[str, Callable[[], str]]]:
+    """Return, by file and marker, what writes a part of it."""
+    return {
+        "survival.md": {
+            "follows": lambda: verdicts.follows(rows),
+            "comparison": lambda: comparison_table(rows),
+            "control": lambda: control_table(rows),
+            "confirm": lambda: confirm_table(rows),
+            "survival": lambda: survival_table(rows),
+            "layers": lambda: layer_table(rows),
+            "environment": lambda: environment([r for r in rows if r["recipe"] != "cifar"]),
+        },
+        "cifar_training.md": {
+            "trained": lambda: trained_table(rows),
+            "trained follows": lambda: verdicts.trained(rows),
+            "environment": lambda: environment([r for r in rows if r["recipe"] == "cifar"]),
+        },
+    }
+
+
+def environment(rows: Rows) -> str:
+    """Return where rows come from."""
+    if not rows:
+        return NOT_MEASURED
+    names = ("device", "torch", "spikingjelly", "python", "commit", "images", "test_images")
+    facts = [f"{name} {', '.join(sorted({row[name] for row in rows}))}" for name in names]
+    seconds = [sum(float(row[name]) for row in rows) for name in ("wall_seconds", "cpu_seconds")]
+    return (
+        f"{len(rows)} trainings, several at a time on one device: {seconds[0] / 3600:.1f} hours "
+        f"added up, {seconds[1] / 3600:.1f} of the processor; {'; '.join(facts)}."
+    )
+
+
+# ---- plots ---------------------------------------------------------------------------------------
+
+
+def draw_survival(rows: Rows, path: Path) -> None:
+    """Draw paired differences to magnitude, and survival over updates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=(3, 2)
+    )
+    arms = [name for name in measured(rows, "x1") if name not in (BASE, "dense")]
+    for place, name in enumerate(arms):
+        mean, half = interval(differences(rows, "x1", name, BASE))
+        control = ARMS[name].is_control
+        left.errorbar(
+            *(mean, place),
+            xerr=half if half < float("inf") else None,
+            fmt=MARKERS[1 if control else 0],
+            color=COLORS[1 if control else 0],
+            capsize=3,
+        )
+    left.axvline(0, color="#555555", linewidth=1)
+    left.set_yticks(range(len(arms)), [ARMS[name].title for name in arms])
+    left.invert_yaxis()
+    left.set_xlabel("accuracy less that of Magnitude, points (95 % interval of pairs)")
+    grid(left, "x")
+    shown = [name for name in SHOWN if of(rows, "x1", name)]
+    for i, name in enumerate(shown):
+        rates = survival(list(of(rows, "x1", name).values()))
+        percent = [100 * rate for rate in rates.values()]
+        style = {"marker": MARKERS[i], "color": COLORS[i], "label": ARMS[name].title}
+        right.plot(list(rates), percent, markersize=5, **style)
+    right.set_xlabel("optimizer step of the update")
+    right.set_ylabel("regrown weights that survive the next prune, %")
+    right.set_ylim(0, 102)
+    grid(right)
+    right.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_trained(rows: Rows, path: Path) -> None:
+    """Draw test accuracy over epochs, the mean of the seeds, and the range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(figsize=(7.5, 4.4), layout="constrained")
+    for i, (name, arm) in enumerate(TRAINED.items()):
+        curves = [json.loads(row["curve"]) for row in of(rows, "cifar", name).values()]
+        if not curves:
+            continue
+        at_each = list(zip(*curves, strict=True))
+        epochs = range(1, len(at_each) + 1)
+        style = {"marker": MARKERS[i], "color": COLORS[i], "label": arm.title}
+        means = [sum(values) / len(values) for values in at_each]
+        ax.plot(epochs, means, markersize=4, **style)
+        ax.fill_between(
+            *(epochs, list(map(min, at_each)), list(map(max, at_each))),
+            color=COLORS[i],
+            alpha=0.15,
+            linewidth=0,
+        )
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("test accuracy, %")
+    grid(ax)
+    ax.legend(loc="lower right")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of survival_*.csv")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages")
+    args = parser.parse_args(arguments)
+    rows = [r for path in sorted(args.results.glob("survival_*.csv")) for r in read_rows(path)]
+    for name, parts in pages(rows).items():
+        path = args.docs / name
+        text = path.read_text(encoding="utf-8")
+        for marker, write in parts.items():
+            text = insert(text, marker, write())
+        path.write_text(text, encoding="utf-8")
+    if differences(rows, "x1", "published", BASE):
+        draw_survival(rows, args.docs / "survival.png")
+    if of(rows, "cifar", "dense"):
+        draw_trained(rows, args.docs / "cifar_training.png")
+
+
+if __name__ == "__main__":
+    main()

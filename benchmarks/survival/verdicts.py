@@ -1,0 +1,145 @@
+"""What the rows of `benchmarks.survival` say, in sentences: whichever way it comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from benchmarks.accuracy.table import NOT_MEASURED
+from benchmarks.survival.arms import ARMS
+from benchmarks.survival.cells import LONGER
+from benchmarks.survival.tables import (
+    BASE,
+    Rows,
+    differences,
+    mean,
+    measured,
+    of,
+    sign,
+    text,
+)
+
+
+def follows(rows: Rows) -> str:
+    """Return what follows from the comparison for a user."""
+    if not differences(rows, "x1", "published", BASE):
+        return NOT_MEASURED
+    parts = [*_criterion(rows), _against_magnitude(rows), _confirmed(rows), _energy(rows)]
+    return "\n".join(f"- {part}" for part in [*parts, _advice(rows)] if part)
+
+
+def _named(names: Iterable[str]) -> str:
+    return "; ".join(ARMS[name].title for name in names)
+
+
+def _criterion(rows: Rows) -> list[str]:
+    """Return whether each criterion is worth more than its permuted scores."""
+    says = {
+        1: "the criterion picks better than chance within its layers",
+        0: "the criterion cannot be told from chance within its layers",
+        -1: "the criterion picks worse than chance within its layers",
+    }
+    found = []
+    for name, arm in ARMS.items():
+        values = differences(rows, "x1", name, arm.control) if arm.control else []
+        if len(values) > 1:
+            found.append(
+                f"**{arm.title}** is {text(values)} points to its own scores permuted among the "
+                f"channels of each layer ({len(values)} pairs): {says[sign(values)]}."
+            )
+    return found
+
+
+def _against_magnitude(rows: Rows) -> str:
+    """Return which arms are above, below, and not to be told from magnitude."""
+    arms = [n for n in measured(rows, "x1") if n not in (BASE, "dense") and not ARMS[n].is_control]
+    signs = {name: sign(differences(rows, "x1", name, BASE)) for name in arms}
+    groups = {
+        word: [name for name in arms if signs[name] == value]
+        for word, value in (("above it", 1), ("below it", -1), ("not to be told from it", 0))
+    }
+    words = [f"{word}: {_named(names)}" for word, names in groups.items() if names]
+    return (
+        f"Against `Magnitude`, by 95 % intervals of pairs, {'. '.join(words)}. Of {len(arms)} "
+        f"such intervals about {0.05 * len(arms):.1f} would miss 0 by chance alone."
+    )
+
+
+def _tried(rows: Rows) -> list[tuple[str, str, list[float]]]:
+    """Return recipe, arm and differences to magnitude of what was tried on other seeds."""
+    found = [
+        (recipe.title, name, differences(rows, recipe.name, name, BASE))
+        for recipe in LONGER
+        for name in measured(rows, recipe.name)
+        if name not in (BASE, "dense")
+    ]
+    return [each for each in found if len(each[2]) > 1]
+
+
+def _confirmed(rows: Rows) -> str:
+    tried = _tried(rows)
+    if not tried:
+        return "On seeds that were not used to choose, and in longer training: not measured yet."
+    wins, losses = (
+        [f"{ARMS[name].title} ({title}: {text(v)})" for title, name, v in tried if sign(v) == want]
+        for want in (1, -1)
+    )
+    start = (
+        f"On seeds that nothing was chosen by, in {len(tried)} settings of longer training or SGD, "
+    )
+    if wins:
+        start += f"criticality beats magnitude in {len(wins)}: {'; '.join(wins)}"
+    else:
+        start += "criticality beats magnitude in none"
+    return f"{start}; it loses in {len(losses)}{': ' if losses else ''}{'; '.join(losses)}."
+
+
+def _energy(rows: Rows) -> str:
+    base = of(rows, "x1", BASE)
+    ratios = []
+    for name in ("published", "keeps", "keeps-layer", "mean"):
+        mine = of(rows, "x1", name)
+        both = sorted(set(mine) & set(base))
+        if both:
+            pair = [mean([each[s] for s in both], "energy_nj") for each in (mine, base)]
+            ratios.append(f"{ARMS[name].title} {pair[0] / pair[1]:.1f}")
+    return f"Energy of a sample over that of magnitude: {', '.join(ratios)}."
+
+
+def _advice(rows: Rows) -> str:
+    """Return what to take: what was confirmed on other seeds, or magnitude."""
+    wins = [(title, name) for title, name, values in _tried(rows) if sign(values) == 1]
+    if wins:
+        names = list(dict.fromkeys(name for _, name in wins))
+        return (
+            f"**So** regrow by criticality with {_named(names)} where training is like that above, "
+            "and look at the energy; elsewhere `Magnitude` is as good, cheaper and simpler."
+        )
+    best = "`keeps_value=True` and a small `regrow` (0.01 to 0.03)"
+    better = sign(differences(rows, "x1", "keeps", "published"))
+    gain = f", which is {text(differences(rows, 'x1', 'keeps', 'published'))} points at r = 0.1 "
+    return (
+        "**So** take `Magnitude` for accuracy at a given sparsity: nothing here is a reason for "
+        "regrowth by criticality. `Criticality` with its defaults is for comparing with the paper; "
+        f"whoever wants its regrowth all the same sets {best}"
+        + (f"{gain}over the published way." if better == 1 else ".")
+    )
+
+
+def trained(rows: Rows) -> str:
+    """Return what the real training shows."""
+    dense = list(of(rows, "cifar", "dense").values())
+    if not dense:
+        return NOT_MEASURED
+    parts = [f"Dense: {mean(dense, 'accuracy'):.2f} %, of {len(dense)} seeds."]
+    for sparsity in ("90", "98"):
+        values = differences(rows, "cifar", f"criticality-{sparsity}", f"magnitude-{sparsity}")
+        pair = [list(of(rows, "cifar", f"{n}-{sparsity}").values()) for n in (BASE, "criticality")]
+        if values:
+            ratio = mean(pair[1], "energy_nj") / mean(pair[0], "energy_nj")
+            each = ", ".join(f"{value:+.2f}" for value in values)
+            parts.append(
+                f"At {sparsity} % `Criticality` is {each} points to `Magnitude` (a value a seed), "
+                f"at {ratio:.1f} times its energy."
+            )
+    parts.append("Two seeds say how large the effects are, not which method wins.")
+    return " ".join(parts)
