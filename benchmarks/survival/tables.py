@@ -46,7 +46,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def sign(values: Sequence[float]) -> int:
     """Return 1 or -1 where the interval lies above or below 0, else 0."""
     mean, half = interval(values)
-    return (mean > half) - (mean < -half)
+    return int(mean > half) - int(mean < -half)
 
 
 def text(values: Sequence[float]) -> str:
