@@ -42,6 +42,11 @@ def pages(rows: Rows) -> dict[str, dict[str, Callable[[], str]]]:
     return {
         "survival.md": {
             "follows": lambda: verdicts.follows(rows),
+            "picture": lambda: (
+                "![Differences to magnitude, and survival of regrown weights](survival.png)"
+                if differences(rows, "x1", "published", BASE)
+                else NOT_MEASURED
+            ),
             "comparison": lambda: comparison_table(rows),
             "control": lambda: control_table(rows),
             "confirm": lambda: confirm_table(rows),
@@ -51,6 +56,11 @@ def pages(rows: Rows) -> dict[str, dict[str, Callable[[], str]]]:
         },
         "cifar_training.md": {
             "trained": lambda: trained_table(rows),
+            "picture": lambda: (
+                "![Test accuracy over epochs](cifar_training.png)"
+                if of(rows, "cifar", "dense")
+                else NOT_MEASURED
+            ),
             "trained follows": lambda: verdicts.trained(rows),
             "environment": lambda: environment([r for r in rows if r["recipe"] == "cifar"]),
         },
@@ -107,7 +117,7 @@ def draw_survival(rows: Rows, path: Path) -> None:
         right.plot(list(rates), percent, markersize=5, **style)
     right.set_xlabel("optimizer step of the update")
     right.set_ylabel("regrown weights that survive the next prune, %")
-    right.set_ylim(0, 102)
+    right.set_ylim(bottom=0)
     grid(right)
     right.legend(fontsize="small")
     figure.savefig(path, dpi=110)

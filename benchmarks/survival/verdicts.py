@@ -55,11 +55,11 @@ def _against_magnitude(rows: Rows) -> str:
     signs = {name: sign(differences(rows, "x1", name, BASE)) for name in arms}
     groups = {
         word: [name for name in arms if signs[name] == value]
-        for word, value in (("above it", 1), ("below it", -1), ("not to be told from it", 0))
+        for word, value in (("Above it", 1), ("Below it", -1), ("Not to be told from it", 0))
     }
     words = [f"{word}: {_named(names)}" for word, names in groups.items() if names]
     return (
-        f"Against `Magnitude`, by 95 % intervals of pairs, {'. '.join(words)}. Of {len(arms)} "
+        f"Against `Magnitude`, by 95 % intervals of pairs. {'. '.join(words)}. Of {len(arms)} "
         f"such intervals about {0.05 * len(arms):.1f} would miss 0 by chance alone."
     )
 
@@ -107,9 +107,11 @@ def _energy(rows: Rows) -> str:
 
 def _advice(rows: Rows) -> str:
     """Return what to take: what was confirmed on other seeds, or magnitude."""
-    wins = [(title, name) for title, name, values in _tried(rows) if sign(values) == 1]
-    if wins:
-        names = list(dict.fromkeys(name for _, name in wins))
+    tried = _tried(rows)
+    names = list(dict.fromkeys(name for _, name, values in tried if sign(values) == 1))
+    if not tried:
+        return "**So** nothing is settled before the best arms have been tried on other seeds."
+    if names:
         return (
             f"**So** regrow by criticality with {_named(names)} where training is like that above, "
             "and look at the energy; elsewhere `Magnitude` is as good, cheaper and simpler."
@@ -130,7 +132,8 @@ def trained(rows: Rows) -> str:
     dense = list(of(rows, "cifar", "dense").values())
     if not dense:
         return NOT_MEASURED
-    parts = [f"Dense: {mean(dense, 'accuracy'):.2f} %, of {len(dense)} seeds."]
+    images = ", ".join(sorted({row["images"] for row in dense}))
+    parts = [f"Images: {images}. Dense: {mean(dense, 'accuracy'):.2f} %, of {len(dense)} seeds."]
     for sparsity in ("90", "98"):
         values = differences(rows, "cifar", f"criticality-{sparsity}", f"magnitude-{sparsity}")
         pair = [list(of(rows, "cifar", f"{n}-{sparsity}").values()) for n in (BASE, "criticality")]

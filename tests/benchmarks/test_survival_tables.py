@@ -117,7 +117,7 @@ def test_verdicts_whichever_way_it_comes_out(gains, says, advice):
     assert "picks better than chance" in text
     assert "keeps_value** is -0.05 ± 0.16 points" in text
     assert "cannot be told from chance" in text
-    assert "above it: keeps_value, r = 0.03." in text
+    assert "Above it: keeps_value, r = 0.03." in text
     assert "Criticality as published 3.0" in text
 
 
@@ -125,7 +125,7 @@ def test_verdict_before_anything_is_confirmed():
     assert verdicts.follows([]) == verdicts.trained([]) == NOT_MEASURED
     text = verdicts.follows(SETTLE)
     assert "not measured yet" in text
-    assert "**So** take `Magnitude`" in text
+    assert "**So** nothing is settled" in text
 
 
 TRAINED = [
