@@ -11,15 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune._checks import check_factor, check_integer, check_steps
-from sj_prune.analysis.looking import (
-    Forward,
-    Labeled,
-    Value,
-    accuracy,
-    labeled,
-    looking,
-    valued,
-)
+from sj_prune.analysis.looking import Forward, Labeled, Value, accuracy, labeled, looking, valued
 from sj_prune.network.layers import weighted_layers
 from sj_prune.reports.tables import table
 

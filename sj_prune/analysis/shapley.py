@@ -12,15 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_prune._checks import check_integer, check_steps
-from sj_prune.analysis.looking import (
-    Forward,
-    Labeled,
-    Value,
-    accuracy,
-    labeled,
-    looking,
-    valued,
-)
+from sj_prune.analysis.looking import Forward, Labeled, Value, accuracy, labeled, looking, valued
 from sj_prune.masks.bindings import Strict
 from sj_prune.masks.manager import MaskManager
 from sj_prune.masks.schedule import Manual
