@@ -98,7 +98,9 @@ def neuron_channels(
     for some in few_samples(args):
         with suppress(Exception):  # where samples lie along another dimension
             traced = _traced(net, some, kwargs or {})
-            return {n: Channels(*where) for n in traced.met if (where := _own(traced, n, first))}
+            roots = {layer: traced.partition.roots(ids) for layer, ids in traced.outputs.items()}
+            found = {n: _own(traced, n, roots, first) for n in traced.met}
+            return {n: Channels(*where) for n, where in found.items() if where}
     return {}
 
 
@@ -108,13 +110,15 @@ def _first_names(net: nn.Module) -> dict[str, str]:
     return {n: first.setdefault(weight_identity(m), n) for n, m in net.named_modules()}
 
 
-def _own(traced: Traced, name: str, first: Mapping[str, str]) -> tuple[int, frozenset[str]] | None:
+def _own(
+    traced: Traced, name: str, outputs: Mapping[str, list[int]], first: Mapping[str, str]
+) -> tuple[int, frozenset[str]] | None:
     dims = {dim for dim, _ in traced.met[name]}
     if len(dims) != 1:
         return None
     roots = traced.partition.roots
     given = [roots(torch.tensor(ids, device="cpu")) for _, ids in traced.met[name]]
-    own = [layer for layer, ids in traced.outputs.items() if roots(ids) in given]
+    own = [layer for layer, labels in outputs.items() if labels in given]
     # A weight that several layers share goes by the name of the first.
     return dims.pop(), frozenset(own) | {first[layer] for layer in own}
 
