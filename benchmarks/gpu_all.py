@@ -63,7 +63,7 @@ PARTS = {
     "holding": Part(*script("holding.py"), seconds=45),
     "mask update": Part(*script("mask_update.py"), seconds=30),
     "observe": Part(*script("observe.py"), seconds=45),
-    "neuron bytes": Part(*script("neuron_bytes.py"), seconds=60),
+    "neuron bytes": Part(*script("neuron_bytes.py"), seconds=45),
     "gpu tests": Part(
         tests("-m", "gpu", "-n", "auto", "--durations=20"),
         tests("-m", "gpu", "-n", "0", "--collect-only"),
