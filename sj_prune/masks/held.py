@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from sj_prune.engines.fill import Write
 from sj_prune.masks.fill import kept_of, slots, write
 from sj_prune.masks.keys import Place
-from sj_prune.masks.rows import Rows
+from sj_prune.masks.rows import Awake, Rows
 from sj_prune.masks.select import sampled
 
 # Rows that are looked at where a sample has to do.
@@ -122,7 +122,7 @@ class HeldRows:
     wake: str = "restore"
     at_updates: bool = False
     parts: list[Rows] = field(default_factory=list)
-    _kept: tuple[list[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    _awake: Awake = field(default_factory=Awake, repr=False, compare=False)
 
     @property
     def hides_gradient(self) -> bool:
@@ -221,22 +221,9 @@ class HeldRows:
 
     def zeroed(self, alive: Alive, values: Tensor) -> Tensor:
         """Return values with 0 in the rows of sleeping channels; themselves where none sleeps."""
-        return kept_of(values, self._rows_kept()) if self.holds(alive) else values
-
-    def _rows_kept(self) -> Tensor:
-        """Return which rows are awake, as a tensor that broadcasts to the parameter."""
-        parameter = self.place.parameter
-        for part in self.parts:
-            part.follow(parameter.device)
-        pruned = [part.index for part in self.parts]
-        if self._kept is None or any(
-            a is not b for a, b in zip(self._kept[0], pruned, strict=True)
-        ):
-            kept = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
-            for index in pruned:
-                kept.index_fill_(0, index, False)
-            self._kept = pruned, kept.view(-1, *[1] * (parameter.ndim - 1))
-        return self._kept[1]
+        if not self.holds(alive):
+            return values
+        return kept_of(values, self._awake.mask(self.parts, self.place.parameter))
 
     def zero_in_copy(self, alive: Alive, values: Tensor) -> Tensor:
         """Return a copy's parameter with 0 in the rows of pruned channels, however masks bind."""

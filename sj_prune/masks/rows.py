@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -43,3 +44,24 @@ class Rows:
     def of(self, units: Tensor, device: torch.device | str) -> Tensor:
         """Return the rows of some units."""
         return self.rows[units].flatten().to(device)
+
+
+@dataclass
+class Awake:
+    """Which rows of a parameter are not pruned, made anew when others are."""
+
+    _pruned: list[Tensor] = field(default_factory=list)
+    _mask: Tensor | None = None
+
+    def mask(self, parts: Sequence[Rows], parameter: Tensor) -> Tensor:
+        """Return it as a bool tensor that broadcasts to the parameter, where that is."""
+        for part in parts:
+            part.follow(parameter.device)
+        pruned = [part.index for part in parts]
+        same = len(pruned) == len(self._pruned) and all(map(operator.is_, pruned, self._pruned))
+        if self._mask is None or not same:
+            mask = torch.ones(len(parameter), dtype=torch.bool, device=parameter.device)
+            for index in pruned:
+                mask.index_fill_(0, index, False)
+            self._pruned, self._mask = pruned, mask.view(-1, *[1] * (parameter.ndim - 1))
+        return self._mask
