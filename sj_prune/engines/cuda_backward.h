@@ -5,7 +5,7 @@
 
 constexpr int kThreads = 128;
 // Loads in flight a thread: at least four, and eight elements.
-constexpr int kUnroll = SJ_VEC > 1 || SJ_CHUNK < 8 ? 4 : 8;
+constexpr int kUnroll = SJ_VEC > 1 || SJ_CHUNK % 8 ? 4 : 8;
 // Blocks a multiprocessor must hold, as in the forward pass, by the potentials a thread keeps.
 constexpr int kKept = SJ_VEC * SJ_CHUNK;
 constexpr int kBlocks = kKept > 32 ? 2 : (kKept > 16 ? 3 : 4);

@@ -186,10 +186,12 @@ def chunk_and_width(steps: int, itemsize: int) -> tuple[int, int]:
 
     Their product is at most 64, so that registers suffice. Up to 64 steps the input is read once,
     by threads of fewer elements where there are more than 16; then there are chunks of 64 steps,
-    at the price of reading all but the last of these twice.
+    at the price of reading all but the last of these twice. The last steps of a chunk are idle
+    where the sequence ends before: it is as long as that, in steps of the loads in flight.
     """
-    chunk = min(max(4, _power(steps)), _KEPT)
-    return chunk, min(16 // itemsize, _KEPT // chunk)
+    unit = 4 if steps <= 32 else 8
+    chunk = min(unit * _ceil(steps, unit), _KEPT)
+    return chunk, min(16 // itemsize, _power(_KEPT // chunk + 1) // 2)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ ARCHITECTURES = (75, 80, 90, 100, 120)
 # Elements a thread may move, and steps it may keep, by type: see `launch`.
 WIDTHS = [("float", v) for v in (1, 2, 4)]
 WIDTHS += [(name, v) for name in ("Half", "Bfloat16") for v in (1, 2, 4, 8)]
-CHUNKS = (4, 8, 16, 32, 64)
+CHUNKS = (4, 8, 12, 16, 20, 28, 32, 40, 64)
 
 CODES = {cls.__name__: form.code for cls, form in KNOWN.items()}
 SIGMOID, SOFT, TANH = CODES["Sigmoid"], CODES["SoftSign"], CODES["Tanh"]

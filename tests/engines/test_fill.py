@@ -124,9 +124,10 @@ def test_compiles_without_spills(architecture):
 
 
 @pytest.mark.gpu
-def test_on_a_device():
+def test_on_a_device(monkeypatch):
     if reason := cupy_device.available():
         pytest.skip(reason)
+    monkeypatch.setenv("SJ_PRUNE_ENGINE", "cupy")
     for seed in range(3):
         shapes = [((256, 128, 3, 3), "mask"), ((64, 3, 7, 7), "source"), ((512,), "rows")]
         chosen = [
