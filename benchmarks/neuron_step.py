@@ -178,10 +178,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
+    parser.add_argument("--steps", type=int, help="only shapes of so many time steps")
     args = parser.parse_args()
     torch.manual_seed(0)
     cuda = args.device.startswith("cuda")
     shapes = [(2, 2, 4, 8, 8)] if args.quick else CUDA_SHAPES if cuda else CPU_SHAPES
+    shapes = [shape for shape in shapes if args.steps in (None, shape[0])]
     dtypes = [torch.float32, torch.float16, torch.bfloat16] if cuda else [torch.float32]
     rows = []
     for shape in shapes:
