@@ -1,7 +1,4 @@
-"""Averages of the weights, as README shows them."""
-
-import re
-from pathlib import Path
+"""Averages of the weights: over the network or the wrapper, with the masks put on."""
 
 import pytest
 import torch
@@ -11,7 +8,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sj_prune import methods
 from tests.support.pruning_cases import build, train, wrapped
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
 TIMING = {"interval": 2, "end": 8}
 METHODS = {
     "Magnitude": methods.Magnitude(sparsity=0.8, **TIMING),
@@ -23,19 +19,6 @@ METHODS = {
 def zeros(net):
     layers = (m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
     return [int((m.weight == 0).sum()) for m in layers]
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_what_readme_shows_runs(name):
-    (snippet,) = [
-        code for code in re.findall("```python\n(.*?)```", README, re.S) if "lerp_" in code
-    ]
-    model, optimizer = wrapped(METHODS[name])
-    names = {"model": model}
-    train(model, optimizer, 4)
-    exec(snippet, names)  # noqa: S102
-    assert names["average"].keys() == model.net.state_dict().keys()
-    assert zeros(names["ema"]) == zeros(names["averaged"]) == zeros(model.net)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,35 @@
+"""Pages of the site that lie at the top of the repository: README, CONTRIBUTING, CHANGELOG."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+#: page of the site -> file at the top of the repository
+TOP = {
+    "index.md": "README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "changelog.md": "CHANGELOG.md",
+}
+
+
+def on_files(files: Files, *, config: MkDocsConfig, **_: object) -> Files:
+    """Add the pages, with the links that they have in the repository made those of the site."""
+    for page, name in TOP.items():
+        text = re.sub(r"\]\((?:docs/)?([^)#:]+)", _on_site, (ROOT / name).read_text())
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Let pages below docs/ link to the files at the top, as the repository's own view needs it."""
+    return re.sub(r"\]\(\.\./([A-Z]+\.md)", _on_site, markdown)
+
+
+def _on_site(found: re.Match[str]) -> str:
+    names = {name: page for page, name in TOP.items()}
+    return f"]({names.get(found[1], found[1])}"
