@@ -6,9 +6,14 @@ Below the line "<!-- one script -->" a page is given nothing: what it needs stan
 """
 
 import ast
+import contextlib
+import io
 import itertools
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,26 +30,49 @@ _FENCE = re.compile(
 )
 
 
-def blocks(page, *languages):
-    """Yield each fenced block of a page: where its code begins, the code, and what is before it."""
+class Block(NamedTuple):
+    """A fenced block: the line that its code begins in, counted from 0."""
+
+    language: str
+    line: int
+    code: str
+    in_script: bool
+
+
+def blocks(page):
+    """Yield the fenced blocks of a page."""
     text = page.read_text(encoding="utf-8")
     for found in _FENCE.finditer(text):
-        if found["language"] in languages:
-            start = found.start("code")
-            lines = [line[len(found["indent"]) :] for line in found["code"].splitlines()]
-            yield text.count("\n", 0, start), "\n".join(lines) + "\n", text[:start]
+        lines = [line[len(found["indent"]) :] for line in found["code"].splitlines()]
+        before = text[: found.start("code")]
+        code = "\n".join(lines) + "\n"
+        yield Block(found["language"], before.count("\n"), code, _SCRIPT in before)
 
 
 def run_page(page):
-    """Run a page's Python blocks, and return the names that they leave."""
-    names = {"__name__": page.stem}
-    for line, code, before in blocks(page, "python"):
-        if _SCRIPT not in before:
-            names.update(given(chip="speck2f" in code))
-        # Padded, so that a traceback shows the line of the page.
-        tree = ast.parse("\n" * line + code)
-        exec(compile(tree, str(page), "exec"), names)  # noqa: S102
-    return names
+    """Run a page's Python blocks, as a module of its name.
+
+    What stands in a block of `text` behind one has to be what it printed, numbers apart.
+    """
+    module = sys.modules[page.stem] = ModuleType(page.stem)
+    printed = io.StringIO()
+    try:
+        for block in blocks(page):
+            if block.language == "text":
+                assert words(printed.getvalue()) == words(block.code), f"{page}:{block.line}"
+            elif block.language == "python":
+                if not block.in_script:
+                    vars(module).update(given(chip="speck2f" in block.code))
+                # Padded, so that a traceback shows the line of the page.
+                tree = ast.parse("\n" * block.line + block.code)
+                with contextlib.redirect_stdout(printed := io.StringIO()):
+                    exec(compile(tree, str(page), "exec"), vars(module))  # noqa: S102
+    finally:
+        del sys.modules[page.stem]
+
+
+def words(text):
+    return re.findall(r"[^\W\d]{2,}", text)
 
 
 def network(widths=(6, 8), size=8):
