@@ -1,4 +1,4 @@
-"""Pages of the site that lie at the top of the repository: README, CONTRIBUTING, CHANGELOG."""
+"""Hooks of the site: README, CONTRIBUTING and CHANGELOG as pages, links of notebooks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 #: page of the site -> file at the top of the repository
@@ -28,6 +29,13 @@ def on_files(files: Files, *, config: MkDocsConfig, **_: object) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Let pages below docs/ link to the files at the top, as the repository's own view needs it."""
     return re.sub(r"\]\(\.\./([A-Z]+\.md)", _on_site, markdown)
+
+
+def on_page_content(html: str, *, page: Page, **_: object) -> str:
+    """Make the links of a notebook to pages beside it those of the site."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    return re.sub(r'href="(\w+)\.md', r'href="../\1/', html)
 
 
 def _on_site(found: re.Match[str]) -> str:
