@@ -10,6 +10,7 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sj_prune.neurons.nodes import RecordingNode
@@ -41,6 +42,8 @@ def unheard(net: nn.Module, *, listeners_only: bool = False) -> Iterator[None]:
     finally:
         for part in put_back:
             part()
+        # Up to torch 2.6 autocast keeps casts made without gradients for forwards that need them.
+        torch.clear_autocast_cache()
 
 
 def _muted(module: nn.Module, listeners_only: bool) -> Callable[[], None]:
