@@ -34,8 +34,8 @@ functional.set_step_mode(net, "m")
 x_seq = 4 * torch.rand(4, 2, 64)
 net, report = sj_prune.prune(net, [(x_seq, None)], sj_prune.methods.Magnitude(sparsity=0.9))
 fast = sj_prune.deploy(net, x_seq)
-print(f"sj_prune {sj_prune.__version__}: {len(list(published()))} methods;", report.totals["weights"],
-      "=>", report.totals["weights_kept"], "weights deployed")
+weights = f'{report.totals["weights"]} => {report.totals["weights_kept"]} weights deployed'
+print(f"sj_prune {sj_prune.__version__}: {len(list(published()))} methods, {weights}")
 """
 
 

@@ -302,7 +302,8 @@ def insert(text: str, marker: str, table: str) -> str:
 PAGES = {
     "README.md": {
         "quickstart table": quickstart,
-        "deploy table": deploy,
+    },
+    "docs/cost.md": {
         "neuron step table": neuron_step,
         "training step table": training_step,
         "mask update table": mask_update,
