@@ -32,10 +32,10 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def on_page_content(html: str, *, page: Page, **_: object) -> str:
-    """Make the links of a notebook to pages beside it those of the site."""
-    if not page.file.src_uri.endswith(".ipynb"):
-        return html
-    return re.sub(r'href="(\w+)\.md', r'href="../\1/', html)
+    """Make what a notebook links to pages of the site, and docstrings' `::` the end of a line."""
+    if page.file.src_uri.endswith(".ipynb"):
+        return re.sub(r'href="(\w+)\.md', r'href="../\1/', html)
+    return html.replace("<p>::</p>", "").replace("::</p>", ":</p>")
 
 
 def _on_site(found: re.Match[str]) -> str:
