@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import choosing
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -70,21 +72,13 @@ def test_every_seed_and_growth_keeps_as_many_channels(readme):
         assert int(kept.pop()) == round((1 - float(sparsity)) * total)
 
 
-def test_page_shows_the_measured_table(readme):
-    """What stands in the page is what the CSV says: run benchmarks/readme.py after a study."""
-    page = (ROOT / "docs" / "channels.md").read_text()
-    assert f"<!-- channel growth table -->\n{readme.channel_growth()}\n<!-- end -->" in page
-
-
-def test_observing_page_shows_the_measured_table(readme):
-    page = (ROOT / "docs" / "observing.md").read_text()
-    assert f"<!-- observe table -->\n{readme.observe()}\n<!-- end -->" in page
-
-
-def test_methods_page_shows_the_classes(readme):
-    page = (ROOT / "docs" / "methods.md").read_text()
-    table = readme.PAGES["docs/methods.md"]["methods table"]()
-    assert f"<!-- methods table -->\n{table}\n<!-- end -->" in page
+def test_pages_show_the_measured_tables(readme):
+    """What stands in a page is what the CSV, or the class, says: run the script after a study."""
+    pages = {**readme.PAGES, "docs/choosing.md": choosing.TABLES}
+    for name, tables in pages.items():
+        page = (ROOT / name).read_text()
+        for marker, table in tables.items():
+            assert readme.insert(page, marker, table()) == page, f"{name}: {marker}"
 
 
 def test_unknown_marker(readme):
