@@ -82,6 +82,9 @@ def use(archive: Path, folder: Path) -> None:
 
 def main() -> None:
     tracked = set(run("git", "ls-files", "sj_prune", cwd=ROOT).splitlines())
+    version = (ROOT / "sj_prune" / "_version.py").read_text().split('"')[-2]
+    if f"\nversion: {version}\n" not in (ROOT / "CITATION.cff").read_text():
+        sys.exit(f"CITATION.cff has another version than {version}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # What is committed, without what an editable install has left here.
