@@ -59,7 +59,6 @@ class Transition:
         return table(("epoch", *self.labels()), cells, markdown)
 
 
-@torch.no_grad()
 def transition(
     first: Mapping[str, Tensor],
     second: Mapping[str, Tensor],

@@ -106,7 +106,7 @@ def given(chip=False):
     size = 32 if chip else 8
     net = network((32, 64, 128, 128), size) if chip else network()
     x_seq = 4 * torch.rand(2, 4, 2, size, size)
-    batches = [(x_seq, torch.randint(0, 10, (4,))) for _ in range(4)]
+    batches = [(x_seq, torch.randint(0, 10, (4,))) for _ in range(2)]
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     method = sj_prune.methods.Criticality(sparsity=0.8, regrow=0.1, interval=1, end=4)
     model = sj_prune.PruningWrapper(net, method)
@@ -115,16 +115,19 @@ def given(chip=False):
     def train(model):
         if isinstance(model, sj_prune.PruningWrapper) and not model.optimizers:
             model.attach(torch.optim.SGD(model.parameters(), lr=0.01))
-        for x_seq, y in batches[:2]:
+        for x_seq, y in batches:
             functional.reset_net(model)
             F.cross_entropy(model(x_seq).mean(0), y).backward()
         for each in getattr(model, "optimizers", ()):
             each.step()
 
+    def masks():
+        return {"norm0": torch.arange(6) < 3, "norm1": torch.rand(8) < 0.5}
+
     return {
         **{"sj_prune": sj_prune, "torch": torch, "F": F, "functional": functional},
         **{"net": net, "x_seq": x_seq, "loader": loader, "test_loader": loader},
         **{"method": sj_prune.methods.FilterNorm() if chip else method},
-        **{"model": model, "optimizer": optimizer},
+        **{"model": model, "optimizer": optimizer, "first": masks(), "second": masks()},
         **{"train": train, "my_training": train, "build_network": network},
     }
