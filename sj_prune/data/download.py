@@ -38,7 +38,7 @@ def torchvision_module(name: str) -> Any:  # noqa: ANN401 - a module
     except Exception as error:
         raise ImportError(
             f"Expected torchvision.{name} to import but got {error!r}: install the torchvision of "
-            "the installed torch release (pip install 'torch<2.12' torchvision)"
+            "the installed torch release (pip install 'torch<2.15' torchvision)"
         ) from error
 
 

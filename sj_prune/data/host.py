@@ -58,6 +58,6 @@ def _datasets() -> Any:  # noqa: ANN401
     except Exception as error:
         raise ImportError(
             f"Expected spikingjelly.datasets (release {release()}) to import but got {error!r}: "
-            "install torch<2.12 with the torchvision and torchaudio of the same release, and "
+            "install torch<2.15 with the torchvision and torchaudio of the same release, and "
             "numpy<1.24 if SpikingJelly 0.0.0.0.14 asks for np.int or np.bool"
         ) from error
