@@ -28,16 +28,16 @@ import sj_prune
 from benchmarks.accuracy.cells import IMP_RATE, imp_rounds
 from benchmarks.measure import RESULTS, environment
 from sj_prune import EarlyBird, cost, methods
-from sj_prune.masks import NM, Uniform
+from sj_prune.masks import ERK, NM, Global, Uniform
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from quickstart import load_data, shift
 
-T, EPOCHS, BATCH, BATCHES = 4, 15, 64, 21
+T, EPOCHS, BATCH, BATCHES = 4, 10, 64, 21
 STEPS = EPOCHS * BATCHES
 END = int(0.6 * STEPS)  # masks change until here
-WHEN = {"interval": BATCHES, "end": END}  # 9 updates
-OFTEN = {"interval": 7, "end": int(0.75 * STEPS)}  # of those that train sparse: 33 updates
+WHEN = {"interval": BATCHES, "end": END}  # 6 updates
+OFTEN = {"interval": 7, "end": int(0.75 * STEPS)}  # of those that train sparse: 22 updates
 LR, MOMENTUM, DECAY, SMOOTHING = 0.2, 0.9, 5e-4, 0.1
 TAU = 4 / 3
 WEIGHTS, CHANNELS = (0.9, 0.95), (0.5, 0.75)
@@ -62,7 +62,7 @@ def network(seed: int) -> nn.Sequential:
         *(layer.Conv2d(16, 32, 3, padding=1, bias=False), layer.BatchNorm2d(32), lif()),
         layer.MaxPool2d(2),
         layer.Flatten(),
-        *(layer.Linear(128, 64), lif()),
+        *(layer.Linear(128, 64, bias=False), layer.BatchNorm1d(64), lif()),
         layer.Linear(64, 10),
     )
     functional.set_step_mode(net, "m")
@@ -202,13 +202,13 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
             "RigL": trained(methods.RigL, **OFTEN),
             "GraNet": trained(methods.GraNet, **OFTEN),
             "NDSNN": trained(methods.NDSNN, **OFTEN),
-            "DeepR": trained(methods.DeepR, beta1=0.0, interval=1, end=STEPS),
+            "DeepR": trained(methods.DeepR, beta1=0.0, allocation=ERK(), interval=1, end=STEPS),
             "GradR": trained(
                 methods.GradR, alpha={0.9: 0.004, 0.95: 0.006}, interval=BATCHES, end=STEPS
             ),
             "STDS": trained(methods.STDS, ceiling={0.9: 0.15, 0.95: 0.2}, **WHEN),
-            "ADMM": trained(methods.ADMM, rho=0.05, **WHEN),
-            "RCMO": trained(methods.RCMO, lr_y=1e-3, lr_z=3e4, interval=1, end=END),
+            "ADMM": trained(methods.ADMM, rho=0.3, allocation=Global(), **WHEN),
+            "RCMO": trained(methods.RCMO, lr_y=2e-3, lr_z=6e4, interval=1, end=END),
             "IMP": iterative,
             "Early-Bird": early_bird(),
             "Early-Bird, Early-Time": early_bird(2),
@@ -250,8 +250,11 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
             "SCA": channels(methods.SCA, interval=BATCHES),
             "GReg-1": channels(methods.GReg, every=1, delta=0.005),
             "GReg-2": channels(methods.GReg, variant=2, every=1, delta=0.005, pick_delta=2e-4),
-            "DPAP": channels(methods.DPAP, interval=BATCHES, patience={0.5: 0.5, 0.75: 0.2}),
         },
+    ),
+    "channels, emergent": (
+        (0.5,),
+        {"DPAP": channels(methods.DPAP, interval=BATCHES, patience=0.5)},
     ),
 }
 

@@ -8,8 +8,10 @@ import torch
 
 from sj_prune import methods
 from sj_prune.methods.dpap import trace
-from tests.support.channel_cases import NODES, NORMS, dpap, pruner
-from tests.support.pruning_cases import train
+from sj_prune.run.scores import scores
+from sj_prune.run.update import would_drop
+from tests.support.channel_cases import CONVS, NODES, NORMS, dpap, pruner
+from tests.support.pruning_cases import same, train
 
 
 def by_hand(spikes):
@@ -93,3 +95,18 @@ def test_a_sparsity_that_is_asked_for_is_exact():
         train(model, [], 1)
     model.update_masks(0.4)
     assert sum(int(model.masks[n].sum()) for n in NORMS) == 15
+
+
+def test_a_score_that_is_asked_for_twice_is_the_same():
+    """Asking ages nobody: only an update that is installed does."""
+    model, optimizer = pruner(dpap(patience=0.5))
+    train(model, optimizer, 1)
+    session = model.session
+    assert same(would_drop(session), would_drop(session))
+    drops = [{each.name: each.drop for each in scores(model.net, session.run)} for _ in range(3)]
+    assert same(drops[0], drops[1])
+    assert same(drops[0], drops[2])
+    assert all("awake" not in memory for memory in session.run.memory.values())
+    model.update_masks(0.4)
+    for name, conv in zip(NORMS, CONVS, strict=True):
+        assert session.run.memory[conv]["awake"].equal(drops[0][name].to(torch.float64))

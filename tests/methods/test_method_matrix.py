@@ -130,6 +130,11 @@ METHODS = {
     "DeepR-noise": Row(
         lambda **k: deepr(temperature=0.05, **k), lambda t: 0.7, random=True, random_start=True
     ),
+    "DeepR-soft": Row(
+        lambda **k: deepr(**{"soft": True, "l1": 0.3, "temperature": 0.3, **k}),
+        random=True,
+        emergent=True,
+    ),
     "Magnitude-NM": Row(blocks(magnitude), cubic(0.5)),
     "Criticality-NM": Row(blocks(criticality), cubic(0.5)),
     "RigL-NM": Row(
@@ -280,7 +285,10 @@ def permuted_masks(masks, order):
 
 
 # Whose noise, or whose blocks, go by position.
-NOISY = ("Random", "SET", "Criticality-random", "Criticality-regrow-only", "DeepR", "DeepR-noise")
+NOISY = (
+    *("Random", "SET", "Criticality-random", "Criticality-regrow-only"),
+    *("DeepR", "DeepR-noise", "DeepR-soft"),
+)
 BLOCKS = ("Magnitude-NM", "Criticality-NM", "RigL-NM")
 
 

@@ -39,6 +39,9 @@ METHODS = {
     "DeepR": lambda **k: methods.DeepR(
         **{"sparsity": 0.6, "l1": 4.0, "temperature": 0.05, "interval": 2, "end": 6, **k}
     ),
+    "DeepR-soft": lambda **k: methods.DeepR(
+        **{"soft": True, "l1": 0.3, "temperature": 0.3, "interval": 2, "end": 6, **k}
+    ),
     "ADMM": lambda **k: methods.ADMM(**{"sparsity": 0.7, "rho": 0.5, "interval": 2, "end": 6, **k}),
     "RCMO": lambda **k: methods.RCMO(**{"sparsity": 0.7, "lr_y": 10.0, "lr_z": 1e5, "end": 6, **k}),
     "Criticality-NM": lambda **k: methods.Criticality(
