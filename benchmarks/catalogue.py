@@ -193,7 +193,8 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
             "Magnitude": trained(methods.Magnitude, **WHEN),
             "Random": trained(methods.Random, **WHEN),
             "LAMP": trained(methods.LAMP, **WHEN),
-            "CQP": trained(methods.CQP, **WHEN),
+            "CQP": trained(methods.CQP, aggregate="mean", **WHEN),
+            "CQP, max": trained(methods.CQP, **WHEN),
             "Criticality": trained(methods.Criticality, regrow=REGROW, **WHEN),
             "Criticality, keeps_value": trained(
                 methods.Criticality, regrow=REGROW, keeps_value=True, **WHEN

@@ -104,6 +104,17 @@ def rcmo(**kwargs):
     return methods.RCMO(**{"sparsity": 0.8, "interval": 2, "end": 9, **rates, **kwargs})
 
 
+def upr(**kwargs):
+    gates = {"strength": 1e-3, "initial": 0.05, "gate_lr": 0.02}
+    return methods.UPR(**{"sparsity": 0.9, "interval": 2, "end": 9, **gates, **kwargs})
+
+
+def synapses(**kwargs):
+    return methods.DPAPSynapses(
+        **{"sparsity": 0.3, "patience": 2.0, "interval": 2, "end": 9, **kwargs}
+    )
+
+
 def blocks(make, **settings):
     """Return a method that keeps one of two."""
     return lambda **k: make(**{"sparsity": 0.5, "structure": NM(1, 2), **settings, **k})
@@ -146,8 +157,10 @@ METHODS = {
     ),
     "ADMM": Row(admm, lambda t: 0.8, steps=(9,)),
     "RCMO": Row(rcmo, lambda t: 0.8, steps=(9,)),
+    "DPAPSynapses": Row(synapses, emergent=True),
     "GradR": Row(gradr, emergent=True),
     "STDS": Row(stds, emergent=True),
+    "UPR": Row(upr, emergent=True),
 }
 ENFORCED = [name for name, row in METHODS.items() if not row.emergent]
 
