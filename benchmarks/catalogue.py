@@ -204,10 +204,19 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
             "GraNet": trained(methods.GraNet, **OFTEN),
             "NDSNN": trained(methods.NDSNN, **OFTEN),
             "DeepR": trained(methods.DeepR, beta1=0.0, allocation=ERK(), interval=1, end=STEPS),
-            "GradR": trained(
-                methods.GradR, alpha={0.9: 0.004, 0.95: 0.006}, interval=BATCHES, end=STEPS
+            "DeepR, soft": trained(
+                methods.DeepR,
+                **{"soft": True, "beta1": 0.0, "interval": BATCHES, "end": STEPS},
+                **{"sparsity": {0.9: 0.955, 0.95: 0.975}, "l1": {0.9: 0.03, 0.95: 0.045}},
+                temperature=0.01,
             ),
-            "STDS": trained(methods.STDS, ceiling={0.9: 0.15, 0.95: 0.2}, **WHEN),
+            "UPR": trained(
+                methods.UPR, strength={0.9: 2e-5, 0.95: 5e-5}, gate_lr=5e-3, begin=BATCHES, **WHEN
+            ),
+            "GradR": trained(
+                methods.GradR, alpha={0.9: 0.025, 0.95: 0.055}, interval=BATCHES, end=STEPS
+            ),
+            "STDS": trained(methods.STDS, ceiling={0.9: 0.9, 0.95: 1.9}, **WHEN),
             "ADMM": trained(methods.ADMM, rho=0.3, allocation=Global(), **WHEN),
             "RCMO": trained(methods.RCMO, lr_y=2e-3, lr_z=6e4, interval=1, end=END),
             "IMP": iterative,
@@ -256,6 +265,10 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
     "channels, emergent": (
         (0.5,),
         {"DPAP": channels(methods.DPAP, interval=BATCHES, patience=0.5)},
+    ),
+    "synapses of linear layers, emergent": (
+        (0.5,),
+        {"DPAPSynapses": trained(methods.DPAPSynapses, patience=1.0, **WHEN)},
     ),
 }
 

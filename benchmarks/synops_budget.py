@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 nice python -m benchmarks.synops_budget [--seeds 0 1 2 3 4]
 
-`SynOpsBudget` trains from scratch with a budget of SynOps, a fraction of those of the dense network
-of the same seed. Selection afterwards is `prune(..., budget={"synops": fraction})` of a dense
-network by global magnitude: of one that is trained to the end, at once, and of one that is trained
-for 6 of the 10 epochs and, with masks on, for the other 4. All have seen equally many images.
-SynOps are those of the training images, in eval mode.
+`SynOpsBudget` trains with a budget of SynOps, a fraction of those of the dense network of the same
+seed, from the start or in the last 4 of the 10 epochs. Selection afterwards is `prune(...,
+budget={"synops": fraction})` of a dense network by global magnitude: of one that is trained to the
+end, at once, and of one that is trained for 6 epochs and, with masks on, for the other 4. All have
+seen equally many images. SynOps are those of the training images, in eval mode.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import torch
 from torch import nn
 
 import sj_prune
-from benchmarks.catalogue import BATCHES, EPOCHS, LR, Digits, network, optimizer_of, over_time
+from benchmarks.catalogue import BATCHES, EPOCHS, Digits, network, optimizer_of, over_time
 from benchmarks.measure import RESULTS, environment
 from sj_prune import cost, methods
 
 FRACTIONS = (0.5, 0.3)
-EARLY = 6  # epochs before a selection that is trained on
+EARLY = 6  # epochs before a budget or a selection that is trained on
+RATE = 0.01
 
 
 def synops(digits: Digits, net: nn.Module) -> float:
@@ -97,10 +98,14 @@ def rows_of(digits: Digits, seed: int) -> list[dict[str, object]]:
     whole = trained(digits, seed, EPOCHS)
     dense = synops(digits, whole)
     note("dense", 1.0, whole, start)
-    for fraction in FRACTIONS:
-        start = time.process_time()
-        method = methods.SynOpsBudget(fraction=fraction, dense=dense, rate=RATE, damping=DAMPING)
-        note("in the loss", fraction, trained(digits, seed, EPOCHS, method), start)
+    for begin in (EARLY, 0):
+        for fraction in FRACTIONS:
+            start = time.process_time()
+            method = methods.SynOpsBudget(
+                fraction=fraction, dense=dense, rate=RATE, begin=begin * BATCHES
+            )
+            label = "in the loss, late" if begin else "in the loss, from the start"
+            note(label, fraction, trained(digits, seed, EPOCHS, method), start)
     for epochs in (0, EPOCHS - EARLY):
         for fraction in FRACTIONS:
             start = time.process_time()
@@ -108,9 +113,6 @@ def rows_of(digits: Digits, seed: int) -> list[dict[str, object]]:
             label = "afterwards, trained on" if epochs else "afterwards, at once"
             note(label, fraction, selected(digits, net, fraction, seed, epochs), start)
     return rows
-
-
-RATE, DAMPING = 0.001, 1.0
 
 
 def main() -> None:

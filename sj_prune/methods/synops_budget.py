@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sj_prune._checks import check_factor
+from sj_prune._checks import check_factor, check_integer
 from sj_prune.masks.schedule import Manual
 from sj_prune.methods.parts import Penalty, magnitude
 from sj_prune.methods.plan import Plan, Planned, plan_of
 from sj_prune.methods.view import NetView
 
 _BUDGET, _MULTIPLIER = "synops_budget", "synops_multiplier"
+#: part of the budget up to which `damping` counts what is off it
+_NEAR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +30,12 @@ class SynOpsBudget:
 
     Ours is `damping`: the term pulls with ``lambda + damping (S / B - 1)``, at least 0, as an
     augmented Lagrangian does. Without it `lambda` goes on rising while spikes vanish, overshoots,
-    and neurons that have fallen silent do not come back.
+    and neurons that have fallen silent do not come back. And `begin`: a network that has learned
+    nothing yet obeys by falling silent where spikes cost most, and stays so.
 
     ::
 
-        SynOpsBudget(fraction=0.3)
+        SynOpsBudget(fraction=0.3, begin=6 * len(loader))
         SynOpsBudget(fraction=0.3, method=RigL(sparsity=0.9, end=20000))
 
     Args:
@@ -41,8 +44,9 @@ class SynOpsBudget:
         rate: of `lambda`, a step; ours. Small ones take long, large ones overshoot.
         damping: pull beside `lambda` while the budget is exceeded; 0 = the rule as it is known.
         dense: SynOps a sample that `fraction` is of, as `sj_prune.cost.measure` finds on a trained
-            network; None: those of the first batch, with every weight. Spikes of a network that
-            has not been trained tell little.
+            network; None: those of the first batch after `begin`, with every weight. Spikes of a
+            network that has not been trained tell little.
+        begin: optimizer steps before the budget counts.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -54,8 +58,10 @@ class SynOpsBudget:
     rate: float = 0.001
     damping: float = 1.0
     dense: float | None = None
+    begin: int = 0
 
     def __post_init__(self) -> None:
+        check_integer("begin", self.begin, 0)
         for name in ("fraction", "rate") + ("dense",) * (self.dense is not None):
             check_factor(name, getattr(self, name), positive=True)
         check_factor("damping", self.damping)
@@ -70,7 +76,7 @@ class SynOpsBudget:
 
     def adjust(self, net: NetView) -> None:
         """Set the budget with the first batch, and adjust `lambda` to every one."""
-        if (found := net.synops()) is None:
+        if net.step <= self.begin or (found := net.synops()) is None:
             return
         if _BUDGET not in net.memory:
             dense = found[1] if self.dense is None else torch.full_like(found[1], self.dense)
@@ -84,5 +90,6 @@ class SynOpsBudget:
         if _MULTIPLIER not in memory:
             return torch.zeros_like(found)
         budget = memory[_BUDGET]
-        pull = memory[_MULTIPLIER] + self.damping * (found / budget - 1)
+        excess = (found / budget - 1).clamp(-_NEAR, _NEAR)
+        pull = memory[_MULTIPLIER] + self.damping * excess
         return pull.clamp_min(0) / budget

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -19,6 +17,7 @@ from sj_prune import _files
 from sj_prune._checks import check_factor, check_fraction, check_integer
 from sj_prune.masks.regrow import LayerUpdate
 from sj_prune.run.update import install_now, would_drop
+from sj_prune.trained.going_on import put_back, random_state, set_random_state, state_of
 from sj_prune.wrapper import PruningWrapper
 
 
@@ -135,7 +134,7 @@ class Search:
             if first and epoch == self.rewind_to:
                 self.point = self._parameters()
             self._bar.update()
-            self._save([_state(part) for part in parts])
+            self._save([state_of(part) for part in parts])
 
     def finish(self, result: object) -> None:
         """Note a training that is done; prune and rewind for the next one.
@@ -224,7 +223,7 @@ class Search:
             "queue": self.queue,
             "model": self.model.state_dict(),
             "parts": parts,
-            "random": _random_state(),
+            "random": random_state(),
         }
         _files.save(self._path, state)
 
@@ -246,50 +245,12 @@ class Search:
             for kept in state["queue"]
         ]
         self._saved = None if state["parts"] is None else state
-        _set_random_state(state["random"])
+        set_random_state(state["random"])
 
     def _go_on(self, parts: Sequence[Any]) -> None:
         """Put optimizers and random numbers back as an interrupted training left them."""
         state, self._saved = self._saved, None
         if state is None:
             return
-        if len(parts) != len(state["parts"]):
-            raise ValueError(
-                f"Expected the {len(state['parts'])} parts that were saved in training.run(...) "
-                f"but got {len(parts)}: give the same ones in the same order"
-            )
-        for part, saved in zip(parts, state["parts"], strict=True):
-            part.set_state(saved) if isinstance(part, torch.Generator) else part.load_state_dict(
-                saved
-            )
-        _set_random_state(state["random"])
-
-
-def _state(part: Any) -> Any:  # noqa: ANN401
-    """Return the state of what changes while training."""
-    if isinstance(part, torch.Generator):
-        return part.get_state()
-    if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
-        raise TypeError(
-            "Expected optimizers, schedules and torch generators in training.run(...), with a "
-            f"state_dict, but got {part!r}"
-        )
-    return part.state_dict()
-
-
-def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, [int(key) for key in keys], *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-    }
-
-
-def _set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        put_back(parts, state["parts"])
+        set_random_state(state["random"])

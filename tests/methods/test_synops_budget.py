@@ -92,20 +92,25 @@ def test_meter_counts_as_the_report():
     assert model.session.run.meter.mean().tolist() == pytest.approx([total, total])
 
 
-@pytest.mark.parametrize("damping", [0.0, 2.0])
+@pytest.mark.parametrize(("damping", "begin"), [(0.0, 0), (2.0, 0), (2.0, 3)])
 @pytest.mark.parametrize("optimizer", ["sgd_momentum", "adam"])
-def test_multiplier_follows_its_rule(optimizer, damping):
+def test_multiplier_follows_its_rule(optimizer, damping, begin):
     """A bare network beside it, whose loss has the term by autograd."""
-    method = methods.SynOpsBudget(fraction=0.6, rate=0.5, damping=damping)
+    method = methods.SynOpsBudget(fraction=0.6, rate=0.5, damping=damping, begin=begin)
     model, mine = wrapped(method, optimizer, net=build().double())
     bare = build().double()
     other = OPTIMIZERS[optimizer](bare.parameters())
     multiplier, budget, seen = 0.0, None, []
-    for k in range(1, 6):
+    for k in range(1, 6 + begin):
         train(model, mine, 1, start=k, dtype=torch.float64)
         x_seq, y = batch(k)
         loss, synops = synops_of(bare, x_seq.double(), y)
         other.zero_grad()
+        if k <= begin:
+            assert not model.session.run.network_memory
+            loss.backward()
+            other.step()
+            continue
         pull = 0.0 if budget is None else multiplier + damping * (synops.item() / budget - 1)
         budget = 0.6 * synops.item() if budget is None else budget
         (loss + max(0.0, pull) * (synops / budget - 1)).backward()

@@ -30,7 +30,8 @@ def trainer(optimizer="sgd_momentum", stop=None, seen=None, noise=False, steps=N
         schedule = torch.optim.lr_scheduler.StepLR(made, 1, gamma=0.5)
         if seen is not None:
             seen.append(training)
-        for epoch in training.run(made, schedule):
+        generator = torch.Generator()
+        for epoch in training.run(made, schedule, generator):
             for k in range(BATCHES):
                 if stop is not None and steps[0] == stop:
                     raise KilledError
@@ -38,7 +39,12 @@ def trainer(optimizer="sgd_momentum", stop=None, seen=None, noise=False, steps=N
                 made.zero_grad()
                 loss = loss_of(training.model, 10 * epoch + k, torch.float64)
                 if noise:
-                    loss = loss * (torch.rand(()) + random.random() + np.random.rand())
+                    loss = loss * (
+                        torch.rand((), generator=generator)
+                        + torch.rand(())
+                        + random.random()
+                        + np.random.rand()
+                    )
                 loss.backward()
                 made.step()
             schedule.step()
