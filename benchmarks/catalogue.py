@@ -227,10 +227,10 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
     "weights, at once": (
         WEIGHTS,
         {
-            "Magnitude": pruned(methods.Magnitude, interval=1, allocation=Uniform()),
+            "Magnitude": pruned(methods.Magnitude, interval=1),
             "LAMP": pruned(methods.LAMP, interval=1),
-            "OBC": pruned(methods.OBC),
-            "SBC": pruned(methods.SBC, tau=TAU),
+            "OBC": pruned(methods.OBC, allocation=Global()),
+            "SBC": pruned(methods.SBC, allocation=Global(), tau=TAU),
         },
     ),
     "blocks": (
@@ -305,6 +305,14 @@ def run(digits: Digits, cell: tuple[str, str, float, int]) -> dict[str, object]:
     return row | {"cpu_seconds": round(time.process_time() - start, 2), **environment("cpu")}
 
 
+def known(path: Path) -> set[tuple[str, ...]]:
+    """Return the cells that have a row, of other runs at the same time too."""
+    if not path.exists():
+        return set()
+    with path.open() as file:
+        return {tuple(row[key] for key in COLUMNS[:4]) for row in csv.DictReader(file)}
+
+
 def append(path: Path, row: dict[str, object]) -> None:
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -322,12 +330,11 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    done, digits = set(), Digits()
-    if args.out.exists():
-        with args.out.open() as file:
-            done = {tuple(r[k] for k in COLUMNS[:4]) for r in csv.DictReader(file)}
+    digits = Digits()
     for cell in cells(args.seeds):
-        if tuple(map(str, cell)) in done or not re.search(args.only, f"{cell[0]}/{cell[1]}"):
+        if tuple(map(str, cell)) in known(args.out) or not re.search(
+            args.only, f"{cell[0]}/{cell[1]}"
+        ):
             continue
         row = run(digits, cell)
         append(args.out, row)

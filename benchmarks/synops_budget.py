@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 nice python -m benchmarks.synops_budget [--seeds 0 1 2 3 4]
 
 `SynOpsBudget` trains with a budget of SynOps, a fraction of those of the dense network of the same
-seed, from the start or in the last 4 of the 10 epochs. Selection afterwards is `prune(...,
+seed, in the last 9 or the last 4 of the 10 epochs. Selection afterwards is `prune(...,
 budget={"synops": fraction})` of a dense network by global magnitude: of one that is trained to the
 end, at once, and of one that is trained for 6 epochs and, with masks on, for the other 4. All have
 seen equally many images. SynOps are those of the training images, in eval mode.
@@ -27,7 +27,7 @@ from sj_prune import cost, methods
 
 FRACTIONS = (0.5, 0.3)
 EARLY = 6  # epochs before a budget or a selection that is trained on
-RATE = 0.01
+RATE, DAMPING = 0.003, 3.0  # in trainings of so few steps
 
 
 def synops(digits: Digits, net: nn.Module) -> float:
@@ -98,19 +98,19 @@ def rows_of(digits: Digits, seed: int) -> list[dict[str, object]]:
     whole = trained(digits, seed, EPOCHS)
     dense = synops(digits, whole)
     note("dense", 1.0, whole, start)
-    for begin in (EARLY, 0):
+    for begin in (EARLY, 1):
         for fraction in FRACTIONS:
             start = time.process_time()
             method = methods.SynOpsBudget(
-                fraction=fraction, dense=dense, rate=RATE, begin=begin * BATCHES
+                fraction=fraction, dense=dense, rate=RATE, damping=DAMPING, begin=begin * BATCHES
             )
-            label = "in the loss, late" if begin else "in the loss, from the start"
+            label = f"in the loss, after epoch {begin}"
             note(label, fraction, trained(digits, seed, EPOCHS, method), start)
     for epochs in (0, EPOCHS - EARLY):
         for fraction in FRACTIONS:
             start = time.process_time()
             net = trained(digits, seed, EPOCHS - epochs)
-            label = "afterwards, trained on" if epochs else "afterwards, at once"
+            label = "selected, trained on" if epochs else "selected, at once"
             note(label, fraction, selected(digits, net, fraction, seed, epochs), start)
     return rows
 

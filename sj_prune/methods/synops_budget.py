@@ -29,9 +29,10 @@ class SynOpsBudget:
     Without a method no weight is pruned, and neurons spike less.
 
     Ours is `damping`: the term pulls with ``lambda + damping (S / B - 1)``, at least 0, as an
-    augmented Lagrangian does. Without it `lambda` goes on rising while spikes vanish, overshoots,
-    and neurons that have fallen silent do not come back. And `begin`: a network that has learned
-    nothing yet obeys by falling silent where spikes cost most, and stays so.
+    augmented Lagrangian does, of what is off by up to 10 % of the budget: near it that holds `S`,
+    and far from it `lambda` decides, for a pull of that size would undo what was learned. Without
+    it `lambda` goes on rising while spikes vanish, and overshoots. And `begin`: a network that has
+    learned nothing yet obeys by falling silent where spikes cost most, and stays so.
 
     ::
 
@@ -42,7 +43,7 @@ class SynOpsBudget:
         fraction: `B` over the SynOps of the dense network, positive.
         method: what prunes beside it: a method, or a plan.
         rate: of `lambda`, a step; ours. Small ones take long, large ones overshoot.
-        damping: pull beside `lambda` while the budget is exceeded; 0 = the rule as it is known.
+        damping: pull beside `lambda` near the budget; 0 = the rule as it is known.
         dense: SynOps a sample that `fraction` is of, as `sj_prune.cost.measure` finds on a trained
             network; None: those of the first batch after `begin`, with every weight. Spikes of a
             network that has not been trained tell little.
@@ -86,7 +87,7 @@ class SynOpsBudget:
         net.memory[_MULTIPLIER] = (known + self.rate * excess).clamp_min(0)
 
     def slope(self, memory: Mapping[str, Tensor], found: Tensor) -> Tensor:
-        """Return ``max(0, lambda + damping (S / B - 1)) / B``; 0 before there is a budget."""
+        """Return ``max(0, lambda + damping (S / B - 1)) / B``, near `B`; 0 before there is one."""
         if _MULTIPLIER not in memory:
             return torch.zeros_like(found)
         budget = memory[_BUDGET]
