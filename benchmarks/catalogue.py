@@ -251,6 +251,9 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
             "SVS": channels(methods.SVS, batches=4),
             "TaylorChannels": channels(methods.TaylorChannels, batches=BATCHES),
             "NetworkSlimming": channels(methods.NetworkSlimming, l1=1e-3),
+            "NetworkSlimming, Uniform": channels(
+                methods.NetworkSlimming, l1=1e-3, allocation=Uniform()
+            ),
             "CriticalityChannels": channels(
                 methods.CriticalityChannels,
                 regrow={0.5: 0.3, 0.75: 0.1},

@@ -332,7 +332,7 @@ def _spread(cells: list[dict[str, str]]) -> str:
     """Return mean and standard deviation of the accuracy, and how many seeds they are of."""
     found = [float(r["accuracy"]) for r in cells]
     deviation = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    seeds = "" if len(found) == 3 else f" ({len(found)} seeds)"
+    seeds = "" if len(found) == 3 else f" ({len(found)} seed{'s' * (len(found) > 1)})"
     return f"{statistics.mean(found):.1f}{deviation}{seeds}"
 
 
@@ -344,20 +344,18 @@ def synops_budget() -> str:
     for fraction, contender in sorted(cases, key=lambda case: -float(case[0])):
         mine = [r for r in found if (r["fraction"], r["contender"]) == (fraction, contender)]
         over = [100 * (float(r["over_budget"]) - 1) for r in mine]
-        accuracies = [float(r["accuracy"]) for r in mine]
         weights = statistics.mean(int(r["weights_left"]) for r in mine)
         table.append(
             [
                 fraction,
                 contender,
-                f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}",
+                _spread(mine),
                 f"{statistics.mean(float(r['synops']) for r in mine) / 1e3:.1f} k",
                 f"{min(over):+.1f} to {max(over):+.1f} %" if contender != "dense" else "",
                 f"{weights:,.0f}",
             ]
         )
-    seeds = len({r["seed"] for r in found})
-    headers = ["budget", "", f"accuracy, {seeds} seeds", "SynOps", "off the budget", "weights left"]
+    headers = ["budget", "", "accuracy", "SynOps", "off the budget", "weights left"]
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
