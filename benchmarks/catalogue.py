@@ -261,8 +261,8 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
                 batches=BATCHES,
             ),
             "SCA": channels(methods.SCA, interval=BATCHES),
-            "GReg-1": channels(methods.GReg, every=1, delta=0.005),
-            "GReg-2": channels(methods.GReg, variant=2, every=1, delta=0.005, pick_delta=2e-4),
+            "GReg-1": channels(methods.GReg, every=1, delta=0.01),
+            "GReg-2": channels(methods.GReg, variant=2, every=1, delta=0.02, pick_delta=5e-4),
         },
     ),
     "channels, emergent": (

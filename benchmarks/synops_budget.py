@@ -15,6 +15,7 @@ import argparse
 import csv
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,7 +28,9 @@ from sj_prune import cost, methods
 
 FRACTIONS = (0.5, 0.3)
 EARLY = 6  # epochs before a budget or a selection that is trained on
-RATE, DAMPING = 0.003, 3.0  # in trainings of so few steps
+
+#: called with the data, the seed, the fraction and the SynOps of the dense network
+Contender = Callable[[Digits, int, float, float], nn.Module]
 
 
 def synops(digits: Digits, net: nn.Module) -> float:
@@ -76,43 +79,57 @@ def selected(digits: Digits, net: nn.Module, fraction: float, seed: int, epochs:
     return found.net
 
 
-def rows_of(digits: Digits, seed: int) -> list[dict[str, object]]:
-    """Return all rows of a seed."""
-    rows: list[dict[str, object]] = []
+def in_the_loss(begin: int, **settings: float) -> Contender:
+    """Return what trains with a budget after so many epochs."""
 
-    def note(contender: str, fraction: float, net: nn.Module, start: float) -> None:
-        spent = synops(digits, net)
-        rows.append(
-            {
-                **{"seed": seed, "contender": contender, "fraction": fraction},
-                "accuracy": round(digits.accuracy(net), 4),
-                "synops": round(spent, 1),
-                "over_budget": round(spent / (fraction * dense), 4),
-                "weights_left": sum(int((p != 0).sum()) for p in net.parameters() if p.ndim > 1),
-                "cpu_seconds": round(time.process_time() - start, 2),
-                **environment("cpu"),
-            }
+    def run(digits: Digits, seed: int, fraction: float, dense: float) -> nn.Module:
+        method = methods.SynOpsBudget(
+            fraction=fraction, dense=dense, begin=begin * BATCHES, **settings
         )
+        return trained(digits, seed, EPOCHS, method)
 
+    return run
+
+
+def afterwards(epochs: int) -> Contender:
+    """Return what selects, and trains on for so many epochs."""
+
+    def run(digits: Digits, seed: int, fraction: float, dense: float) -> nn.Module:
+        return selected(digits, trained(digits, seed, EPOCHS - epochs), fraction, seed, epochs)
+
+    return run
+
+
+CONTENDERS: dict[str, Contender] = {
+    "in the loss, after epoch 1": in_the_loss(1),
+    "in the loss, after epoch 1, rate 0.003, damping 3": in_the_loss(1, rate=0.003, damping=3.0),
+    "in the loss, after epoch 6, rate 0.003, damping 3": in_the_loss(6, rate=0.003, damping=3.0),
+    "selected, at once": afterwards(0),
+    "selected, trained on": afterwards(EPOCHS - EARLY),
+}
+
+
+def row_of(
+    digits: Digits, seed: int, contender: str, fraction: float, dense: float
+) -> dict[str, object]:
+    """Return the row of a cell; the dense network's if `fraction` is 1."""
     start = time.process_time()
-    whole = trained(digits, seed, EPOCHS)
-    dense = synops(digits, whole)
-    note("dense", 1.0, whole, start)
-    for begin in (EARLY, 1):
-        for fraction in FRACTIONS:
-            start = time.process_time()
-            method = methods.SynOpsBudget(
-                fraction=fraction, dense=dense, rate=RATE, damping=DAMPING, begin=begin * BATCHES
-            )
-            label = f"in the loss, after epoch {begin}"
-            note(label, fraction, trained(digits, seed, EPOCHS, method), start)
-    for epochs in (0, EPOCHS - EARLY):
-        for fraction in FRACTIONS:
-            start = time.process_time()
-            net = trained(digits, seed, EPOCHS - epochs)
-            label = "selected, trained on" if epochs else "selected, at once"
-            note(label, fraction, selected(digits, net, fraction, seed, epochs), start)
-    return rows
+    whole = fraction == 1.0
+    net = (
+        trained(digits, seed, EPOCHS)
+        if whole
+        else CONTENDERS[contender](digits, seed, fraction, dense)
+    )
+    spent = synops(digits, net)
+    return {
+        **{"seed": seed, "contender": contender, "fraction": fraction},
+        "accuracy": round(digits.accuracy(net), 4),
+        "synops": round(spent, 1),
+        "over_budget": 1.0 if whole else round(spent / (fraction * dense), 4),
+        "weights_left": sum(int((p != 0).sum()) for p in net.parameters() if p.ndim > 1),
+        "cpu_seconds": round(time.process_time() - start, 2),
+        **environment("cpu"),
+    }
 
 
 def main() -> None:
@@ -122,20 +139,24 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    digits, known = Digits(), []
+    digits, known = Digits(), {}
     if args.out.exists():
         with args.out.open() as file:
-            known = list(csv.DictReader(file))
-    for seed in args.seeds:
-        if any(row["seed"] == str(seed) for row in known):
-            continue
-        for row in rows_of(digits, seed):
-            known.append(row)
+            rows = list(csv.DictReader(file))
+        known = {(int(r["seed"]), r["contender"], float(r["fraction"])): r for r in rows}
+    pruned = [(contender, fraction) for contender in CONTENDERS for fraction in FRACTIONS]
+    for contender, fraction in [("dense", 1.0), *pruned]:
+        for seed in args.seeds:
+            cell = (seed, contender, fraction)
+            if cell in known:
+                continue
+            dense = float(known[seed, "dense", 1.0]["synops"]) if fraction < 1 else 0.0
+            known[cell] = row = row_of(digits, *cell, dense)
             print(*(row[k] for k in list(row)[:8]), sep=", ", flush=True)
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(known[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(known)
+            with args.out.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(known.values())
 
 
 if __name__ == "__main__":
