@@ -292,6 +292,73 @@ def observe() -> str:
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
+def catalogue() -> str:
+    """Return one table a group: accuracy, sparsity and SynOps of each method, dense first."""
+    found = rows("catalogue_cpu")
+    dense, *groups = dict.fromkeys(r["group"] for r in found)
+    parts = [f"Dense: {_spread([r for r in found if r['group'] == dense])}."]
+    for group in groups:
+        mine = [r for r in found if r["group"] == group]
+        sparsities = sorted({r["sparsity"] for r in mine}, key=float)
+        table = []
+        for method in dict.fromkeys(r["method"] for r in mine):
+            row, epochs = [method], []
+            for sparsity in sparsities:
+                cells = [r for r in mine if (r["method"], r["sparsity"]) == (method, sparsity)]
+                row += _catalogue_cell(cells)
+                epochs += [r["epochs"] for r in cells]
+            most, least = max(map(int, epochs)), min(map(int, epochs))
+            table.append([*row, str(most) if most == least else f"{least} to {most}"])
+        titles = [
+            f"{100 * float(s):g} %: {title}" if title == "accuracy" else title
+            for s in sparsities
+            for title in ("accuracy", "reached", "SynOps")
+        ]
+        headers = ["method", *titles, "epochs"]
+        text = tabulate(table, headers, tablefmt="github", disable_numparse=True)
+        parts += [f"**{group[0].upper()}{group[1:]}**", text]
+    return "\n\n".join(parts)
+
+
+def _catalogue_cell(cells: list[dict[str, str]]) -> list[str]:
+    if not cells:
+        return ["", "", ""]
+    reached = statistics.mean(float(r["sparsity_reached"]) for r in cells)
+    synops = statistics.mean(float(r["synops"]) for r in cells)
+    return [_spread(cells), f"{100 * reached:.1f} %", f"{synops / 1e3:.1f} k"]
+
+
+def _spread(cells: list[dict[str, str]]) -> str:
+    """Return mean and standard deviation of the accuracy, and how many seeds they are of."""
+    found = [float(r["accuracy"]) for r in cells]
+    deviation = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
+    seeds = "" if len(found) == 3 else f" ({len(found)} seed{'s' * (len(found) > 1)})"
+    return f"{statistics.mean(found):.1f}{deviation}{seeds}"
+
+
+def synops_budget() -> str:
+    """Return accuracy and SynOps of each way to keep a budget, and the paired difference."""
+    found = rows("synops_budget_cpu")
+    cases = dict.fromkeys((r["fraction"], r["contender"]) for r in found)
+    table = []
+    for fraction, contender in sorted(cases, key=lambda case: -float(case[0])):
+        mine = [r for r in found if (r["fraction"], r["contender"]) == (fraction, contender)]
+        over = [100 * (float(r["over_budget"]) - 1) for r in mine]
+        weights = statistics.mean(int(r["weights_left"]) for r in mine)
+        table.append(
+            [
+                fraction,
+                contender,
+                _spread(mine),
+                f"{statistics.mean(float(r['synops']) for r in mine) / 1e3:.1f} k",
+                f"{min(over):+.1f} to {max(over):+.1f} %" if contender != "dense" else "",
+                f"{weights:,.0f}",
+            ]
+        )
+    headers = ["budget", "", "accuracy", "SynOps", "off the budget", "weights left"]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+
+
 def insert(text: str, marker: str, table: str) -> str:
     pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
@@ -311,6 +378,7 @@ PAGES = {
         "scale table": scale,
     },
     "docs/methods.md": {"methods table": partial(methods_table, markdown=True)},
+    "docs/catalogue.md": {"catalogue table": catalogue, "synops budget table": synops_budget},
     "docs/observing.md": {"observe table": observe},
     "docs/deploy.md": {"deploy table": deploy, "deploy figures": deploy_figures},
     "docs/channels.md": {

@@ -23,13 +23,18 @@ from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
 from sj_prune.trained.calibration import renormalize
 from sj_prune.trained.prune import Pruned, prune
+from sj_prune.trained.rounds import EarlyBird
+from sj_prune.trained.tickets import Tickets, Training, tickets
 from sj_prune.wrapper import PruningWrapper
 
 __all__ = [
     "CompactionError",
+    "EarlyBird",
     "Pruned",
     "PruningWrapper",
     "SparseNetwork",
+    "Tickets",
+    "Training",
     "__version__",
     "analysis",
     "architecture",
@@ -58,6 +63,7 @@ __all__ = [
     "save",
     "save_compact",
     "synapses",
+    "tickets",
     "to_recording",
     "to_stock",
 ]

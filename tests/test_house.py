@@ -4,10 +4,12 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
+from sj_prune.reports.catalogue import published
 from tests.support.sources import SOURCES, import_graph
 
 AT_THE_TOP = 7
 LINES = 300
+METHOD = 200  # of one published method
 SHORTER = {"wrapper.py": 250}  # the face: what it does stands elsewhere
 
 
@@ -60,3 +62,9 @@ def test_few_modules_at_the_top():
 def test_file_is_short(file):
     lines = len(SOURCES[file].read_text().splitlines())
     assert lines <= SHORTER.get(file, LINES), f"{file}: split it"
+
+
+def test_file_of_a_method_is_shorter():
+    for kind in published():
+        file = f"{kind.__module__.removeprefix('sj_prune.').replace('.', '/')}.py"
+        assert len(SOURCES[file].read_text().splitlines()) <= METHOD, f"{file}: split it"

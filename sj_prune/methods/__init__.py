@@ -9,6 +9,7 @@ from sj_prune.methods.criticality import Criticality
 from sj_prune.methods.criticality_channels import CriticalityChannels
 from sj_prune.methods.deepr import DeepR
 from sj_prune.methods.dpap import DPAP
+from sj_prune.methods.dpap_synapses import DPAPSynapses
 from sj_prune.methods.filter_norm import FilterNorm
 from sj_prune.methods.fpgm import FPGM
 from sj_prune.methods.gradr import GradR
@@ -28,6 +29,7 @@ from sj_prune.methods.stds import STDS
 from sj_prune.methods.svs import SVS
 from sj_prune.methods.synops_budget import SynOpsBudget
 from sj_prune.methods.taylor import TaylorChannels
+from sj_prune.methods.upr import UPR
 from sj_prune.methods.view import LayerActivity, LayerView, NetView
 
 __all__ = [
@@ -45,10 +47,12 @@ __all__ = [
     "SET",
     "STDS",
     "SVS",
+    "UPR",
     "APoZ",
     "ChannelMethod",
     "Criticality",
     "CriticalityChannels",
+    "DPAPSynapses",
     "DeepR",
     "Dense",
     "FilterNorm",

@@ -29,7 +29,7 @@ class DPAP(ChannelMethod):
     that is positive; in linear layers ``2 v(D) - 1.5``, 2 more, and 13. `v` is `u` of what is
     clipped to the 75th percentile. A unit with ``R < 0`` is pruned for good: the sparsity
     **emerges**. Pruned units are held between updates here. The paper prunes from epoch 5 on:
-    ``begin=4 * len(loader)``. Its second part, single synapses of linear layers, is left out.
+    ``begin=4 * len(loader)``. Its second part, synapses of linear layers, is `DPAPSynapses`.
 
     Not the paper's: a layer without spiking neurons before it counts its inputs as 1, and `v` clips
     first. With gradient accumulation the last batch of a step counts; each rank has a `th` of its
@@ -109,33 +109,57 @@ class Survival:
 
     def add(self, layer: LayerView) -> None:
         """Add the samples of the batch."""
-        if layer.activity is None or not (found := layer.activity.samples(trace)):
-            return
-        state = layer.state
-        c = torch.stack(found).mean(0).to(state["E"])
-        before = [] if layer.inputs is None else layer.inputs.samples(trace)
-        inputs = sum((each.to(c).sum(1) for each in before), torch.zeros_like(c[:, 0]))
-        if not (torch.isfinite(c).all() and torch.isfinite(inputs).all()):
-            return  # a step that AMP skips
-        state["E"] += c.sum(0)
-        state["samples"] += len(c)
-        post = c * (c - state["E"] / state["samples"])
-        state["b"] += (post * (inputs if before else torch.ones_like(inputs))[:, None]).sum(0)
+        if (seen := see(layer)) is not None:
+            post, before = seen
+            layer.state["b"] += (post * before.sum(1, keepdim=True)).sum(0)
 
     def __call__(self, layer: LayerView) -> Tensor | None:
         """Return `R` at this update; None without recording neurons."""
         if layer.activity is None:
             return None
+        product = unit(layer.state["b"]) * unit(layer.state["E"])
+        return self.survival(layer, product)
+
+    def survival(self, layer: LayerView, product: Tensor) -> Tensor:
+        """Return `R` at this update of units with this `D`."""
         least, bonus, slow = (0.65, 5.0, 12) if layer.weight.ndim > 2 else (1.5, 2.0, 13)
-        product = _unit(layer.state["b"]) * _unit(layer.state["E"])
-        delta = 2.0 * _unit(product.clamp_max(product.quantile(0.75))) - least
+        delta = 2.0 * unit(product.clamp_max(_quantile(product, 0.75))) - least
         delta = delta + bonus * (delta > 0)
         number = max(1, (layer.step - self.begin) // (self.interval or 1))  # from 1
         before = layer.state.get("awake", torch.full_like(delta, self.patience))
         return self.decay * before + delta * math.exp(-((number - 1) // slow))
 
 
-def _unit(values: Tensor) -> Tensor:
+def see(layer: LayerView) -> tuple[Tensor, Tensor] | None:
+    """Add `c` of the batch to the layer's `E`; return ``c (c - th)`` and the inputs' `c`.
+
+    Returns:
+        ``[N, C_out]`` and ``[N, channels of all neurons before]``, or ``[N, 1]`` of 1 without any;
+        None where nothing was recorded, or in a step that AMP skips.
+    """
+    if layer.activity is None or not (found := layer.activity.samples(trace)):
+        return None
+    state = layer.state
+    c = torch.stack(found).mean(0).to(state["E"])
+    inputs = [] if layer.inputs is None else layer.inputs.samples(trace)
+    before = torch.cat([each.to(c) for each in inputs], 1) if inputs else torch.ones_like(c[:, :1])
+    if not (torch.isfinite(c).all() and torch.isfinite(before).all()):
+        return None
+    state["E"] += c.sum(0)
+    state["samples"] += len(c)
+    return c * (c - state["E"] / state["samples"]), before
+
+
+def unit(values: Tensor) -> Tensor:
     """Return values from 0, the least, to 1, the most; 0 where all are the same."""
     low, high = values.min(), values.max()
     return (values - low) / torch.where(high > low, high - low, 1.0)
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """Return the quantile, between the two nearest; torch's takes 2^24 values at most."""
+    flat = values.flatten()
+    place = q * (flat.numel() - 1)
+    low = flat.kthvalue(math.floor(place) + 1).values
+    high = flat.kthvalue(math.ceil(place) + 1).values
+    return torch.lerp(low, high, place - math.floor(place))

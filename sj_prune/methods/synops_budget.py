@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sj_prune._checks import check_factor
+from sj_prune._checks import check_factor, check_integer
 from sj_prune.masks.schedule import Manual
 from sj_prune.methods.parts import Penalty, magnitude
 from sj_prune.methods.plan import Plan, Planned, plan_of
 from sj_prune.methods.view import NetView
 
 _BUDGET, _MULTIPLIER = "synops_budget", "synops_multiplier"
+#: part of the budget up to which `damping` counts what is off it
+_NEAR = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +29,25 @@ class SynOpsBudget:
     Without a method no weight is pruned, and neurons spike less.
 
     Ours is `damping`: the term pulls with ``lambda + damping (S / B - 1)``, at least 0, as an
-    augmented Lagrangian does. Without it `lambda` goes on rising while spikes vanish, overshoots,
-    and neurons that have fallen silent do not come back.
+    augmented Lagrangian does, of what is off by up to 10 % of the budget: near it that holds `S`,
+    and far from it `lambda` decides, for a pull of that size would undo what was learned. Without
+    it `lambda` goes on rising while spikes vanish, and overshoots. And `begin`: a network that has
+    learned nothing yet obeys by falling silent where spikes cost most, and stays so.
 
     ::
 
-        SynOpsBudget(fraction=0.3)
+        SynOpsBudget(fraction=0.3, begin=6 * len(loader))
         SynOpsBudget(fraction=0.3, method=RigL(sparsity=0.9, end=20000))
 
     Args:
         fraction: `B` over the SynOps of the dense network, positive.
         method: what prunes beside it: a method, or a plan.
         rate: of `lambda`, a step; ours. Small ones take long, large ones overshoot.
-        damping: pull beside `lambda` while the budget is exceeded; 0 = the rule as it is known.
+        damping: pull beside `lambda` near the budget; 0 = the rule as it is known.
         dense: SynOps a sample that `fraction` is of, as `sj_prune.cost.measure` finds on a trained
-            network; None: those of the first batch, with every weight. Spikes of a network that
-            has not been trained tell little.
+            network; None: those of the first batch after `begin`, with every weight. Spikes of a
+            network that has not been trained tell little.
+        begin: optimizer steps before the budget counts.
 
     Raises:
         TypeError: if an argument is of the wrong type.
@@ -54,8 +59,10 @@ class SynOpsBudget:
     rate: float = 0.001
     damping: float = 1.0
     dense: float | None = None
+    begin: int = 0
 
     def __post_init__(self) -> None:
+        check_integer("begin", self.begin, 0)
         for name in ("fraction", "rate") + ("dense",) * (self.dense is not None):
             check_factor(name, getattr(self, name), positive=True)
         check_factor("damping", self.damping)
@@ -70,7 +77,7 @@ class SynOpsBudget:
 
     def adjust(self, net: NetView) -> None:
         """Set the budget with the first batch, and adjust `lambda` to every one."""
-        if (found := net.synops()) is None:
+        if net.step <= self.begin or (found := net.synops()) is None:
             return
         if _BUDGET not in net.memory:
             dense = found[1] if self.dense is None else torch.full_like(found[1], self.dense)
@@ -80,9 +87,10 @@ class SynOpsBudget:
         net.memory[_MULTIPLIER] = (known + self.rate * excess).clamp_min(0)
 
     def slope(self, memory: Mapping[str, Tensor], found: Tensor) -> Tensor:
-        """Return ``max(0, lambda + damping (S / B - 1)) / B``; 0 before there is a budget."""
+        """Return ``max(0, lambda + damping (S / B - 1)) / B``, near `B`; 0 before there is one."""
         if _MULTIPLIER not in memory:
             return torch.zeros_like(found)
         budget = memory[_BUDGET]
-        pull = memory[_MULTIPLIER] + self.damping * (found / budget - 1)
+        excess = (found / budget - 1).clamp(-_NEAR, _NEAR)
+        pull = memory[_MULTIPLIER] + self.damping * excess
         return pull.clamp_min(0) / budget

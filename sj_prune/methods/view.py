@@ -94,6 +94,8 @@ class LayerView:
         bias: of the layer, detached, as `weight`; None without one.
         bias_grad: its pure loss gradient, or None.
         inputs: of the neurons that its input comes from; None if none of them records.
+        places: how many places of its input map each weight meets in the first forward,
+            ``H W / stride^2``; 1 of a linear layer; None before one.
         transposed: groups of a transposed convolution; 0 for every other layer.
         fed: what the layer multiplied with its weight in the last forward, one row an output place,
             ``[groups, T, places, weight.shape[1:].numel()]``; for scores that accumulate and read
@@ -113,6 +115,7 @@ class LayerView:
     bias: Tensor | None = None
     bias_grad: Tensor | None = None
     inputs: LayerActivity | None = None
+    places: float | None = None
     transposed: int = 0
     fed: Tensor | None = None
 

@@ -52,6 +52,7 @@ class Topology:
         before: layer name -> the neuron layers that its input comes from, of layers that neurons
             follow.
         idle: names of the layers that did not run as modules.
+        places: layer name -> how many places of its input each weight meets, of those that did.
     """
 
     neurons: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Topology:
     through: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     before: dict[str, tuple[str, ...]] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
+    places: dict[str, float] = field(default_factory=dict)
 
     def leave_out(self, name: str, layers: Iterable[str] = ()) -> None:
         """Let a neuron layer score nothing, neither `layers` nor those of an earlier call."""

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from sj_prune.network.layers import Layer, is_weighted, weight_identity
+from sj_prune.network.layers import TRANSPOSED, Layer, is_weighted, weight_identity
 
 
 @contextmanager
-def noting_idle(net: nn.Module, layers: Mapping[str, Layer]) -> Iterator[set[str]]:
+def noting_idle(
+    net: nn.Module, layers: Mapping[str, Layer], places: dict[str, float] | None = None
+) -> Iterator[set[str]]:
     """Yield the names of the layers that have not run in this block so far.
 
     Args:
         net: whose modules run; another one with the same weight counts.
         layers: by name.
+        places: is told of each that runs how many places of its input a weight meets.
     """
     idle = set(layers)
     by_weight = {weight_identity(layer): name for name, layer in layers.items()}
 
-    def ran(name: str, *_: Any) -> None:  # noqa: ANN401
+    def ran(name: str, layer: Any, args: tuple[Any, ...]) -> None:  # noqa: ANN401
         idle.discard(name)
+        if places is not None and args and isinstance(args[0], Tensor):
+            places[name] = _places(layer, args[0])
 
     with ExitStack() as stack:
         for module in net.modules():
             if is_weighted(module) and (name := by_weight.get(weight_identity(module))):
                 stack.callback(module.register_forward_pre_hook(partial(ran, name)).remove)
         yield idle
+
+
+def _places(layer: Any, x: Tensor) -> float:  # noqa: ANN401
+    """Return ``H W / stride^2`` of an input; ``H W`` of a transposed layer, 1 of a linear one."""
+    dims = layer.weight.ndim - 2
+    size = math.prod(x.shape[x.ndim - dims :])
+    return (
+        float(size) if isinstance(layer, TRANSPOSED) or not dims else size / math.prod(layer.stride)
+    )

@@ -205,7 +205,8 @@ def trace(
         temporary_activity(net) as nodes,
     ):
         tracer = _Tracer(net, layers, channels)
-        with _hooked(net, tracer), noting_idle(net, layers) as idle:
+        places: dict[str, float] = {}
+        with _hooked(net, tracer), noting_idle(net, layers, places) as idle:
             try:
                 _forward(net, args, kwargs or {})
             except ValueError as error:
@@ -217,6 +218,7 @@ def trace(
         topology = tracer.topology
         topology.before = dict(tracer.walker.inputs)
         topology.idle = tuple(name for name in layers if name in idle)
+        topology.places = places
         for name, facts in topology.facts.items():
             if facts.problem is None:
                 _measure(net, name, facts, nodes[name])

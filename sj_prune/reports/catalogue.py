@@ -64,7 +64,7 @@ def _by_default(kind: type[methods.Method]) -> Plan:
         return make().plan()
     try:
         return make(end=end).plan()
-    except ValueError:  # an epoch, whose steps the user has to give: any number shows the parts
+    except (TypeError, ValueError):  # an epoch, whose steps the user gives: any number will do
         return make(end=end, interval=1000).plan()
 
 

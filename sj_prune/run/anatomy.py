@@ -51,6 +51,7 @@ def learn(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any
         run.masks = _masks(net, run, args, kwargs, topology)
     anatomy = run.anatomy
     anatomy.topology = topology
+    anatomy.places.update(topology.places)
     anatomy.scoring = {n: scoring_neurons(topology, anatomy.coupling, n) for n in run.layers}
     if not built:
         start_masks(net, run)

@@ -232,7 +232,7 @@ def _check_memory(net: nn.Module, run: Run, state: Mapping[str, Any], old: bool)
             where = f"memory.{name}.{key}"
             if key == AWAKE:
                 kind = value.dtype if value.is_floating_point() else torch.float32
-                _like(where, value, (len(run.masks.weight(name)),), kind)
+                _like(where, value, run.masks.layer_mask(name).shape, kind)
             elif key in mine:
                 _like(where, value, mine[key].shape, mine[key].dtype)
     grow = run.plan.grow

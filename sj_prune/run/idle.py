@@ -23,7 +23,7 @@ def listen(net: nn.Module, run: Run) -> None:
         return
     stack = ExitStack()
     layers: dict[str, Any] = {name: net.get_submodule(name) for name in run.layers}
-    idle = stack.enter_context(noting_idle(net, layers))
+    idle = stack.enter_context(noting_idle(net, layers, run.anatomy.places))
 
     def over(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
         stack.close()

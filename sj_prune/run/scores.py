@@ -21,7 +21,7 @@ from sj_prune.run.views import view
 
 #: in the memory of a scope's first layer: the update in which each unit was grown, or -1
 GROWN_AT = "grown at"
-#: in that of a layer whose channels are pruned: what each was dropped by while awake
+#: in that of a layer: what each of its units was dropped by while awake
 AWAKE = "awake"
 
 logger = logging.getLogger("sj_prune")
@@ -33,7 +33,7 @@ def scores(net: nn.Module, run: Run) -> list[LayerScores]:
     Raises:
         RuntimeError: if none has.
     """
-    return [_revived(run, each) for each in _all(net, run, run.plan.drop, run.plan.grow)]
+    return _all(net, run, run.plan.drop, run.plan.grow)
 
 
 def drop_scores(net: nn.Module, run: Run, drop: Score | None) -> list[LayerScores]:
@@ -79,7 +79,7 @@ def last_scores(run: Run) -> dict[str, Tensor]:
 
     Of one that slept then it is the score it had when last awake. Only channels have any.
     """
-    found = {name: _awake(run, scope) for name, scope in run.masks.scopes.items()}
+    found = {name: _awake(scope, run.memory) for name, scope in run.masks.scopes.items()}
     return {name: score for name, score in found.items() if score is not None}
 
 
@@ -89,13 +89,14 @@ def _of(
     masks = run.masks
     assert score is not None  # noqa: S101 (where sparsity emerges nothing is scored)
     views = {name: _declared(run, score, view(net, run, name)) for name in scope.layers}
+    if _remembers(run, scope):  # in a copy: to ask leaves nothing behind
+        views = {n: replace(layer, state=dict(layer.state)) for n, layer in views.items()}
     drop = _joined(run, scope, views, score, "relative")
     if drop is None:
         return None
     alive = masks.alive(scope.name)
-    if scope.sleeps and score is run.plan.drop:
-        for name, found in drop[1].items():
-            _remember(run, name, found, views[name])
+    if _remembers(run, scope) and score is run.plan.drop:
+        _remember(drop[1], views)
     growth = None
     if grow is not None:
         growth = _joined(run, scope, _moving(run, grow.score, views), grow.score, "mean")
@@ -103,7 +104,7 @@ def _of(
     if growth is not None and grow is not None and callable(grow.ties):
         shared = grow.ties is score and len(views) == 1  # nothing to join: the same numbers
         tie = drop if shared else _joined(run, scope, views, grow.ties, "mean")
-    return LayerScores(
+    scores = LayerScores(
         scope.name,
         torch.ones_like(alive) if run.plan.from_scratch else alive,
         _protected(run, scope, drop[0], alive),
@@ -112,6 +113,8 @@ def _of(
         scope.floor,
         scope.multiple,
     )
+    awake = _awake(scope, {n: layer.state for n, layer in views.items()}) if scope.sleeps else None
+    return scores if awake is None else _revived(run, scores, awake)
 
 
 def _moving(run: Run, score: Score, views: Mapping[str, LayerView]) -> Mapping[str, LayerView]:
@@ -169,10 +172,30 @@ def _units(run: Run, name: str, value: Any, layer: LayerView) -> Tensor:  # noqa
         raise ValueError(f"{wanted}{tuple(value.shape)}") from error
 
 
-def _remember(run: Run, name: str, score: Tensor, layer: LayerView) -> None:
-    """Keep what a layer's channels are dropped by while awake: asleep their scores mean nothing."""
-    before = layer.state.get(AWAKE, torch.zeros_like(score))
-    layer.state[AWAKE] = torch.where(layer.mask.to(score.device), score, before.to(score))
+def _remembers(run: Run, scope: Scope) -> bool:
+    return scope.sleeps or getattr(run.plan.drop, "remembered", False)
+
+
+def remember(net: nn.Module, run: Run) -> None:
+    """Keep, once an update, what units are dropped by as long as they are awake.
+
+    Asleep their scores mean nothing. Of channels, and of a drop score that has an attribute
+    `remembered` which is True.
+    """
+    if (drop := run.plan.drop) is None:
+        return
+    for scope in run.masks.ranked.values():
+        if _remembers(run, scope):
+            views = {n: _declared(run, drop, view(net, run, n)) for n in scope.layers}
+            found = _joined(run, scope, views, drop, "relative")
+            _remember({} if found is None else found[1], views)
+
+
+def _remember(found: Mapping[str, Tensor], views: Mapping[str, LayerView]) -> None:
+    for name, score in found.items():
+        layer = views[name]
+        before = layer.state.get(AWAKE, torch.zeros_like(score))
+        layer.state[AWAKE] = torch.where(layer.mask.to(score.device), score, before.to(score))
 
 
 def _protected(run: Run, scope: Scope, drop: Tensor, alive: Tensor) -> Tensor:
@@ -188,17 +211,13 @@ def _protected(run: Run, scope: Scope, drop: Tensor, alive: Tensor) -> Tensor:
     return drop.where(~young.to(drop.device), torch.finfo(drop.dtype).max)
 
 
-def _revived(run: Run, found: LayerScores) -> LayerScores:
+def _revived(run: Run, found: LayerScores, awake: Tensor) -> LayerScores:
     """Replace a growth signal that is 0 at all sleeping units by their last score awake.
 
     A surrogate without a derivative at rest lets no gradient through to a silent channel.
     """
-    scope = run.masks.scopes[found.name]
-    if not scope.sleeps:
-        return found
     asleep = ~run.masks.alive(found.name)
-    awake = _awake(run, scope)
-    if found.grow is None or awake is None or not asleep.any():
+    if found.grow is None or not asleep.any():
         return found
     if found.grow[asleep].any() or not awake[asleep].any():
         return found
@@ -207,15 +226,15 @@ def _revived(run: Run, found: LayerScores) -> LayerScores:
         logger.warning(
             "the growth signal of the sleeping channels of %s is 0 (a surrogate without a "
             "derivative at rest?): they are ranked by the score they had while awake",
-            ", ".join(scope.layers),
+            ", ".join(run.masks.scopes[found.name].layers),
         )
     here, there = found.grow[~asleep].mean(), awake[~asleep].mean()
     scale = here / there if here > 0 and there > 0 else 1.0
     return replace(found, grow=torch.where(asleep, awake * scale, found.grow))
 
 
-def _awake(run: Run, scope: Scope) -> Tensor | None:
+def _awake(scope: Scope, memory: Mapping[str, Mapping[str, Tensor]]) -> Tensor | None:
     """Return what the units of a scope scored while they were awake."""
-    kept = {name: run.memory.get(name, {}).get(AWAKE) for name in scope.layers}
+    kept = {name: memory.get(name, {}).get(AWAKE) for name in scope.layers}
     found = {name: score for name, score in kept.items() if score is not None}
     return scope.combine(found, "relative") if found else None

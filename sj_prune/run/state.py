@@ -30,6 +30,7 @@ class Anatomy:
         scoring: layer -> neuron layers that score it -> which of their channels are whose.
         dense: layer -> why it, or a part of it, stays as it is.
         idle: layers that the first forward has not run; None before one has told. `run/idle.py`.
+        places: layer -> how many places of its input each weight meets; `run/idle.py` too.
     """
 
     inputs: tuple[Any, Any] | None = None
@@ -38,6 +39,7 @@ class Anatomy:
     scoring: dict[str, dict[str, Tensor | None]] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
     idle: frozenset[str] | None = None
+    places: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

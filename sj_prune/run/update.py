@@ -18,7 +18,7 @@ from sj_prune.run.arguments import check_sparsity
 from sj_prune.run.hooks import Hooks
 from sj_prune.run.install import install, record_emergent, units_of
 from sj_prune.run.recording import in_window
-from sj_prune.run.scores import drop_scores, scores
+from sj_prune.run.scores import drop_scores, remember, scores
 from sj_prune.run.session import Session
 from sj_prune.run.start import kept_units
 from sj_prune.run.state import Run
@@ -69,6 +69,7 @@ def update_now(session: Session, sparsity: float | None) -> None:
 def install_now(session: Session, found: dict[str, LayerUpdate]) -> None:
     """Put an update in force outside of a step, whoever made it."""
     net, run = session.net, session.run
+    remember(net, run)
     kept = sum(count([update.mask for update in found.values()]))
     target = 1.0 - kept / sum(update.mask.numel() for update in found.values())
     level = session.agreement.log_level
@@ -103,6 +104,7 @@ def _update(session: Session, step: int, target: float, *, exact: bool = False) 
 
     with agreement.joined():
         found = agreement.agreed(where, score, _facts)
+        remember(net, run)
     install(net, run, found, session.hooks.slot_owners, step, target, agreement.log_level)
 
 

@@ -74,6 +74,7 @@ def _view(net: nn.Module, run: Run, name: str, state: dict[str, Tensor], step: i
         state=state,
         bias=None if bias is None else masks.scored(name, "bias"),
         bias_grad=None if bias is None else bias.grad,
+        places=run.anatomy.places.get(name),
         transposed=layer.groups if isinstance(layer, TRANSPOSED) else 0,
     )
 

@@ -62,6 +62,23 @@ def test_no_winner_where_ranges_overlap(readme, monkeypatch, with_growth, withou
     assert "test accuracy, mean of 3 seeds" in text
 
 
+def test_cells_of_the_catalogue_are_means_over_seeds(readme, monkeypatch):
+    def cell(group, method, sparsity, seed, accuracy, epochs=10):
+        text = {"group": group, "method": method, "sparsity": str(sparsity), "seed": str(seed)}
+        numbers = {"sparsity_reached": sparsity, "synops": 1500.0, "epochs": epochs}
+        return {**text, "accuracy": str(accuracy), **{k: str(v) for k, v in numbers.items()}}
+
+    found = [cell("", "dense", 0.0, seed, 96 + seed) for seed in range(3)]
+    found += [cell("weights", "IMP", 0.9, seed, 90 + 2 * seed, 82) for seed in range(3)]
+    found += [cell("weights", "IMP", 0.95, 0, 80.0, 109)]
+    monkeypatch.setattr(readme, "rows", lambda name: found)
+    text = readme.catalogue()
+    assert text.startswith("Dense: 97.0 ± 1.0.\n\n**Weights**")
+    line = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
+    wanted = ["IMP", "92.0 ± 2.0", "90.0 %", "1.5 k", "80.0 (1 seed)", "95.0 %", "1.5 k"]
+    assert line == [*wanted, "82 to 109"]
+
+
 def test_every_seed_and_growth_keeps_as_many_channels(readme):
     found = [row for row in readme.rows("channel_growth_cpu") if row["growth"] != "dense"]
     assert len({row["seed"] for row in found}) >= 3

@@ -8,8 +8,11 @@ import torch
 
 from sj_prune import methods
 from sj_prune.methods.dpap import trace
-from tests.support.channel_cases import NODES, NORMS, dpap, pruner
-from tests.support.pruning_cases import train
+from sj_prune.run.scores import scores
+from sj_prune.run.update import would_drop
+from tests.support.channel_cases import CONVS, NODES, NORMS, dpap, pruner
+from tests.support.pruning_cases import same, train
+from tests.support.reference import Bare, follows
 
 
 def by_hand(spikes):
@@ -93,3 +96,75 @@ def test_a_sparsity_that_is_asked_for_is_exact():
         train(model, [], 1)
     model.update_masks(0.4)
     assert sum(int(model.masks[n].sum()) for n in NORMS) == 15
+
+
+def test_a_score_that_is_asked_for_twice_is_the_same():
+    """Asking ages nobody: only an update that is installed does."""
+    model, optimizer = pruner(dpap(patience=0.5))
+    train(model, optimizer, 1)
+    session = model.session
+    assert same(would_drop(session), would_drop(session))
+    drops = [{each.name: each.drop for each in scores(model.net, session.run)} for _ in range(3)]
+    assert same(drops[0], drops[1])
+    assert same(drops[0], drops[2])
+    assert all("awake" not in memory for memory in session.run.memory.values())
+    model.update_masks(0.4)
+    for name, conv in zip(NORMS, CONVS, strict=True):
+        assert session.run.memory[conv]["awake"].equal(drops[0][name].to(torch.float64))
+
+
+# ---- synapses ------------------------------------------------------------------------------------
+
+
+def synapses(**settings):
+    return methods.DPAPSynapses(
+        **{"sparsity": 0.3, "patience": 2.0, "interval": 2, "end": 8, **settings}
+    )
+
+
+def spikes_of(net, names):
+    """Return a dictionary that holds what these neurons fired in the last forward."""
+    shown = {}
+    for name in names:
+        net.get_submodule(name).register_forward_hook(
+            lambda _, inputs, out, name=name: shown.update({name: out.detach().numpy()})
+        )
+    return shown
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_synapses(optimizer):
+    """One linear layer has neurons behind it, and those of a map before it; 8 survives by b."""
+    end, known, records = 14, {}, []
+    r, b, total, seen = np.full((8, 54), 2.0), np.zeros((8, 54)), np.zeros(8), [0]
+
+    def start(bare, model):
+        known["spikes"] = spikes_of(bare.net, ["5", "9"])
+
+    def advance(bare: Bare, k):
+        nonlocal b, total
+        bare.backward(k)
+        if k <= end:
+            before, c = (by_hand(known["spikes"][n]) for n in ("5", "9"))
+            seen[0] += len(c)
+            total = total + c.sum(0)
+            post = c * (c - total / seen[0])
+            b = b + post.T @ before.repeat(9, axis=1)
+        if k <= end and k % 2 == 0:
+            d = scaled(b)
+            v = scaled(np.minimum(d, np.quantile(d, 0.75)))
+            delta = 2 * v - 1.5
+            delta = delta + 2 * (delta > 0)
+            new = 0.999 * r + delta * math.exp(-((k // 2 - 1) // 13))
+            kept = bare.masks["8"].numpy()
+            r[kept] = new[kept]
+            bare.masks["8"] = torch.from_numpy(kept & (new >= 0))
+            records.append(int(bare.masks["8"].sum()))
+            bare.hold()
+        bare.step()
+
+    model, _ = follows(synapses(end=end), optimizer, 16, advance, start=start)
+    assert len(set(records)) > 2
+    assert 0 < records[-1] < 432
+    assert model.masks["0"].all()
+    assert model.session.run.masks.uncounted == {"0", "3", "10"}

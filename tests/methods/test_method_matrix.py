@@ -104,6 +104,17 @@ def rcmo(**kwargs):
     return methods.RCMO(**{"sparsity": 0.8, "interval": 2, "end": 9, **rates, **kwargs})
 
 
+def upr(**kwargs):
+    gates = {"strength": 1e-3, "initial": 0.05, "gate_lr": 0.02}
+    return methods.UPR(**{"sparsity": 0.9, "interval": 2, "end": 9, **gates, **kwargs})
+
+
+def synapses(**kwargs):
+    return methods.DPAPSynapses(
+        **{"sparsity": 0.3, "patience": 2.0, "interval": 2, "end": 9, **kwargs}
+    )
+
+
 def blocks(make, **settings):
     """Return a method that keeps one of two."""
     return lambda **k: make(**{"sparsity": 0.5, "structure": NM(1, 2), **settings, **k})
@@ -130,6 +141,11 @@ METHODS = {
     "DeepR-noise": Row(
         lambda **k: deepr(temperature=0.05, **k), lambda t: 0.7, random=True, random_start=True
     ),
+    "DeepR-soft": Row(
+        lambda **k: deepr(**{"soft": True, "l1": 0.3, "temperature": 0.3, **k}),
+        random=True,
+        emergent=True,
+    ),
     "Magnitude-NM": Row(blocks(magnitude), cubic(0.5)),
     "Criticality-NM": Row(blocks(criticality), cubic(0.5)),
     "RigL-NM": Row(
@@ -141,8 +157,10 @@ METHODS = {
     ),
     "ADMM": Row(admm, lambda t: 0.8, steps=(9,)),
     "RCMO": Row(rcmo, lambda t: 0.8, steps=(9,)),
+    "DPAPSynapses": Row(synapses, emergent=True),
     "GradR": Row(gradr, emergent=True),
     "STDS": Row(stds, emergent=True),
+    "UPR": Row(upr, emergent=True),
 }
 ENFORCED = [name for name, row in METHODS.items() if not row.emergent]
 
@@ -280,7 +298,10 @@ def permuted_masks(masks, order):
 
 
 # Whose noise, or whose blocks, go by position.
-NOISY = ("Random", "SET", "Criticality-random", "Criticality-regrow-only", "DeepR", "DeepR-noise")
+NOISY = (
+    *("Random", "SET", "Criticality-random", "Criticality-regrow-only"),
+    *("DeepR", "DeepR-noise", "DeepR-soft"),
+)
 BLOCKS = ("Magnitude-NM", "Criticality-NM", "RigL-NM")
 
 

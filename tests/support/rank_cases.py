@@ -39,6 +39,12 @@ METHODS = {
     "DeepR": lambda **k: methods.DeepR(
         **{"sparsity": 0.6, "l1": 4.0, "temperature": 0.05, "interval": 2, "end": 6, **k}
     ),
+    "DeepR-soft": lambda **k: methods.DeepR(
+        **{"soft": True, "l1": 0.3, "temperature": 0.3, "interval": 2, "end": 6, **k}
+    ),
+    "UPR": lambda **k: methods.UPR(
+        **{"strength": 1e-3, "initial": 0.05, "gate_lr": 0.02, "interval": 2, "end": 6, **k}
+    ),
     "ADMM": lambda **k: methods.ADMM(**{"sparsity": 0.7, "rho": 0.5, "interval": 2, "end": 6, **k}),
     "RCMO": lambda **k: methods.RCMO(**{"sparsity": 0.7, "lr_y": 10.0, "lr_z": 1e5, "end": 6, **k}),
     "Criticality-NM": lambda **k: methods.Criticality(
@@ -51,6 +57,9 @@ METHODS = {
     ),
     "DPAP": lambda **k: methods.DPAP(
         **{"sparsity": 0.5, "patience": 0.5, "interval": 2, "end": 6, **k}
+    ),
+    "DPAPSynapses": lambda **k: methods.DPAPSynapses(
+        **{"patience": 1.0, "interval": 2, "end": 6, **k}
     ),
     "SVS": lambda **k: methods.SVS(
         **{"sparsity": 0.5, "regrow": 0.25, "interval": 2, "end": 6, **k}

@@ -1,0 +1,150 @@
+"""UPR (Shi et al., 2024): a gate behind every weight is learned, and grows sharper until hard.
+
+The weight stays the optimizer's leaf: it is ``theta sigma(beta a)``, and its gradient is that of
+`theta`, so that the change which a step makes to it is the change of `theta`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sj_prune._checks import check_factor, check_number
+from sj_prune.masks.bindings import Hidden
+from sj_prune.methods.base import ScheduledMethod
+from sj_prune.methods.parts import Penalty
+from sj_prune.methods.plan import Plan
+from sj_prune.methods.view import LayerView
+
+_BETAS, _EPS = (0.9, 0.999), 1e-8  # of Adam, as everywhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class UPR(ScheduledMethod):
+    """Unified pruning by learned gates (Shi et al., ICLR 2024), of weights.
+
+    ``w = theta sigma(beta a)`` with a learned `a` for every weight, trained by an Adam of its own
+    on the loss and ``strength * sum over layers of places * sum sigma(beta a)``, where ``places =
+    H_in W_in / stride^2``: each weight costs the accumulations that it takes part in. `beta` is
+    `sharp` up to step `begin`, then rises exponentially to `sharpest` in step `end`; from there on
+    a weight is kept if ``a > 0``, and what is left trains on. The sparsity **emerges** from
+    `strength`. The paper searches for 800 of 1,000 epochs and trains by Adam at 1e-4.
+
+    Ours: `theta` starts so that the network is what it was, and weight decay acts on `w`. The
+    paper's second part, gates of single neurons, which tie a network to one size of images, is left
+    out.
+
+    Args:
+        sparsity: what is hoped for, beside what is reached in records; it decides nothing.
+        interval: optimizer steps between records of the sparsity reached (one log line each).
+        begin: `beta` rises after this step.
+        end: step in which the gates become hard, and of the last record.
+        strength: `lambda` of the penalty, at least 0; 1e-11 in the paper.
+        gate_lr: learning rate of the gates, positive; 1e-4 in the paper.
+        initial: what every `a` starts at, positive; not the paper's, which does not say.
+        sharp: `beta` at first, positive.
+        sharpest: `beta` before the gates are hard, at least `sharp`.
+    """
+
+    sparsity: float = 0.95
+    interval: int = 100
+    strength: float = 1e-11
+    gate_lr: float = 1e-4
+    initial: float = 0.1
+    sharp: float = 5.0
+    sharpest: float = 1000.0
+
+    def __post_init__(self) -> None:
+        check_factor("strength", self.strength)
+        for name in ("gate_lr", "initial", "sharp"):
+            check_factor(name, getattr(self, name), positive=True)
+        if check_number("sharpest", self.sharpest) < self.sharp:
+            raise ValueError(f"Expected sharpest of at least {self.sharp} but got {self.sharpest}")
+        super().__post_init__()
+        if self.end is None:
+            raise ValueError("Expected end, the step in which the gates become hard, but got None")
+
+    def plan(self) -> Plan:
+        """Gates decide, which a penalty trains and sharpens."""
+        return self._plan(
+            schedule=self.constant(),
+            binding=Hidden(Gated(self.initial, self.sharp)),
+            penalties=(Penalty(gradient=self.learn, proximal=self.sharpen, keeps=self.keeps),),
+        )
+
+    def keeps(self, layer: LayerView) -> dict[str, Tensor]:
+        """Return `beta` and the number of Adam's steps."""
+        one = layer.weight.new_ones((), dtype=torch.float64)
+        return {"beta": self.sharp * one, "steps": 0.0 * one}
+
+    def sharpness(self, step: int) -> float:
+        """Return `beta` once a step is done; infinite from `end` on."""
+        end = step if self.end is None else self.end
+        if step >= end:
+            return math.inf
+        part = max(0, step - self.begin) / (end - self.begin)
+        return self.sharp * (self.sharpest / self.sharp) ** part
+
+    def learn(self, layer: LayerView) -> None:
+        """Take a step of Adam on the gates, and make the gradient that of `theta`."""
+        state, grad = layer.state, layer.dense_grad()
+        gate = state["gate"]
+        if self.end is None or layer.step <= self.end:
+            slope = state["beta"].to(gate) * gate * (1.0 - gate)  # d sigma(beta a) / da
+            places = 1.0 if layer.places is None else layer.places
+            self._adam(state, slope * (grad.to(gate) * state["theta"] + self.strength * places))
+        grad.mul_(gate)
+
+    def _adam(self, state: dict[str, Tensor], grad: Tensor) -> None:
+        state["steps"] += 1.0
+        first, second = (1.0 - beta ** state["steps"] for beta in _BETAS)
+        state["m"].lerp_(grad, 1.0 - _BETAS[0])
+        state["v"].mul_(_BETAS[1]).addcmul_(grad, grad, value=1.0 - _BETAS[1])
+        root = (state["v"] / second.to(grad)).sqrt_().add_(_EPS)
+        state["a"] -= self.gate_lr * (state["m"] / first.to(grad)) / root
+
+    def sharpen(self, layer: LayerView, lr: float) -> None:
+        """Set the gates of the next step, once `theta` has absorbed this one."""
+        state = layer.state
+        state["beta"] = state["beta"].new_tensor(self.sharpness(layer.step))
+        state["gate"] = _gate(state["a"], state["beta"])
+
+
+@dataclass(frozen=True)
+class Gated:
+    """``w = theta sigma(beta a)``, with `beta` in the layer's state.
+
+    Args:
+        initial: `a` at first.
+        sharp: `beta` at first.
+    """
+
+    initial: float
+    sharp: float
+
+    def start(self, weight: Tensor, hidden: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `theta`, `a`, the gate and Adam's moments of `a`, in at least float32."""
+        wide = weight if weight.dtype == torch.float64 else weight.float()
+        a = torch.full_like(wide, self.initial)
+        gate = _gate(a, hidden.get("beta", a.new_tensor(self.sharp)))
+        zero = torch.zeros_like(a)
+        return {"theta": wide / gate, "a": a, "gate": gate, "m": zero, "v": zero.clone()}
+
+    def absorb(self, hidden: dict[str, Tensor], weight: Tensor) -> None:
+        """Move `theta` by what the step did to the weight."""
+        before = self.weight(hidden).to(weight.dtype)
+        hidden["theta"] += (weight - before).to(hidden["theta"])
+
+    def weight(self, hidden: dict[str, Tensor]) -> Tensor:
+        """Return ``theta`` behind its gate."""
+        return hidden["theta"] * hidden["gate"]
+
+
+def _gate(a: Tensor, beta: Tensor) -> Tensor:
+    """Return ``sigma(beta a)``; of an infinite `beta` 1 where ``a > 0``, else 0."""
+    beta = beta.to(a)
+    return torch.where(torch.isinf(beta), (a > 0).to(a), torch.sigmoid(beta * a))
