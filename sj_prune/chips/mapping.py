@@ -21,7 +21,7 @@ class Mapped:
     """One layer of weights with its neurons.
 
     Attributes:
-        name: of the layer.
+        name: of the layer; a module that runs again takes room again, under another name.
         shape_in: ``(C, H, W)`` of what it reads; of a linear layer behind a flattening the map
             before it.
         shape_out: ``(C, H, W)`` of its neurons.
@@ -91,6 +91,12 @@ class Mapped:
         )
 
     @property
+    def module(self) -> nn.Module:
+        """The layer in the network."""
+        assert self.layer.parts[0].module is not None  # noqa: S101 (of a layer with weights)
+        return self.layer.parts[0].module
+
+    @property
     def neurons(self) -> int:
         """How many."""
         return int(np.prod(self.shape_out))
@@ -149,9 +155,9 @@ class _Mapping:
         kernel = layer.geometry["kernel"]
         # A linear layer behind a flattening is a convolution over the whole map.
         kernel = shape[1:] if layer.input in self.maps else kernel
-        eq = layer.eq
+        eq, before = layer.eq, sum(each.layer.name == layer.name for each in self.layers)
         made = Mapped(
-            layer.name,
+            f"{layer.name} (run {before + 1})" if before else layer.name,
             shape,
             self.made.values[layer.output].shape,
             kernel,

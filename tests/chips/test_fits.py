@@ -20,14 +20,16 @@ from sj_prune.chips.speck import assigned, kernel_memory, neuron_memory
 X = torch.rand(2, 1, 2, 32, 32)
 
 
-def convolutions(widths, node=neuron.IFNode, size=32, before_pool=True, head=True, **conv):
+def convolutions(
+    widths, node=neuron.IFNode, size=32, before_pool=True, head=True, pool=True, **conv
+):
     parts, last = [], 2
     for width in widths:
-        steps = [layer.BatchNorm2d(width), node(), layer.AvgPool2d(2)]
+        steps = [layer.BatchNorm2d(width), node(), layer.AvgPool2d(2 if pool else 1)]
         if not before_pool:
             steps = [layer.BatchNorm2d(width), layer.AvgPool2d(2), node()]
         parts += [layer.Conv2d(last, width, 3, **{"padding": 1, "bias": False, **conv}), *steps]
-        last, size = width, size // 2
+        last, size = width, size // 2 if pool else size
     if head:
         parts += [layer.Flatten(), layer.Linear(last * size * size, 10)]
     net = nn.Sequential(*parts)
@@ -89,7 +91,7 @@ def test_words_of_memory():
         (lambda: convolutions((8, 8), before_pool=False), "0: .* pools its sums"),
         (lambda: convolutions((8, 8), stride=3, padding=2, head=False), "stride 3"),
         (lambda: convolutions((8,), padding=8, head=False), "padding 8 of at most 7, 1 over"),
-        (lambda: convolutions((2048,)), "output channels 2048 of at most 1024, 1024 over"),
+        (lambda: convolutions((2048,), head=False), "output channels 2048 of at most 1024, 1024 over"),
     ],
 )
 def test_what_a_core_does_not_do_is_named(make, said):
