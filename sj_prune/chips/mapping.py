@@ -123,10 +123,10 @@ def mapped(net: nn.Module, x_seq: Tensor) -> list[Mapped]:
     Raises:
         ValueError: (`UnsupportedError`) for what the graph does not understand, by name.
     """
-    shape = x_seq.shape if isinstance(x_seq, Tensor) else ()
-    seeded = torch.Generator().manual_seed(0)
-    x = torch.rand(shape, generator=seeded) if shape and 0 not in shape else x_seq
-    return _Mapping(folded(net, x)).layers
+    if isinstance(x_seq, Tensor) and x_seq.is_floating_point() and x_seq.numel():
+        seeded = torch.Generator().manual_seed(0)
+        x_seq = torch.rand(x_seq.shape, generator=seeded).to(x_seq)
+    return _Mapping(folded(net, x_seq)).layers
 
 
 class _Mapping:

@@ -41,6 +41,26 @@ def kind_of(module: nn.Module) -> str | None:
     return None
 
 
+def check_precision(net: nn.Module) -> None:
+    """Refuse half precision: what is compared with it would differ by its rounding.
+
+    Raises:
+        UnsupportedError: with the first parameter that has one.
+    """
+    for name, parameter in net.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise UnsupportedError(
+                f"Expected parameters in float32 or float64 but {name} is in {parameter.dtype}: "
+                "net.float()"
+            )
+
+
+def single_step(net: nn.Module) -> str:
+    """Return a hint at the first module in single-step mode, or nothing."""
+    steps = (name for name, m in net.named_modules() if getattr(m, "step_mode", "m") == "s")
+    return next((f" ({n} is in single-step mode: sequences need step_mode='m')" for n in steps), "")
+
+
 def pair(value: Any) -> tuple[int, int]:  # noqa: ANN401
     """Return a setting of one or two dimensions as ``(height, width)``."""
     if isinstance(value, int):
