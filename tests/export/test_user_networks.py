@@ -152,3 +152,16 @@ def test_steps_one_by_one_are_refused_with_what_to_do():
         sj_prune.synapses(Loop(), X)
     with pytest.raises(ValueError, match=r"forward fails.*\(0 is in single-step mode"):
         sj_prune.synapses(Loop().net, X)
+
+
+def test_norm_behind_a_dead_layer(tmp_path):
+    """Its input is one number a channel and its variance 0: what it gives is rounding."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = pruned(Functions(*POOLS["average"]), X)
+    with torch.no_grad():
+        net.conv2.weight.zero_()
+        net.norm2.running_mean.copy_(net.conv2.bias * (1 + 1e-6))
+        net.norm2.running_var.zero_()
+        net.norm2.bias.zero_()
+    sj_prune.export_onnx(net, tmp_path / "net.onnx", X)
