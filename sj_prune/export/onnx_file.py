@@ -15,6 +15,7 @@ from sj_prune._files import replace_file
 from sj_prune.compaction.build import copied
 from sj_prune.deploy.plan import Layer, Plan
 from sj_prune.export.folded import check_equal, check_zeros, folded, grid, layers, outputs
+from sj_prune.export.onnx_sparse import store_sparse, unpacked
 from sj_prune.export.unrolled import Unrolled
 
 _OPSET = 17
@@ -27,7 +28,8 @@ def export_onnx(
 
     The graph has the network's input, named ``x_seq``, and its output, ``output``; the number of
     samples is dynamic, that of time steps is that of `x_seq`. Norms are folded into weights, those
-    that are 0 stay 0. Layers that `quantize` has rounded are stored as integers and scales.
+    that are 0 stay 0. Layers that `quantize` has rounded are stored as integers and scales. Large
+    sparse weights are nonzero values and the gaps between them, which plain nodes scatter.
 
     Args:
         net: a stock network in multi-step mode, or one with recording nodes; left as it was.
@@ -51,7 +53,7 @@ def export_onnx(
     written = _exported(module, x_seq.detach().float(), made)
     model = onnx.load_model_from_string(written)
     model.producer_name = "sj_prune"
-    _store_integers(onnx, model, module)
+    store_sparse(onnx, model, _store_integers(onnx, model, module))
     if prove:
         _check_zeros(model, module)
         _run_and_compare(model.SerializeToString(), net, x_seq.detach().float(), made)
@@ -88,13 +90,22 @@ def _exported(module: nn.Module, x: Tensor, made: Plan) -> bytes:
     return file.getvalue()
 
 
-def _store_integers(onnx: Any, model: Any, module: Unrolled) -> None:  # noqa: ANN401
-    """Put integers and scales in place of the weights of layers that are quantized."""
-    stored = {t.name: t for t in model.graph.initializer}
+def _store_integers(onnx: Any, model: Any, module: Unrolled) -> list[str]:  # noqa: ANN401
+    """Put integers and scales in place of the weights of layers that are quantized.
+
+    Returns:
+        Names of all weights, as floats or integers.
+    """
+    stored, names = {t.name: t for t in model.graph.initializer}, []
     for layer in layers(module.plan):
         name = module.names[f"weight{layer.output}"]
-        if name not in stored or (found := grid(layer)) is None:
+        if name not in stored:
             continue
+        if (found := grid(layer)) is None:
+            names.append(name)
+            del stored[name]
+            continue
+        names.append(f"{name}_integers")
         parts = {f"{name}_integers": found.integers, f"{name}_scale": found.scale}
         model.graph.initializer.remove(stored.pop(name))
         model.graph.initializer.extend(
@@ -102,6 +113,7 @@ def _store_integers(onnx: Any, model: Any, module: Unrolled) -> None:  # noqa: A
         )
         node = onnx.helper.make_node("DequantizeLinear", list(parts), [name], axis=0)
         model.graph.node.insert(0, node)
+    return names
 
 
 def _check_zeros(model: Any, module: Unrolled) -> None:  # noqa: ANN401
@@ -111,7 +123,9 @@ def _check_zeros(model: Any, module: Unrolled) -> None:  # noqa: ANN401
 
     def written(layer: Layer) -> np.ndarray:
         name = module.names[f"weight{layer.output}"]
-        return stored[name] if name in stored else stored[f"{name}_integers"]
+        integers = f"{name}_integers"
+        whole = {integers, f"{integers}_values"}.isdisjoint(stored)
+        return unpacked(stored, name if whole else integers)
 
     check_zeros(module.plan, written)
 
