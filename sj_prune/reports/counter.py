@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sj_prune import _host
 from sj_prune.network.layers import (
@@ -60,6 +61,7 @@ class Counter:
         self.positions = self.analog_positions = self.direct_positions = 0
         self.fan_in = self.fan_out = (0.0, 0.0)
 
+    @_disable_current_modes()
     def hook(
         self,
         events: Events,
@@ -80,7 +82,8 @@ class Counter:
         used = x if isinstance(layer, TRANSPOSED) else output
         positions = used.numel() // layer.weight.shape[0]
         self.positions += positions
-        binary, unit = bool(is_binary(x)), events.unit(x)
+        binary, unit = bool(is_binary(x)), events.known(x)
+        unit = 1.0 if unit is None and binary else unit
         if binary:
             synops, dense = self._met(layer, x, output)
             self.synops, self.synops_dense = self.synops + synops, self.synops_dense + dense
@@ -116,7 +119,7 @@ class Neurons:
 
     batches: list[int] = field(default_factory=list)
     updates: int = 0
-    spikes: float = 0.0
+    spikes: int = 0
 
     def note_batch(self, node: nn.Module, inputs: tuple[Any, ...]) -> None:
         """See how many samples come in."""
@@ -124,12 +127,13 @@ class Neurons:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim > dim:
             self.batches.append(inputs[0].shape[dim])
 
+    @_disable_current_modes()
     def note_spikes(self, events: Events, node: nn.Module, inputs: Any, out: Any) -> None:  # noqa: ANN401
         """See what comes out."""
         if isinstance(out, Tensor):
             self.updates += out.numel()
             if events.unit(out) is not None:
-                self.spikes += float(out.sum(dtype=torch.float64))
+                self.spikes += int(out.count_nonzero())
 
 
 @contextmanager

@@ -80,10 +80,6 @@ def _over(events: Events, args: Any, options: Any, out: Any) -> float | None:  #
     return unit / by if unit and isinstance(by, int | float) and by > 0 else None
 
 
-def _sum(events: Events, args: Any, options: Any, out: Any) -> float | None:  # noqa: ANN401
-    return events.unit(args[0])
-
-
 def _mean(events: Events, args: Any, options: Any, out: Any) -> float | None:  # noqa: ANN401
     """A mean over dimensions, or adaptive pooling: its windows are equal if they divide the map."""
     x, unit = args[0], events.unit(args[0])
@@ -106,11 +102,10 @@ _SHAPES = (
     "transpose t select slice split unbind index index_select _to_copy lift_fresh"
 )
 _RULES: dict[str, Any] = {
-    **dict.fromkeys(_SHAPES.split(), _same),
+    **dict.fromkeys((*_SHAPES.split(), "sum"), _same),
     **dict.fromkeys(("add", "cat", "stack"), _alike),
     **dict.fromkeys(("avg_pool2d", "avg_pool3d"), _pool),
     **dict.fromkeys(("mean", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), _mean),
-    "sum": _sum,
     "mul": _times,
     "div": _over,
 }
