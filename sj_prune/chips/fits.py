@@ -94,9 +94,9 @@ def fits_layers(layers: Sequence[Mapped], chip: Chip) -> Fit:
 
 def _kind(layer: Mapped, chip: Chip, last: bool) -> list[str]:
     """Return what of a layer the chip has no means for."""
-    found = [f"{layer.name}: {problem}" for problem in layer.problems]
     if chip.neurons is None:
-        return found
+        return []
+    found = [f"{layer.name}: {problem}" for problem in layer.problems]
     if layer.neuron is None:
         if not last:
             found.append(f"{layer.name}: no neurons follow it: the chip sends spikes only")

@@ -90,7 +90,8 @@ class Chip:
         mean_fan_in: of all neurons of a layer.
         mean_fan_out: of all inputs of a layer.
         bits: of a weight; what is written about memory counts with it.
-        neurons: kinds that it has, such as ``("IF",)``.
+        neurons: kinds that it has, such as ``("IF",)``: it is given spikes, pools none but averages
+            and adds nothing up before neurons. None: any, and whatever lies between the layers.
         convolution: limits of cores that compute convolutions.
         population: limits of a chip with one population.
 

@@ -21,7 +21,7 @@ class Mapped:
     """One layer of weights with its neurons.
 
     Attributes:
-        name: of the layer.
+        name: of the layer; a module that runs again takes room again, under another name.
         shape_in: ``(C, H, W)`` of what it reads; of a linear layer behind a flattening the map
             before it.
         shape_out: ``(C, H, W)`` of its neurons.
@@ -91,6 +91,12 @@ class Mapped:
         )
 
     @property
+    def module(self) -> nn.Module:
+        """The layer in the network."""
+        assert self.layer.parts[0].module is not None  # noqa: S101 (of a layer with weights)
+        return self.layer.parts[0].module
+
+    @property
     def neurons(self) -> int:
         """How many."""
         return int(np.prod(self.shape_out))
@@ -117,10 +123,10 @@ def mapped(net: nn.Module, x_seq: Tensor) -> list[Mapped]:
     Raises:
         ValueError: (`UnsupportedError`) for what the graph does not understand, by name.
     """
-    shape = x_seq.shape if isinstance(x_seq, Tensor) else ()
-    seeded = torch.Generator().manual_seed(0)
-    x = torch.rand(shape, generator=seeded) if shape and 0 not in shape else x_seq
-    return _Mapping(folded(net, x)).layers
+    if isinstance(x_seq, Tensor) and x_seq.is_floating_point() and x_seq.numel():
+        seeded = torch.Generator().manual_seed(0)
+        x_seq = torch.rand(x_seq.shape, generator=seeded).to(x_seq)
+    return _Mapping(folded(net, x_seq)).layers
 
 
 class _Mapping:
@@ -149,9 +155,9 @@ class _Mapping:
         kernel = layer.geometry["kernel"]
         # A linear layer behind a flattening is a convolution over the whole map.
         kernel = shape[1:] if layer.input in self.maps else kernel
-        eq = layer.eq
+        eq, before = layer.eq, sum(each.layer.name == layer.name for each in self.layers)
         made = Mapped(
-            layer.name,
+            f"{layer.name} (run {before + 1})" if before else layer.name,
             shape,
             self.made.values[layer.output].shape,
             kernel,

@@ -88,7 +88,8 @@ def _missing(layer: Mapped, asked: tuple[int, int], room: np.ndarray, cores: Seq
     kernel, neurons = asked
     text = f"{layer.name}: kernel memory {kernel / KI:.4g} Ki, neuron memory {neurons / KI:.4g} Ki"
     if room.any():
-        return f"{text}: the {int(room.sum())} cores that can hold it are taken by other layers"
+        taken = f"the {int(room.sum())} cores that can hold it are taken by other layers"
+        return f"{text}: {taken}, one core too few"
     over = [
         f"{what} is {100 * (got / most - 1):.0f} % over the largest core's {most // KI} Ki"
         for what, got, most in (

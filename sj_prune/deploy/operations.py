@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from sj_prune.deploy import leaves
 from sj_prune.deploy.graph import UnsupportedError, Value
 
 # How the dimensions of time and batch lie in front: [T, N, *], [T * N, *], [N, *], [1, N, *].
@@ -77,8 +78,9 @@ def apply(
         UnsupportedError: for an operation or a use of it that is not understood.
     """
     rule = _RULES.get(name)
+    out = out[0] if name == "max_pool2d_with_indices" else out
     if rule is None or not isinstance(out, Tensor):
-        raise UnsupportedError(f"the operation {name} is not understood")
+        raise UnsupportedError(f"the operation {name} is not understood{_WHY.get(name, '')}")
     return rule(tracer, args, kwargs, out)
 
 
@@ -192,6 +194,32 @@ def _reduced(tracer: Any, args: Any, kwargs: Any, out: Tensor, mean: bool) -> La
     raise UnsupportedError(f"it reduces the dimensions {dims}, neither time nor the whole map")
 
 
+def _pooling(kind: str, make: Callable[..., nn.Module]) -> Rule:
+    """Return the rule of a pooling function: what its module would do."""
+
+    def rule(tracer: Any, args: Any, kwargs: Any, out: Tensor) -> Label:  # noqa: ANN401
+        label = tracer.label(args[0])
+        settings = leaves.settings_of(kind, make(*args[1:]))
+        tail = tail_of(label.lead, tuple(out.shape))
+        return Label(tracer.node(kind, (label.value,), tail, settings), label.lead)
+
+    return rule
+
+
+def _average(kernel: Any, stride: Any = None, *more: Any) -> nn.Module:  # noqa: ANN401
+    return nn.AvgPool2d(kernel, stride or None, *more)
+
+
+def _largest(
+    kernel: Any,  # noqa: ANN401
+    stride: Any = None,  # noqa: ANN401
+    padding: Any = 0,  # noqa: ANN401
+    dilation: Any = 1,  # noqa: ANN401
+    ceil: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel, stride or None, padding, dilation, ceil_mode=ceil)
+
+
 _SHAPES = (
     "view _unsafe_view reshape flatten squeeze unsqueeze expand repeat alias clone detach "
     "contiguous"
@@ -210,4 +238,11 @@ _RULES: dict[str, Rule] = {
     "cat": _cat,
     "mean": _mean,
     "sum": _sum,
+    "avg_pool2d": _pooling("avgpool", _average),
+    "_adaptive_avg_pool2d": _pooling("adaptive", nn.AdaptiveAvgPool2d),
+    "max_pool2d_with_indices": _pooling("maxpool", _largest),
 }
+_WHY = dict.fromkeys(
+    ("unbind", "select"),
+    ': a loop over time? Layers in multi-step mode take whole sequences: step_mode="m"',
+)

@@ -30,6 +30,7 @@ def trace(net: nn.Module, x_seq: Tensor) -> Graph:
     Raises:
         UnsupportedError: for what cannot be deployed, with its name and the reason.
     """
+    leaves.check_precision(net)
     attention: set[str] = set()
     while True:
         try:
@@ -53,7 +54,7 @@ def _trace_any(net: nn.Module, x_seq: Tensor, attention: set[str]) -> Graph:
         except UnsupportedError as error:  # noqa: PERF203 (two ways)
             problems.append(error)
         except (RuntimeError, ValueError, IndexError) as error:
-            text = f"its forward fails: {str(error).splitlines()[0]}"
+            text = f"its forward fails: {str(error).splitlines()[0]}{leaves.single_step(net)}"
             problems.append(UnsupportedError(f"Expected a network that runs but {text}"))
             problems[-1].__cause__ = error
     raise max(problems, key=lambda problem: problem.nodes)
@@ -164,7 +165,8 @@ class _Tracer(TorchDispatchMode):
     ) -> None:
         try:
             self._learn_steps(given, out)
-            self._labels[out] = operations.apply(self, name, args, kwargs, out)
+            made = operations.apply(self, name, args, kwargs, out)
+            self._labels[out[0] if isinstance(out, tuple) else out] = made
         except UnsupportedError as problem:
             where = self._stack[-1] if self._stack else None
             label = self._names.get(where, "the network") if where else "the network"

@@ -70,10 +70,18 @@ def fake_quantize(net: nn.Module, bits: int = 8, *, power_of_two: bool = False) 
         power_of_two: likewise.
 
     Raises:
-        ValueError: as `quantize`.
+        ValueError: as `quantize`, and inside another such block.
     """
+    layers = _layers(net, bits, power_of_two)
+    for name, layer in layers.items():
+        hooks = layer._forward_pre_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), _Straight) for hook in hooks):
+            raise ValueError(
+                f"Expected one fake_quantize at a time but layer {name!r} is in such a block: "
+                "leave it first"
+            )
     with ExitStack() as stack:
-        for layer in _layers(net, bits, power_of_two).values():
+        for layer in layers.values():
             straight = _Straight(bits, power_of_two)
             for handle in (
                 layer.register_forward_pre_hook(straight.swap),

@@ -94,15 +94,15 @@ def fans(made: Plan, layer: Layer) -> tuple[np.ndarray, np.ndarray]:
     shape_in, shape_out = made.values[layer.input].shape, made.values[layer.output].shape
     nonzero = (layer.weight != 0).numpy()
     groups = layer.geometry["groups"]
-    lines = [_reach(layer, d, shape_in[1 + d], shape_out[1 + d]) for d in (0, 1)]
+    lines = [reach(layer, d, shape_in[1 + d], shape_out[1 + d]) for d in (0, 1)]
     into = np.einsum("okl,yk,xl->oyx", nonzero.sum(1), lines[0].any(1), lines[1].any(1))
     leaving = nonzero.reshape(groups, -1, *nonzero.shape[1:]).sum(1).reshape(-1, *nonzero.shape[2:])
     out = np.einsum("ckl,yk,xl->cyx", leaving, lines[0].any(0), lines[1].any(0))
     return into, out
 
 
-def _reach(layer: Layer, dim: int, size_in: int, size_out: int) -> np.ndarray:
-    """Return ``[size_out, size_in, kernel]``: what reads what, through which place."""
+def reach(layer: Layer, dim: int, size_in: int, size_out: int) -> np.ndarray:
+    """Return ``[size_out, size_in, kernel]``, bool: what reads what, through which place."""
     kernel = layer.geometry["kernel"][dim]
     found = np.zeros((size_out, size_in, kernel), bool)
     for offset in range(kernel):

@@ -153,15 +153,17 @@ class _Builder:
 
     def _reshape(self, step: Step) -> None:
         (given,) = step.inputs
-        before, after = (tuple(self._shape(i)) for i in (given, step.output))
+        self._reshaped(step, self.made.values[given].tail, self.sources[given])
+
+    def _reshaped(self, step: Step, before: tuple[int, ...], sources: tuple[str, ...]) -> None:
+        """Go on with `sources` in the shape that the step gives them."""
+        after = self.made.values[step.output].tail
         if len(after) == 1 and len(before) > 1:
             node = self.nir.Flatten({"input": np.array(before)}, start_dim=0, end_dim=-1)
-            made = self._node(f"{step.name}.flatten", node, self.sources[given])
-            self.sources[step.output] = made
-        elif before == after:
-            self.sources[step.output] = self.sources[given]
-        else:
+            sources = self._node(f"{step.name}.flatten", node, sources)
+        elif before != after:
             raise refuse(step, "NIR", f"it reshapes {before} to {after}: only flatten has a node")
+        self.sources[step.output] = sources
 
     def _pool(self, step: Step) -> None:
         (given,) = step.inputs
@@ -171,7 +173,9 @@ class _Builder:
                 step, "NIR", "only average pooling in 2d by equal, whole windows has a node"
             )
         node = self.nir.AvgPool2d(*map(np.array, window))
-        self.sources[step.output] = self._node(step.name, node, self.sources[given])
+        pooled = self._node(step.name, node, self.sources[given])
+        # A mean over the map leaves no map, a pooling one of a single place.
+        self._reshaped(step, self.made.values[step.output].shape, pooled)
 
     def _voting(self, step: Step) -> None:
         """Every class is the mean of its voters: a linear layer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,9 @@ class Unrolled(nn.Module):
         made: of `folded`.
         target: the format that this is for, in errors.
 
+    Attributes:
+        names: of the buffer that holds each layer's ``weight<output>`` or ``bias<output>``.
+
     Raises:
         ExportError: for a part that stays in torch.
     """
@@ -28,6 +33,7 @@ class Unrolled(nn.Module):
     def __init__(self, made: Plan, target: str) -> None:
         super().__init__()
         self.plan = made
+        self.names: dict[str, str] = {}
         for step in made.steps:
             if isinstance(step, Layer):
                 self._keep(step)
@@ -41,7 +47,15 @@ class Unrolled(nn.Module):
             tensor = getattr(layer, kind)
             if tensor is not None:
                 # A pruned weight times a negative scale is -0.0, which does not compress.
-                self.register_buffer(f"{kind}{layer.output}", tensor.float() + 0.0)
+                value, name = tensor.float() + 0.0, f"{kind}{layer.output}"
+                # Exporters write equal ones once: those of a layer that runs again.
+                same = (each for each, other in self.named_buffers() if torch.equal(other, value))
+                self.names[name] = next(same, name)
+                if self.names[name] == name:
+                    self.register_buffer(name, value)
+
+    def _held(self, kind: str, layer: Layer) -> Any:  # noqa: ANN401 (a bias may be None)
+        return getattr(self, self.names.get(f"{kind}{layer.output}", ""), None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the network's output for ``[T, N, *]``, or ``[N, *]`` for still images."""
@@ -64,8 +78,7 @@ class Unrolled(nn.Module):
     def _layer(self, layer: Layer, values: dict[int, Tensor]) -> Tensor:
         x = values[layer.input]
         if layer.weight is not None:
-            weight = getattr(self, f"weight{layer.output}")
-            bias = getattr(self, f"bias{layer.output}", None)
+            weight, bias = self._held("weight", layer), self._held("bias", layer)
             settings = (layer.geometry[name] for name in _CONV)
             x = self._shaped_as(x, F.conv2d(x.flatten(0, 1), weight, bias, *settings))
         if layer.rest is not None:

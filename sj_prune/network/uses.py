@@ -46,14 +46,33 @@ def uses(layer: Layer, spikes: Tensor, fan_out: Tensor, size: torch.Size) -> Ten
     """
     if isinstance(layer, nn.Linear):
         return (spikes * fan_out[0]).sum()
+    return _reached(layer, spikes, fan_out, size).sum()
+
+
+def _reached(
+    layer: Any,  # noqa: ANN401
+    x: Tensor,
+    weight: Tensor,
+    size: torch.Size,
+    groups: int = 1,
+) -> Tensor:
+    """Return what reaches each place of a convolution's output through another weight.
+
+    Args:
+        layer: tells the geometry.
+        x: ``[C, *]``.
+        weight: in place of the layer's.
+        size: of the output map.
+        groups: of a transposed convolution; others have their own.
+    """
     if isinstance(layer, TRANSPOSED):
-        return _spread(layer, spikes, fan_out, size).sum()
+        return _spread(layer, x, weight, size, groups)
     # The layer's own border handling, whatever its padding mode; not a weight that it computes.
     kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1]
-    return kind._conv_forward(layer, spikes[None], fan_out, None).sum()
+    return kind._conv_forward(layer, x[None], weight, None)
 
 
-def _spread(layer: Any, spikes: Tensor, fan_out: Tensor, size: torch.Size) -> Tensor:  # noqa: ANN401
+def _spread(layer: Any, spikes: Tensor, weight: Tensor, size: torch.Size, groups: int) -> Tensor:  # noqa: ANN401
     """Return what reaches each place of the output of a transposed convolution."""
     settings = (layer.stride, layer.padding, layer.dilation, layer.kernel_size)
     least = [
@@ -63,7 +82,7 @@ def _spread(layer: Any, spikes: Tensor, fan_out: Tensor, size: torch.Size) -> Te
     more = [n - few for n, few in zip(size, least, strict=True)]
     convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(more) - 1]
     stride, padding, dilation, _ = settings
-    return convolve(spikes[None], fan_out, None, stride, padding, more, 1, dilation)
+    return convolve(spikes[None], weight, None, stride, padding, more, groups, dilation)
 
 
 def each_use(layer: Layer, counts: Tensor, x: Tensor, output: Tensor) -> Tensor:
@@ -81,3 +100,17 @@ def each_use(layer: Layer, counts: Tensor, x: Tensor, output: Tensor) -> Tensor:
     with torch.enable_grad():
         total = uses(layer, place, fan_out(counts, layer), output.shape[dims:][1:])
     return torch.autograd.grad(total, place)[0]
+
+
+def each_sum(layer: Layer, counts: Tensor, x: Tensor, output: Tensor) -> Tensor:
+    """Return how many inputs each output of one sample adds up, in float64; arguments likewise."""
+    if isinstance(layer, nn.Linear):
+        return counts.sum(1, dtype=torch.float64)
+    dims, groups = 1 - layer.weight.ndim, layer.groups
+    # Inputs of a group are alike here: one stands for all.
+    ones = torch.ones(groups, *x.shape[dims:][1:], dtype=torch.float64, device=x.device)
+    if isinstance(layer, TRANSPOSED):
+        weight = counts.unflatten(0, (groups, -1)).sum(1, dtype=torch.float64)
+    else:
+        weight = counts.sum(1, keepdim=True, dtype=torch.float64)
+    return _reached(layer, ones, weight, output.shape[dims:][1:], groups)

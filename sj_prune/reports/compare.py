@@ -8,16 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from sj_prune.network.layers import Layer, weighted_layers
 from sj_prune.reports import cost
 from sj_prune.reports.tables import before_after, shape_text, table
 
-_HEADERS = ("layer", "shape", "weights", "MACs, zeros too", "MACs", "SynOps")
+_HEADERS = ("layer", "shape", "weights", "MACs, zeros too", "MACs", "SynOps", "events")
+#: totals, and what of a layer's cost they sum up
+_SUMS = {
+    **{"macs_dense": "total_macs_dense", "macs": "total_macs"},
+    **{name: name for name in ("synops", "events", "energy", "memory", "memory_csr")},
+}
 _MEANING = (
     "Per sample, over all time steps: MACs of the weights that are not 0, spikes multiplied like "
     "any number, and of the zeros too, as a CPU or GPU does them; SynOps on the spikes of each "
-    f"network; energy at {cost.PICOJOULES_PER_MAC} pJ an analog MAC and {cost.PICOJOULES_PER_AC} "
-    "pJ a SynOp, memory traffic left out. Memory of the weights of layers, as they are and as CSR."
+    f"network. {cost.MEANING} Memory of the weights of layers, as they are and as CSR."
 )
 
 
@@ -31,6 +34,7 @@ class ComparisonRow:
     macs_dense: tuple[float, float]
     macs: tuple[float, float]
     synops: tuple[float, float]
+    events: tuple[float, float]
 
     def cells(self) -> list[str]:
         """Return the texts of the table."""
@@ -42,6 +46,7 @@ class ComparisonRow:
             before_after(*self.macs_dense),
             before_after(*self.macs),
             before_after(*self.synops),
+            before_after(*self.events) if self.events != self.synops else "",
         ]
 
 
@@ -52,10 +57,10 @@ class Comparison:
     Attributes:
         rows: one a layer.
         totals: name -> (before, after): ``parameters`` (nonzero ones in ``nonzero``), ``macs``
-            (with zero weights in ``macs_dense``), ``synops`` and ``energy`` (pJ) per sample,
-            ``memory`` and ``memory_csr``, bytes of the layers' weights, zeros too and as sparse
-            rows (quantized ones with their bits), and ``latency`` in seconds for the whole batch,
-            where it was measured.
+            (with zero weights in ``macs_dense``), ``synops``, ``events``, and in pJ ``energy`` and
+            ``energy_loihi`` (with memory access) per sample, ``memory`` and ``memory_csr``, bytes
+            of the layers' weights, zeros too and as sparse rows (quantized ones with their bits),
+            and ``latency`` in seconds for the whole batch, where it was measured.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -76,12 +81,12 @@ class Comparison:
 
     def _closing(self) -> str:
         units: Mapping[str, tuple[str, int]] = {
-            **{"energy": ("J", -12), "latency": ("s", -3)},
+            **{"energy": ("J", -12), "energy_loihi": ("J", -12), "latency": ("s", -3)},
             **{"memory": ("B", 0), "memory_csr": ("B", 0)},
         }
         titles = {
             **{"macs_dense": "MACs, zeros too", "macs": "MACs", "synops": "SynOps"},
-            "memory_csr": "memory as CSR",
+            **{"memory_csr": "memory as CSR", "energy_loihi": f"energy on {cost.LOIHI.name}"},
         }
         return ", ".join(
             f"{titles.get(name, name)}: {before_after(*pair, *units.get(name, ('', 0)))}"
@@ -108,22 +113,18 @@ def compare(
         ValueError: if they have no layer in common.
     """
     first, second = (cost.measure(net, example_input) for net in (before, after))
-    layers = [weighted_layers(net) for net in (before, after)]
     names = [name for name in first if name in second]
     if not names:
         raise ValueError(
             f"Expected two forms of one network but their layers {list(first)[:3]} and "
             f"{list(second)[:3]} have no name in common"
         )
-    rows = tuple(_row(name, first[name], second[name], layers) for name in names)
+    rows = tuple(_row(name, first[name], second[name]) for name in names)
     totals = {
         "parameters": (_parameters(before), _parameters(after)),
         "nonzero": (_nonzero(before), _nonzero(after)),
-        "macs_dense": (_sum(first, "total_macs_dense"), _sum(second, "total_macs_dense")),
-        "macs": (_sum(first, "total_macs"), _sum(second, "total_macs")),
-        **{kind: (_sum(first, kind), _sum(second, kind)) for kind in ("synops", "energy")},
-        "memory": (_memory(layers[0]), _memory(layers[1])),
-        "memory_csr": (_memory_csr(layers[0]), _memory_csr(layers[1])),
+        **{name: (first.total(kind), second.total(kind)) for name, kind in _SUMS.items()},
+        "energy_loihi": (first.energy(cost.LOIHI), second.energy(cost.LOIHI)),
     }
     if latency:
         totals["latency"] = _latencies(before, after, example_input)
@@ -140,25 +141,16 @@ def _latencies(before: nn.Module, after: nn.Module, example_input: Any) -> tuple
     return sorted(first)[1], sorted(second)[1]
 
 
-def _row(
-    name: str,
-    first: cost.LayerCost,
-    second: cost.LayerCost,
-    layers: list[dict[str, Layer]],
-) -> ComparisonRow:
-    before, after = (tuple(each[name].weight.shape) for each in layers)
+def _row(name: str, first: cost.LayerCost, second: cost.LayerCost) -> ComparisonRow:
     return ComparisonRow(
         name=name,
-        shapes=(before, after),
+        shapes=(first.shape, second.shape),
         weights=(first.parameters_nonzero, second.parameters_nonzero),
         macs_dense=(first.total_macs_dense, second.total_macs_dense),
         macs=(first.total_macs, second.total_macs),
         synops=(first.synops, second.synops),
+        events=(first.events, second.events),
     )
-
-
-def _sum(costs: Mapping[str, cost.LayerCost], attribute: str) -> float:
-    return sum(getattr(each, attribute) for each in costs.values())
 
 
 def _parameters(net: nn.Module) -> float:
@@ -167,22 +159,3 @@ def _parameters(net: nn.Module) -> float:
 
 def _nonzero(net: nn.Module) -> float:
     return float(sum(int(p.count_nonzero()) for p in net.parameters()))
-
-
-def _bytes(layer: Layer) -> float:
-    """Return bytes of one weight: `quantize` says with how many bits."""
-    return getattr(layer, "weight_bits", 8 * layer.weight.element_size()) / 8
-
-
-def _memory(layers: Mapping[str, Layer]) -> float:
-    return sum(layer.weight.numel() * _bytes(layer) for layer in layers.values())
-
-
-def _memory_csr(layers: Mapping[str, Layer]) -> float:
-    """Return bytes of values, column numbers (2 bytes each up to 65,536) and row starts (4)."""
-    total = 0.0
-    for layer in layers.values():
-        rows, columns = layer.weight.flatten(1).shape
-        each = _bytes(layer) + (2 if columns <= 2**16 else 4)
-        total += int(layer.weight.count_nonzero()) * each + 4 * (rows + 1)
-    return total

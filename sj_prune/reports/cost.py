@@ -7,6 +7,9 @@
 - **analog MACs**: those on inputs that are no spikes (an image, an average, the sums of a SEW-ADD
   block), and those of a layer that not one spike reached: nothing is known of its spikes.
 
+- **events**: SynOps as a chip has them that passes spikes on: averages and sums of spikes are the
+  spikes in them, and each meets the weights by itself.
+
 The **operations** of a layer are its SynOps and analog MACs: every call costs one or the other, and
 they are what energy is of. ``..._dense`` counts weights that are 0 too. On a network without zero
 weights SynOps and analog MACs are what SpikingJelly 2.0.0's ``SynOpCounter`` and ``MACCounter``
@@ -36,6 +39,35 @@ PICOJOULES_PER_AC = 0.9
 
 
 @dataclass(frozen=True)
+class EnergyTable:
+    """What a chip spends, memory access included.
+
+    Attributes:
+        name: of the chip.
+        synop: pJ for one event at one weight; for one analog MAC too, which it cannot do.
+        update: pJ for one neuron in one time step.
+        spike: pJ for one spike that leaves a neuron.
+    """
+
+    name: str
+    synop: float
+    update: float
+    spike: float
+
+
+#: of the model of Loihi in SANA-FE (Boyle et al., 2025): sparse synapses; access and update of a
+#: neuron, 51.2 + 21.6 pJ; spikes without their way through the mesh
+LOIHI = EnergyTable("Loihi", synop=33.6, update=72.8, spike=69.3)
+
+MEANING = (
+    "Events are the SynOps of a chip that passes on spikes, where averages and sums of spikes are "
+    f"the spikes in them. Energy is {PICOJOULES_PER_MAC} pJ an analog MAC and {PICOJOULES_PER_AC} "
+    f"pJ a SynOp, memory traffic left out; with it, on {LOIHI.name}: {LOIHI.synop} pJ an event or "
+    f"analog MAC, {LOIHI.update} a neuron and step, {LOIHI.spike} a spike (SANA-FE's model)."
+)
+
+
+@dataclass(frozen=True)
 class LayerCost:
     """Operations of one layer per sample, summed over time steps and calls.
 
@@ -49,6 +81,15 @@ class LayerCost:
         total_macs: multiply-accumulates, nonzero weights only.
         macs_dense: those of `total_macs_dense` on inputs that are no spikes.
         macs: those of `total_macs` on inputs that are no spikes.
+        events_dense: accumulations where averages and sums of spikes are the spikes in them, if
+            every weight were nonzero; equal to `synops_dense` on spikes.
+        events: nonzero weights only.
+        direct_macs_dense: those of `macs_dense` on inputs that are not made of spikes (an image).
+        direct_macs: those of `macs`.
+        fan_in: mean and largest number of nonzero weights that an output adds up.
+        fan_out: mean and largest number of nonzero weights that an input meets.
+        shape: of the weight.
+        bits: of a weight; `quantize` says with how many it is held.
         parameters: number of weights.
         parameters_nonzero: number of weights that are not 0.
         calls: how often it ran in the forward; with 0 nothing above was measured.
@@ -62,6 +103,14 @@ class LayerCost:
     total_macs: float
     macs_dense: float
     macs: float
+    events_dense: float
+    events: float
+    direct_macs_dense: float
+    direct_macs: float
+    fan_in: tuple[float, float]
+    fan_out: tuple[float, float]
+    shape: tuple[int, ...]
+    bits: int
     parameters: int
     parameters_nonzero: int
     calls: int = 1
@@ -76,6 +125,43 @@ class LayerCost:
         """Energy in pJ per sample with every weight, on the same inputs."""
         return PICOJOULES_PER_MAC * self.macs_dense + PICOJOULES_PER_AC * self.synops_dense
 
+    @property
+    def memory(self) -> float:
+        """Bytes of the weights, zeros too."""
+        return self.parameters * self.bits / 8
+
+    @property
+    def memory_csr(self) -> float:
+        """Bytes of nonzero values, column numbers (2 each up to 65,536) and row starts (4)."""
+        rows, columns = self.shape[0], self.parameters // self.shape[0]
+        each = self.bits / 8 + (2 if columns <= 2**16 else 4)
+        return self.parameters_nonzero * each + 4 * (rows + 1)
+
+
+class NetworkCost(dict[str, LayerCost]):
+    """Layer name -> cost, and what the neurons did.
+
+    Attributes:
+        updates: of membrane potentials per sample: neurons times time steps.
+        spikes: that all neurons fired, per sample.
+    """
+
+    updates = spikes = 0.0
+
+    def total(self, attribute: str) -> float:
+        """Return the sum of an attribute over the layers."""
+        return sum(getattr(each, attribute) for each in self.values())
+
+    def energy(self, table: EnergyTable, which: str = "") -> float:
+        """Return pJ per sample with memory access: of events, neurons and spikes.
+
+        Args:
+            table: such as `LOIHI`.
+            which: ``"_dense"``: with every weight.
+        """
+        operations = self.total(f"events{which}") + self.total(f"direct_macs{which}")
+        return table.synop * operations + table.update * self.updates + table.spike * self.spikes
+
 
 def measure(
     net: nn.Module,
@@ -83,7 +169,7 @@ def measure(
     layers: Mapping[str, Layer] | None = None,
     samples: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
-) -> dict[str, LayerCost]:
+) -> NetworkCost:
     """Count the operations of every layer in one forward in eval mode, without gradients.
 
     The forward starts from reset neurons, and the network comes back as it was: buffers, neuron
@@ -115,16 +201,17 @@ def measure(
     layers = weighted_layers(net) if layers is None else layers
     kept = masks or {}
     counters = {name: Counter(layer, kept.get(name)) for name, layer in layers.items()}
-    batches: list[int] = []
-    quiet = unheard(net, listeners_only=True)
-    with _host.preserved_state(net), quiet, counting(net, counters, batches), torch.no_grad():
+    quiet, counts = unheard(net, listeners_only=True), counting(net, counters)
+    with _host.preserved_state(net), quiet, counts as neurons, torch.no_grad():
         _host.reset_net(net.eval())
         # A compiled network runs eagerly: its graph has no room for our hooks.
         with torch.compiler.set_stance("force_eager"):
             net(*args)
         if samples is None:
-            samples = batches[0] if batches else _samples(args)
-        return {name: _cost(name, counter, samples) for name, counter in counters.items()}
+            samples = neurons.batches[0] if neurons.batches else _samples(args)
+    found = NetworkCost({name: _cost(name, each, samples) for name, each in counters.items()})
+    found.updates, found.spikes = neurons.updates / samples, neurons.spikes / samples
+    return found
 
 
 def _samples(args: tuple[Any, ...]) -> int:
@@ -140,6 +227,8 @@ def _cost(name: str, counter: Counter, samples: int) -> LayerCost:
     # Nothing is known of the spikes of a layer that none reached, and "free" would be wrong.
     silent = not (counter.analog_calls or counter.synops_dense)
     analog = counter.positions if silent else counter.analog_positions
+    direct = counter.positions if silent else counter.direct_positions
+    weight = counter.layer.weight
     return LayerCost(
         name=name,
         binary_input=counter.calls > 0 and counter.analog_calls == 0,
@@ -149,6 +238,14 @@ def _cost(name: str, counter: Counter, samples: int) -> LayerCost:
         total_macs=counter.nonzero * counter.positions / samples,
         macs_dense=counter.size * analog / samples,
         macs=counter.nonzero * analog / samples,
+        events_dense=counter.events_dense / samples,
+        events=counter.events / samples,
+        direct_macs_dense=counter.size * direct / samples,
+        direct_macs=counter.nonzero * direct / samples,
+        fan_in=counter.fan_in,
+        fan_out=counter.fan_out,
+        shape=tuple(weight.shape),
+        bits=getattr(counter.layer, "weight_bits", 8 * weight.element_size()),
         parameters=counter.size,
         parameters_nonzero=counter.nonzero,
         calls=counter.calls,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,7 +13,6 @@ from sj_prune.masks.select import count
 from sj_prune.methods.view import LayerActivity
 from sj_prune.network.facts import NeuronFacts, Topology, scoring_neurons
 from sj_prune.network.inputs import as_args
-from sj_prune.network.layers import weighted_layers
 from sj_prune.network.topology import trace
 from sj_prune.neurons.convert import Sensor, recording_nodes, sensors
 from sj_prune.neurons.recording import temporary_activity
@@ -120,7 +119,7 @@ def report(
     net: nn.Module,
     run: Run,
     example_input: Any,  # noqa: ANN401
-    before: Mapping[str, cost.LayerCost] | None = None,
+    before: cost.NetworkCost | None = None,
 ) -> Report:
     """Measure a wrapped network on one batch; nothing in it changes.
 
@@ -138,19 +137,19 @@ def report(
             name: _activity(scoring_neurons(topology, run.anatomy.coupling, name), nodes)
             for name in costs
         }
+    energy = costs.energy(cost.LOIHI), (before or costs).energy(cost.LOIHI, "_dense")
     if before is not None:
-        costs = {name: _instead(found, before.get(name, found)) for name, found in costs.items()}
+        costs.update((name, _instead(each, before.get(name, each))) for name, each in costs.items())
     kept = {name: found.parameters for name, found in costs.items()}
     kept |= dict(zip(masks, count(list(masks.values())), strict=True))
     dropped = _by_layer(run, history.totals(run.history, "dropped"))
     regrown = _by_layer(run, history.totals(run.history, "grown"))
     survival = _by_layer(run, history.survival(run.history))
     widths = run.masks.widths()
-    layers = weighted_layers(net)
     rows = [
         ReportRow(
             name=name,
-            shape=tuple(layers[name].weight.shape),
+            shape=found.shape,
             density=kept[name] / found.parameters,
             kept=kept[name],
             total=found.parameters,
@@ -165,6 +164,12 @@ def report(
             total_macs=found.total_macs,
             macs_dense=found.macs_dense,
             macs=found.macs,
+            events_dense=found.events_dense,
+            events=found.events,
+            fan_in=found.fan_in[0],
+            fan_in_max=found.fan_in[1],
+            fan_out=found.fan_out[0],
+            fan_out_max=found.fan_out[1],
             note=_note(name, net, run, found),
             channels=widths[name][0] if name in widths else None,
             channels_kept=widths[name][1] if name in widths else None,
@@ -172,7 +177,8 @@ def report(
         )
         for name, found in costs.items()
     ]
-    totals = _totals(net, run, rows, costs.values())
+    totals = _totals(net, run, rows, costs)
+    totals["energy_loihi"], totals["energy_loihi_dense"] = energy
     return Report(tuple(rows), totals, measured_before=before is not None)
 
 
@@ -183,6 +189,7 @@ def _instead(found: cost.LayerCost, before: cost.LayerCost) -> cost.LayerCost:
         synops_dense=before.synops_dense,
         total_macs_dense=before.total_macs_dense,
         macs_dense=before.macs_dense,
+        events_dense=before.events_dense,
     )
 
 
@@ -193,9 +200,8 @@ def _by_layer(run: Run, by_scope: Mapping[str, _Number]) -> dict[str, _Number]:
 
 
 def _totals(
-    net: nn.Module, run: Run, rows: Sequence[ReportRow], costs: Iterable[cost.LayerCost]
+    net: nn.Module, run: Run, rows: Sequence[ReportRow], costs: cost.NetworkCost
 ) -> dict[str, float]:
-    costs = list(costs)
     parameters = sum(p.numel() for p in net.parameters())
     masks = run.masks
     touched = masks.element_masks()
@@ -215,8 +221,10 @@ def _totals(
         "dropped": sum(history.totals(run.history, "dropped").values()),
         "regrown": sum(history.totals(run.history, "grown").values()),
         **{
-            f"{kind}{which}": sum(getattr(each, f"{kind}{which}") for each in costs)
-            for kind in ("synops", "total_macs", "macs", "energy")
-            for which in ("_dense", "")
+            name: costs.total(name)
+            for kind in ("synops", "events", "total_macs", "macs", "energy")
+            for name in (f"{kind}_dense", kind)
         },
+        "memory": costs.total("memory"),
+        "memory_csr": costs.total("memory_csr"),
     }

@@ -23,8 +23,8 @@ _SAME_SPIKES = "all weights counted against the kept ones, on the same measured 
 _OWN_SPIKES = "the dense network, measured before it was pruned, against this one; "
 _BEFORE = (
     "per sample, over all time steps; MACs multiply spikes like any number, operations are SynOps "
-    f"and analog MACs, and energy is theirs ({cost.PICOJOULES_PER_MAC} pJ an analog MAC, "
-    f"{cost.PICOJOULES_PER_AC} pJ a SynOp, memory traffic left out)."
+    f"and analog MACs. {cost.MEANING} Fans are weights at one neuron and from one input, mean and "
+    "most."
 )
 
 
@@ -53,6 +53,13 @@ class ReportRow:
         total_macs: with the kept ones.
         macs_dense: those of `total_macs_dense` on inputs that are no spikes.
         macs: with the kept ones.
+        events_dense: `synops_dense` where averages and sums of spikes count as the spikes in them,
+            as on a chip that passes spikes on.
+        events: with the kept ones.
+        fan_in: mean number of kept weights that an output adds up.
+        fan_in_max: largest.
+        fan_out: mean number of kept weights that an input meets.
+        fan_out_max: largest.
         note: why it is not pruned, or not measured; else empty.
         channels: number of output channels, where whole channels are pruned; else None.
         channels_kept: number of them that are kept.
@@ -76,6 +83,12 @@ class ReportRow:
     total_macs: float
     macs_dense: float
     macs: float
+    events_dense: float
+    events: float
+    fan_in: float
+    fan_in_max: float
+    fan_out: float
+    fan_out_max: float
     note: str = ""
     channels: int | None = None
     channels_kept: int | None = None
@@ -88,6 +101,7 @@ class ReportRow:
             ("analog MACs", self.macs_dense, self.macs),
         )
         operations = [f"{before_after(b, a)} {kind}" for kind, b, a in kinds if b or a]
+        same = (self.events_dense, self.events) == (self.synops_dense, self.synops)
         return [
             self.name,
             shape_text(self.shape),
@@ -99,7 +113,10 @@ class ReportRow:
             "" if self.survival is None else f"{100 * self.survival:.1f} %",
             optional(self.firing_rate),
             optional(self.criticality),
+            f"{self.fan_in:.1f} (<= {self.fan_in_max:.0f})",
+            f"{self.fan_out:.1f} (<= {self.fan_out_max:.0f})",
             " + ".join(operations) or ("0 SynOps" if self.binary_input else "-"),
+            "" if same else before_after(self.events_dense, self.events),
             self.note,
         ]
 
@@ -115,7 +132,10 @@ _REPORT_HEADERS = (
     "survived",
     "firing rate",
     "criticality",
+    "fan-in",
+    "fan-out",
     "operations per sample, before => after",
+    "events",
     "note",
 )
 
@@ -128,9 +148,11 @@ class Report:
         rows: one a layer.
         totals: sums over layers. ``parameters`` and ``parameters_kept`` are those of the whole
             network, biases and norms included; ``weights`` and ``weights_kept`` those of the
-            layers that are pruned; ``synops``, ``total_macs``, ``macs`` and ``energy`` (pJ) are
-            per sample, each with its ``..._dense`` before; ``survival`` is that of all regrown
-            units, if there is any.
+            layers that are pruned; ``synops``, ``events``, ``total_macs``, ``macs``, ``energy`` and
+            ``energy_loihi`` (pJ, without and with memory access) are per sample, each with its
+            ``..._dense`` before; ``memory`` (bytes of all weights) and ``memory_csr`` of the kept
+            ones, each weight with its bits; ``survival`` is that of all regrown units, if there is
+            any.
         measured_before: "before" is what the dense network did, measured before it was pruned, as
             `sj_prune.prune` has it; else every weight counts on the present spikes.
     """
@@ -151,7 +173,10 @@ class Report:
             f"SynOps: {before_after(t['synops_dense'], t['synops'])}",
             f"MACs: {before_after(t['total_macs_dense'], t['total_macs'])}",
             f"analog MACs: {before_after(t['macs_dense'], t['macs'])}",
+            f"events: {before_after(t['events_dense'], t['events'])}",
             f"energy: {before_after(t['energy_dense'], t['energy'], 'J', -12)}",
+            f"on Loihi: {before_after(t['energy_loihi_dense'], t['energy_loihi'], 'J', -12)}",
+            f"memory, all => kept as CSR: {before_after(t['memory'], t['memory_csr'], 'B')}",
         )
         return ", ".join(parts)
 

@@ -173,11 +173,13 @@ def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> di
     run.network_memory.clear()  # the meter has it too
     run.network_memory.update({name: value.to(device) for name, value in memory.items()})
     run.memory.clear()
-    for name, tensors in found["memory"].items():
-        device = run.masks.weight(name).device
-        mine = {} if found["format"] == _FORMAT else initial_memory(net, run, name)
-        mine |= {key: value.clone().to(device) for key, value in tensors.items()}
-        run.memory[name] = mine
+    for name, theirs in found["memory"].items():
+        device, tensors = run.masks.weight(name).device, dict(theirs)
+        mine = initial_memory(net, run, name)
+        for key, value in tensors.items():  # cast, as torch casts weights
+            like = mine[key].dtype if key in mine else value.dtype
+            tensors[key] = value.clone().to(device, like)
+        run.memory[name] = tensors if found["format"] == _FORMAT else mine | tensors
     run.history = [UpdateRecord(**record) for record in found["history"]]
     return found
 

@@ -234,7 +234,8 @@ def _check_memory(net: nn.Module, run: Run, state: Mapping[str, Any], old: bool)
                 kind = value.dtype if value.is_floating_point() else torch.float32
                 _like(where, value, run.masks.layer_mask(name).shape, kind)
             elif key in mine:
-                _like(where, value, mine[key].shape, mine[key].dtype)
+                both = value.is_floating_point() and mine[key].is_floating_point()
+                _like(where, value, mine[key].shape, value.dtype if both else mine[key].dtype)
     grow = run.plan.grow
     if grow is None or not grow.grace or not state["history"]:
         return

@@ -16,8 +16,10 @@ from sj_prune.chips.mapping import Mapped, mapped
 from sj_prune.masks.regrow import LayerUpdate
 from sj_prune.masks.select import count
 from sj_prune.masks.units import LayerScores, keep_top
+from sj_prune.network.layers import weight_identity, weighted_layers
 from sj_prune.run.scores import scores
 from sj_prune.run.views import generator_of
+from sj_prune.trained.fans import few_enough
 from sj_prune.wrapper import PruningWrapper
 
 logger = logging.getLogger("sj_prune")
@@ -96,56 +98,46 @@ def fitted(model: PruningWrapper, chip: Chip, args: tuple[Any, ...]) -> dict[str
 
 
 class _Search:
-    """The network's layers, and whether they fit under masks."""
+    """The network's layers, and whether they fit under masks.
+
+    Attributes:
+        layers: in order, each with the name by which masks know its weight; several share one
+            where a module runs twice or a weight is tied.
+    """
 
     def __init__(self, model: PruningWrapper, chip: Chip, layers: Sequence[Mapped]) -> None:
         self.scopes, self.chip = model.masks.scopes, chip
-        self.dense = {layer.name: layer for layer in layers}
+        names = {weight_identity(each): name for name, each in weighted_layers(model.net).items()}
+        self.layers = [(each, names.get(weight_identity(each.module))) for each in layers]
         self.channels = any(scope.sleeps for scope in self.scopes.values())
-        self._known: dict[str, tuple[Tensor, Mapped]] = {}
+        self._known: dict[int, tuple[Tensor, Mapped]] = {}
 
     def problems(self, found: Sequence[LayerScores], kept: Sequence[Tensor]) -> tuple[str, ...]:
         """Return why the network does not fit with these units; nothing if it does."""
         masks: dict[str, Tensor] = {}
         for each, units in zip(found, kept, strict=True):
             self.scopes[each.name].add_elements(units, masks)
-        layers = [self._under(layer, masks.get(name)) for name, layer in self.dense.items()]
+        layers = [self._under(i, masks.get(name or "")) for i, (_, name) in enumerate(self.layers)]
         return fits_layers(layers, self.chip).problems
 
-    def _under(self, layer: Mapped, mask: Tensor | None) -> Mapped:
+    def _under(self, i: int, mask: Tensor | None) -> Mapped:
+        layer, known = self.layers[i][0], self._known.get(i)
         if mask is None:
             return layer
-        known = self._known.get(layer.name)
         if known is None or not torch.equal(known[0], mask):
-            known = self._known[layer.name] = (mask, layer.under(mask, self.channels))
+            known = self._known[i] = (mask, layer.under(mask, self.channels))
         return known[1]
 
 
 def _few_enough(each: LayerScores, search: _Search, chip: Chip) -> LayerScores:
     """Return scores of the weights that a neuron may take and an input may send; no others."""
-    layer = search.dense.get(each.name)
-    if search.channels or layer is None:
+    layers = [layer for layer, name in search.layers if name == each.name]
+    if search.channels or not layers or (chip.fan_in, chip.fan_out) == (None, None):
         return each
-    shape = layer.layer.weight.shape  # type: ignore[union-attr]
+    shape = layers[0].layer.weight.shape  # type: ignore[union-attr]
     mask, drop = (t.to("cpu").reshape(shape) for t in (each.mask, each.drop))
-    if chip.fan_in is not None:
-        mask = _top_rows(mask.flatten(1), drop.flatten(1), chip.fan_in).reshape(shape)
-    if chip.fan_out is not None and layer.groups == 1:
-        columns, values = mask.transpose(0, 1).flatten(1), drop.transpose(0, 1).flatten(1)
-        turned = (shape[1], shape[0], *shape[2:])
-        mask = _top_rows(columns, values, chip.fan_out).reshape(turned).transpose(0, 1)
+    mask = few_enough(mask, drop, layers, chip.fan_in, chip.fan_out)
     return replace(each, mask=mask.reshape(each.mask.shape).to(each.mask.device))
-
-
-def _top_rows(mask: Tensor, values: Tensor, most: int) -> Tensor:
-    """Return the `most` highest of each row that are True now."""
-    if mask.shape[1] <= most:
-        return mask
-    ranked = (
-        values.double().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    )
-    kept = torch.zeros_like(mask).scatter_(1, ranked[:, :most], True)
-    return kept & mask
 
 
 def _given_back(found: Sequence[LayerScores], kept: list[Tensor], search: _Search) -> list[Tensor]:

@@ -112,6 +112,11 @@ def prune(
     chip = chip_in(budget)
     known = budget is None or chip is not None
     kind, value = ("sparsity", plan.sparsity) if known else check_budget(budget)
+    if (only := plan.structure.sparsity) is not None and (chip or kind != "sparsity"):
+        raise ValueError(
+            f"Expected no budget but that of sparsity, for structure={plan.structure!r} ends at "
+            f"one, {only:g}, but got {budget!r}: leave it out, and see what fits() says"
+        )
     # Where it is searched for, no sparsity is out of reach beforehand.
     final = value if kind == "sparsity" and chip is None else 0.0
     rewrite = plan.rewrite

@@ -20,14 +20,16 @@ from sj_prune.chips.speck import assigned, kernel_memory, neuron_memory
 X = torch.rand(2, 1, 2, 32, 32)
 
 
-def convolutions(widths, node=neuron.IFNode, size=32, before_pool=True, head=True, **conv):
+def convolutions(
+    widths, node=neuron.IFNode, size=32, before_pool=True, head=True, pool=True, **conv
+):
     parts, last = [], 2
     for width in widths:
-        steps = [layer.BatchNorm2d(width), node(), layer.AvgPool2d(2)]
+        steps = [layer.BatchNorm2d(width), node(), layer.AvgPool2d(2 if pool else 1)]
         if not before_pool:
             steps = [layer.BatchNorm2d(width), layer.AvgPool2d(2), node()]
         parts += [layer.Conv2d(last, width, 3, **{"padding": 1, "bias": False, **conv}), *steps]
-        last, size = width, size // 2
+        last, size = width, size // 2 if pool else size
     if head:
         parts += [layer.Flatten(), layer.Linear(last * size * size, 10)]
     net = nn.Sequential(*parts)
@@ -89,7 +91,10 @@ def test_words_of_memory():
         (lambda: convolutions((8, 8), before_pool=False), "0: .* pools its sums"),
         (lambda: convolutions((8, 8), stride=3, padding=2, head=False), "stride 3"),
         (lambda: convolutions((8,), padding=8, head=False), "padding 8 of at most 7, 1 over"),
-        (lambda: convolutions((2048,)), "output channels 2048 of at most 1024, 1024 over"),
+        (
+            lambda: convolutions((2048,), head=False),
+            "output channels 2048 of at most 1024, 1024 over",
+        ),
     ],
 )
 def test_what_a_core_does_not_do_is_named(make, said):
@@ -208,6 +213,12 @@ def test_own_chip():
     )
     assert problems(cores=7, synapses_per_core=45)[0].startswith("the network needs 8 cores of 7")
     assert "2: synapses of one neuron" in problems(synapses_per_core=19)[0]
+    # Limits of numbers judge numbers: what lies between the layers is not their business.
+    pooled = nn.Sequential(*convolutions((3,), size=8, head=False)[:3], layer.MaxPool2d(2))
+    functional.set_step_mode(pooled, "m")
+    images = torch.rand(2, 1, 2, 8, 8)
+    assert sj_prune.fits(pooled, images, chips.Chip(name="mine", fan_in=18)).ok
+    assert "maxpool follows" in sj_prune.fits(pooled, images, chips.SPECK2F).problems[0]
     with torch.no_grad():
         net[0].weight[:, 5:] = 0
     assert problems(cores=6, synapses_per_core=45) == ()  # 9 neurons a core now

@@ -54,4 +54,7 @@ def test_nir(network, tmp_path):
 def test_onnx(network, tmp_path):
     pytest.importorskip("onnxruntime")
     net, x_seq = network
+    sj_prune.export_onnx(net, tmp_path / "dense.onnx", x_seq, prove=False)
     sj_prune.export_onnx(sparse(net, x_seq), tmp_path / "sparse.onnx", x_seq)  # proved
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("sparse", "dense")]
+    assert sizes[0] <= 0.1 * sizes[1]

@@ -100,6 +100,20 @@ def test_gradient_goes_straight_through(kind):
     assert not module._forward_pre_hooks
 
 
+def test_one_block_at_a_time():
+    module, x = nn.Linear(7, 5), torch.rand(2, 7)
+    with sj_prune.fake_quantize(module):
+        expected = module(x)
+        with (
+            pytest.raises(ValueError, match="one fake_quantize at a time but layer '' is"),
+            sj_prune.fake_quantize(module, 4),
+        ):
+            pass
+        assert torch.equal(module(x), expected)
+    with sj_prune.fake_quantize(module, 4):
+        assert not torch.equal(module(x), expected)
+
+
 def test_layer_is_whole_after_an_error():
     module = nn.Linear(7, 5)
     with sj_prune.fake_quantize(module), pytest.raises(RuntimeError):

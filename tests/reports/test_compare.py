@@ -56,8 +56,8 @@ def test_rows(pair):
 def test_totals(pair):
     dense, masked, small = pair
     totals = sj_prune.compare(dense, small, X, latency=False).totals
-    kinds = ("parameters", "nonzero", "macs_dense", "macs", "synops", "energy")
-    assert set(totals) == {*kinds, "memory", "memory_csr"}
+    kinds = ("parameters", "nonzero", "macs_dense", "macs", "synops", "events", "energy")
+    assert set(totals) == {*kinds, "energy_loihi", "memory", "memory_csr"}
     for index, net in enumerate((dense, small)):
         assert totals["parameters"][index] == parameters(net)
         assert totals["nonzero"][index] == nonzero(net)

@@ -181,7 +181,7 @@ def test_layer_seen_twice_is_no_pure_spike_layer():
     assert row.synops_dense > 0
     assert row.macs_dense > 0
     assert not row.binary_input
-    assert "SynOps + " in row.cells()[10]
+    assert any("SynOps + " in cell for cell in row.cells())
 
 
 def test_skipped_parametrized_and_uncalled_layers():

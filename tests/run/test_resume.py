@@ -294,3 +294,23 @@ def test_foreign_checkpoint_changes_nothing(case):
     assert same_state(optimizer, frozen(opt))
     train(receiver, opt, 3, start=4)
     assert receiver.step == 6
+
+
+@pytest.mark.parametrize("name", ["GradR", "STDS"])
+def test_checkpoint_of_another_precision_is_cast(name):
+    """As torch casts weights; a hidden variable goes along."""
+    method = getattr(methods, name)(end=100)
+    model, optimizer = wrapped(method)
+    train(model, optimizer, 3)
+    other = PruningWrapper(build().double(), method)
+    other.load_state_dict(model.state_dict())
+    assert other.session.run.memory.keys() == model.session.run.memory.keys()
+    for layer, tensors in model.session.run.memory.items():
+        theta = other.session.run.memory[layer]["theta"]
+        assert theta.dtype == torch.float64
+        torch.testing.assert_close(theta, tensors["theta"].double(), rtol=1e-6, atol=1e-8)
+    again = PruningWrapper(build(), method)
+    again.load_state_dict(other.state_dict())
+    for layer, tensors in model.session.run.memory.items():
+        theta = again.session.run.memory[layer]["theta"]
+        torch.testing.assert_close(theta, tensors["theta"], rtol=1e-6, atol=1e-8)
