@@ -14,6 +14,7 @@ from sj_prune.plots.channels import channel_importance, survivors_per_layer
 from sj_prune.plots.exchange import channel_exchange, channel_raster
 from sj_prune.plots.layers import criticality_histogram, density_per_layer
 from sj_prune.plots.runs import (
+    accuracy_over_cost,
     accuracy_over_sparsity,
     regrowth_per_layer,
     regrowth_survival,
@@ -21,6 +22,7 @@ from sj_prune.plots.runs import (
 )
 
 __all__ = [
+    "accuracy_over_cost",
     "accuracy_over_sparsity",
     "accuracy_under_noise",
     "channel_exchange",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from sj_prune.plots.axes import MARKERS, axes, grid, legend_above
+from sj_prune.plots.axes import COLORS, MARKERS, axes, grid, legend_above
 from sj_prune.run.history import UpdateRecord, survival
 
 if TYPE_CHECKING:
@@ -149,6 +149,60 @@ def _step_axis(ax: Axes) -> None:
 
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.set_xlabel("optimizer step")
+
+
+def accuracy_over_cost(
+    results: Mapping[str, Mapping[str, Iterable[tuple[float, float]]]],
+    cost: str,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw accuracy over what it costs, one line a method: SynOps, energy or time, log scale.
+
+    Several seeds of one setting become their mean, with whiskers from the least to the greatest in
+    both directions.
+
+    Args:
+        results: method -> setting (its label beside the point; "" writes none) -> points (cost,
+            accuracy), one a seed.
+        cost: name and unit of the cost, for its axis.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without points, or for a cost that is not positive.
+    """
+    points = [p for settings in results.values() for seeds in settings.values() for p in seeds]
+    if not points or min(cost for cost, _ in points) <= 0:
+        raise ValueError(f"Expected points with costs above 0 but got {points}")
+    fig, ax = axes(ax)
+    ax.set_xscale("log")
+    for i, (name, settings) in enumerate(results.items()):
+        columns = [list(zip(*seeds, strict=True)) for seeds in settings.values()]
+        x, y = ([sum(c[k]) / len(c[k]) for c in columns] for k in (0, 1))
+        ends = [
+            [[m - min(c[k]) for m, c in zip(means, columns, strict=True)]]
+            + [[max(c[k]) - m for m, c in zip(means, columns, strict=True)]]
+            for k, means in enumerate((x, y))
+        ]
+        marker, color = MARKERS[i % len(MARKERS)], COLORS[i % len(COLORS)]
+        ax.errorbar(
+            x,
+            y,
+            xerr=ends[0],
+            yerr=ends[1],
+            marker=marker,
+            color=color,
+            capsize=3,
+            label=name,
+        )
+        for label, a, b in zip(settings, x, y, strict=True):
+            ax.annotate(label, (a, b), (6, -12), textcoords="offset points", color=color)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_ylabel("accuracy (%)" if max(a for _, a in points) > 1.0 else "accuracy (fraction)")
+    ax.set_xlabel(cost)
+    grid(ax)
+    ax.legend(loc="lower right")
+    return fig, ax
 
 
 def accuracy_over_sparsity(
