@@ -43,13 +43,15 @@ def sparsity_over_steps(
         raise ValueError(f"Expected at least one mask update in {', '.join(empty) or 'histories'}")
     fig, ax = axes(ax)
     for i, (name, records) in enumerate(named.items()):
+        color = COLORS[i % len(COLORS)]
         steps = [record.step for record in records]
         reached = [record.sparsity for record in records]
         # Masks stay as they are until the next update.
-        (line,) = ax.step(
+        ax.step(
             steps,
             reached,
             where="post",
+            color=color,
             marker=MARKERS[i % len(MARKERS)],
             markersize=4,
             label=name,
@@ -57,7 +59,6 @@ def sparsity_over_steps(
         asked = [record.target for record in records]
         if any(abs(a - r) > 0.005 for a, r in zip(asked, reached, strict=True)):
             label = f"{name}, asked for" if name else "asked for"
-            color = line.get_color()
             ax.step(steps, asked, where="post", linestyle="--", color=color, label=label)
     _step_axis(ax)
     ax.set_ylabel("sparsity (fraction of weights pruned)")
@@ -87,11 +88,13 @@ def regrowth_survival(
     if not curves:
         raise ValueError("Expected at least one history but got none")
     fig, ax = axes(ax)
-    for marker, (name, curve) in zip(cycle(MARKERS), curves.items(), strict=False):
-        ax.plot(list(curve), list(curve.values()), marker=marker, markersize=4, label=name)
+    looks = zip(cycle(MARKERS), cycle(COLORS), curves.items(), strict=False)
+    for marker, color, (name, curve) in looks:
+        steps, rates = list(curve), list(curve.values())
+        ax.plot(steps, rates, color=color, marker=marker, markersize=4, label=name)
     _step_axis(ax)
     ax.set_ylabel("fraction of the regrown units that survive")
-    ax.set_ylim(0.0, 1.02)
+    ax.set_ylim(-0.02, 1.02)
     grid(ax)
     if len(curves) > 1:
         ax.legend()
@@ -240,6 +243,7 @@ def accuracy_over_sparsity(
                 [max(seeds) - mean for mean, seeds in zip(means, curve.values(), strict=True)],
             ],
             marker=MARKERS[i % len(MARKERS)],
+            color=COLORS[i % len(COLORS)],
             markersize=5,
             capsize=3,
             label=name,
