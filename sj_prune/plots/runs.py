@@ -178,6 +178,8 @@ def accuracy_over_cost(
     if not points or min(cost for cost, _ in points) <= 0:
         raise ValueError(f"Expected points with costs above 0 but got {points}")
     fig, ax = axes(ax)
+    from matplotlib.ticker import LogLocator, NullLocator
+
     ax.set_xscale("log")
     for i, (name, settings) in enumerate(results.items()):
         columns = [list(zip(*seeds, strict=True)) for seeds in settings.values()]
@@ -198,9 +200,20 @@ def accuracy_over_cost(
             capsize=3,
             label=name,
         )
-        for label, a, b in zip(settings, x, y, strict=True):
-            ax.annotate(label, (a, b), (6, -12), textcoords="offset points", color=color)
+        right = bool(i % 2)
+        for label, *place in zip(settings, x, y, strict=True):
+            ax.annotate(
+                label,
+                (place[0], place[1]),
+                xytext=(6, -14) if right else (-6, 6),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                color=color,
+            )
+    ax.margins(x=0.12)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylabel("accuracy (%)" if max(a for _, a in points) > 1.0 else "accuracy (fraction)")
     ax.set_xlabel(cost)
     grid(ax)

@@ -81,6 +81,20 @@ def test_observing_page_shows_the_measured_table(readme):
     assert f"<!-- observe table -->\n{readme.observe()}\n<!-- end -->" in page
 
 
+def test_first_screen_shows_the_measured_table(readme):
+    page = (ROOT / "README.md").read_text()
+    assert f"<!-- quickstart table -->\n{readme.quickstart()}\n<!-- end -->" in page
+
+
+def test_the_run_command_is_within_its_limits(readme):
+    """Two minutes of a processor for all of it, one for the first pruned result."""
+    found = readme.rows("quickstart_cpu")
+    assert len({row["seed"] for row in found}) >= 3
+    assert all(float(row["run_cpu_seconds"]) <= 120 for row in found)
+    first = [row for row in found if row["method"] == "Criticality" and row["sparsity"] == "0.95"]
+    assert all(float(row["at_cpu_second"]) <= 60 for row in first)
+
+
 def test_methods_page_shows_the_classes(readme):
     page = (ROOT / "docs" / "methods.md").read_text()
     table = readme.PAGES["docs/methods.md"]["methods table"]()
