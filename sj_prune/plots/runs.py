@@ -180,7 +180,6 @@ def accuracy_over_cost(
     fig, ax = axes(ax)
     from matplotlib.ticker import LogLocator, NullLocator
 
-    ax.set_xscale("log")
     for i, (name, settings) in enumerate(results.items()):
         columns = [list(zip(*seeds, strict=True)) for seeds in settings.values()]
         x, y = ([sum(c[k]) / len(c[k]) for c in columns] for k in (0, 1))
@@ -210,12 +209,12 @@ def accuracy_over_cost(
                 ha="left" if right else "right",
                 color=color,
             )
+    ax.set(xscale="log", xlabel=cost)
     ax.margins(x=0.12)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_ylabel("accuracy (%)" if max(a for _, a in points) > 1.0 else "accuracy (fraction)")
-    ax.set_xlabel(cost)
     grid(ax)
     ax.legend(loc="lower right")
     return fig, ax
