@@ -5,6 +5,8 @@ python benchmarks/pictures.py
 
 from __future__ import annotations
 
+import sys
+
 from matplotlib import pyplot
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator
@@ -100,7 +102,16 @@ def deploy_layers() -> None:
     fig.savefig(ROOT / "docs" / "deploy_layers.png", dpi=110)
 
 
+def quickstart() -> None:
+    """What the quickstart draws of its own rows, of all seeds."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    from quickstart import overview
+
+    overview(rows("quickstart_cpu")).savefig(ROOT / "docs" / "quickstart.png", dpi=110)
+
+
 if __name__ == "__main__":
+    quickstart()
     neuron_step()
     deploy()
     deploy_layers()

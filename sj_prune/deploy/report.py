@@ -145,6 +145,7 @@ class DeployReport:
             text = f"{gain:.{0 if gain >= 10 else 1}f}x"
             ax.text(place, 1e3 * max(ours, dense), text, ha="center", va="bottom", fontsize="small")
         ax.margins(y=0.1)
+        ax.set_xlabel("layer")
         ax.set_ylabel("time of one thread (ms)")
         name_ticks(ax, [r.name for r in timed])
         grid(ax, "y")

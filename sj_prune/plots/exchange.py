@@ -65,6 +65,8 @@ def channel_exchange(history: History, ax: Axes | None = None) -> tuple[Figure, 
     """
     states = _states(history)
     fig, ax = axes(ax)
+    from matplotlib.ticker import MaxNLocator
+
     updates = range(1, next(iter(states.values())).shape[1] + 1)
     back, gone = (
         [int(sum((s[:, i - 1] == kind).sum() for s in states.values())) for i in updates]
@@ -75,6 +77,7 @@ def channel_exchange(history: History, ax: Axes | None = None) -> tuple[Figure, 
     ax.axhline(0.0, color="black", linewidth=0.8)
     _cut_first(ax, back, gone)
     _update_axis(ax, len(updates))
+    ax.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     ax.set_ylabel("channels at this update")
     grid(ax, "y")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
-from sj_prune.plots.axes import axes, grid, legend_above, name_ticks
-from sj_prune.reports.measured import channel_criticality
+from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
+from sj_prune.reports.measured import channel_means
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def density_per_layer(
     width = 0.8 / len(named)
     for i, (name, values) in enumerate(named.items()):
         places = [j + (i - (len(named) - 1) / 2) * width for j in range(len(layers))]
-        bars = ax.bar(places, [values.get(layer, 0.0) for layer in layers], width, label=name)
+        heights = [values.get(layer, 0.0) for layer in layers]
+        bars = ax.bar(places, heights, width, color=COLORS[i % len(COLORS)], label=name)
         if len(layers) * len(named) <= 16:
             ax.bar_label(bars, fmt=_percent, fontsize="x-small", padding=2)
     name_ticks(ax, layers)
@@ -103,7 +104,7 @@ def criticality_histogram(
     """
     if isinstance(wrapper_or_scores, PruningWrapper):
         net, run = wrapper_or_scores.net, wrapper_or_scores.session.run
-        scores: Mapping[str, Tensor] = channel_criticality(net, run, example_input)
+        scores: Mapping[str, Tensor] = channel_means(net, run, example_input)
     else:
         scores = wrapper_or_scores
     values = {name: score.detach().flatten().tolist() for name, score in scores.items()}
@@ -130,7 +131,7 @@ def _draw_rows(ax: Axes, values: Mapping[str, Sequence[float]]) -> None:
     for row, numbers in enumerate(values.values()):
         counts, _ = np.histogram(numbers, edges)
         heights = 0.85 * counts / counts.max() - row
-        ax.stairs(heights, edges, baseline=-row, fill=True, color="C0", alpha=0.7)
+        ax.stairs(heights, edges, baseline=-row, fill=True, color=COLORS[0], alpha=0.7)
         middle = float(np.median(numbers))
         ax.plot([middle, middle], [-row, 0.85 - row], color="black", linewidth=1)
     names = [f"{name} ({len(numbers)})" for name, numbers in values.items()]

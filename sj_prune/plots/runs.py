@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
-from sj_prune.plots.axes import MARKERS, axes, grid, legend_above
+from sj_prune.plots.axes import COLORS, MARKERS, axes, grid, legend_above
 from sj_prune.run.history import UpdateRecord, survival
 
 if TYPE_CHECKING:
@@ -43,13 +43,15 @@ def sparsity_over_steps(
         raise ValueError(f"Expected at least one mask update in {', '.join(empty) or 'histories'}")
     fig, ax = axes(ax)
     for i, (name, records) in enumerate(named.items()):
+        color = COLORS[i % len(COLORS)]
         steps = [record.step for record in records]
         reached = [record.sparsity for record in records]
         # Masks stay as they are until the next update.
-        (line,) = ax.step(
+        ax.step(
             steps,
             reached,
             where="post",
+            color=color,
             marker=MARKERS[i % len(MARKERS)],
             markersize=4,
             label=name,
@@ -57,7 +59,6 @@ def sparsity_over_steps(
         asked = [record.target for record in records]
         if any(abs(a - r) > 0.005 for a, r in zip(asked, reached, strict=True)):
             label = f"{name}, asked for" if name else "asked for"
-            color = line.get_color()
             ax.step(steps, asked, where="post", linestyle="--", color=color, label=label)
     _step_axis(ax)
     ax.set_ylabel("sparsity (fraction of weights pruned)")
@@ -87,11 +88,13 @@ def regrowth_survival(
     if not curves:
         raise ValueError("Expected at least one history but got none")
     fig, ax = axes(ax)
-    for marker, (name, curve) in zip(cycle(MARKERS), curves.items(), strict=False):
-        ax.plot(list(curve), list(curve.values()), marker=marker, markersize=4, label=name)
+    looks = zip(cycle(MARKERS), cycle(COLORS), curves.items(), strict=False)
+    for marker, color, (name, curve) in looks:
+        steps, rates = list(curve), list(curve.values())
+        ax.plot(steps, rates, color=color, marker=marker, markersize=4, label=name)
     _step_axis(ax)
     ax.set_ylabel("fraction of the regrown units that survive")
-    ax.set_ylim(0.0, 1.02)
+    ax.set_ylim(-0.02, 1.02)
     grid(ax)
     if len(curves) > 1:
         ax.legend()
@@ -151,6 +154,72 @@ def _step_axis(ax: Axes) -> None:
     ax.set_xlabel("optimizer step")
 
 
+def accuracy_over_cost(
+    results: Mapping[str, Mapping[str, Iterable[tuple[float, float]]]],
+    cost: str,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """Draw accuracy over what it costs, one line a method: SynOps, energy or time, log scale.
+
+    Several seeds of one setting become their mean, with whiskers from the least to the greatest in
+    both directions.
+
+    Args:
+        results: method -> setting (its label beside the point; "" writes none) -> points (cost,
+            accuracy), one a seed.
+        cost: name and unit of the cost, for its axis.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: without points, or for a cost that is not positive.
+    """
+    points = [p for settings in results.values() for seeds in settings.values() for p in seeds]
+    if not points or min(cost for cost, _ in points) <= 0:
+        raise ValueError(f"Expected points with costs above 0 but got {points}")
+    fig, ax = axes(ax)
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for i, (name, settings) in enumerate(results.items()):
+        columns = [list(zip(*seeds, strict=True)) for seeds in settings.values()]
+        x, y = ([sum(c[k]) / len(c[k]) for c in columns] for k in (0, 1))
+        ends = [
+            [[m - min(c[k]) for m, c in zip(means, columns, strict=True)]]
+            + [[max(c[k]) - m for m, c in zip(means, columns, strict=True)]]
+            for k, means in enumerate((x, y))
+        ]
+        marker, color = MARKERS[i % len(MARKERS)], COLORS[i % len(COLORS)]
+        ax.errorbar(
+            x,
+            y,
+            xerr=ends[0],
+            yerr=ends[1],
+            marker=marker,
+            color=color,
+            capsize=3,
+            label=name,
+        )
+        right = bool(i % 2)
+        for label, *place in zip(settings, x, y, strict=True):
+            ax.annotate(
+                label,
+                (place[0], place[1]),
+                xytext=(6, -14) if right else (-6, 6),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                color=color,
+            )
+    ax.set(xscale="log", xlabel=cost)
+    ax.margins(x=0.12)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_ylabel("accuracy (%)" if max(a for _, a in points) > 1.0 else "accuracy (fraction)")
+    grid(ax)
+    ax.legend(loc="lower right")
+    return fig, ax
+
+
 def accuracy_over_sparsity(
     results: Mapping[str, Iterable[tuple[float, float]]],
     dense: float | None = None,
@@ -186,6 +255,7 @@ def accuracy_over_sparsity(
                 [max(seeds) - mean for mean, seeds in zip(means, curve.values(), strict=True)],
             ],
             marker=MARKERS[i % len(MARKERS)],
+            color=COLORS[i % len(COLORS)],
             markersize=5,
             capsize=3,
             label=name,

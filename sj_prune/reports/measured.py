@@ -77,28 +77,29 @@ def _activity(
     return rate, criticality
 
 
-def channel_criticality(
+def channel_means(
     net: nn.Module,
     run: Run,
     example_input: Any = None,  # noqa: ANN401
+    kind: str = "criticality_max",
 ) -> dict[str, Tensor]:
-    """Return ``criticality_max`` per channel of every neuron layer that has it, ``[C]`` each.
+    """Return a statistic per channel of every neuron layer that has it, ``[C]`` each.
 
     Args:
         net: the network; nothing in it changes.
         run: its run.
         example_input: what to measure on, in eval mode; by default what the neurons have recorded
             since the last mask update.
+        kind: name of the statistic.
     """
     if example_input is None:
-        return _recorded(sensors(net))
+        return _recorded(sensors(net), kind)
     with _measuring(net, run, example_input) as (_, nodes):
         cost.measure(net, example_input, layers={}, samples=1)  # for its careful forward
-        return _recorded(nodes)
+        return _recorded(nodes, kind)
 
 
-def _recorded(nodes: Mapping[str, Sensor]) -> dict[str, Tensor]:
-    kind = "criticality_max"
+def _recorded(nodes: Mapping[str, Sensor], kind: str) -> dict[str, Tensor]:
     return {
         name: node.activity.mean(kind)
         for name, node in nodes.items()

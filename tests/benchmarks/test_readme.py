@@ -98,6 +98,15 @@ def test_pages_show_the_measured_tables(readme):
             assert readme.insert(page, marker, table()) == page, f"{name}: {marker}"
 
 
+def test_the_run_command_is_within_its_limits(readme):
+    """Two minutes of a processor for all of it, one for the first pruned result."""
+    found = readme.rows("quickstart_cpu")
+    assert len({row["seed"] for row in found}) >= 3
+    assert all(float(row["run_cpu_seconds"]) <= 120 for row in found)
+    first = [row for row in found if row["method"] == "Criticality" and row["sparsity"] == "0.95"]
+    assert all(float(row["at_cpu_second"]) <= 60 for row in first)
+
+
 def test_unknown_marker(readme):
     with pytest.raises(ValueError, match="markers <!-- no table -->"):
         readme.insert("text", "no table", "")

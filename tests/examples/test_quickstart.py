@@ -15,10 +15,10 @@ pytest.importorskip("sklearn")
 SCRIPT = Path(__file__).parents[2] / "examples" / "quickstart.py"
 RUNS = [
     ("dense", 0.0),
-    ("Magnitude", 0.95),
     ("Criticality", 0.95),
-    ("Magnitude", 0.98),
+    ("Magnitude", 0.95),
     ("Criticality", 0.98),
+    ("Magnitude", 0.98),
 ]
 
 
@@ -63,8 +63,12 @@ def test_every_training_has_a_row_that_says_where_it_was_measured(out):
     for row in rows:
         for column in ("commit", "device", "sj_prune", "torch", "spikingjelly", "python"):
             assert row[column]
-        assert float(row["seconds"]) > 0
+        assert float(row["cpu_seconds"]) > 0
+        assert float(row["ms_deployed"]) > 0
+        assert float(row["ms_spikingjelly"]) > 0
         assert row["device"].endswith("x1")
+    ends = [float(row["at_cpu_second"]) for row in rows]
+    assert ends == sorted(ends)
 
 
 def test_sparsities_are_exact(quickstart, out):
@@ -106,15 +110,37 @@ def test_table_is_made_of_the_rows(quickstart, out):
 
 def test_table_averages_over_seeds(quickstart, out):
     rows = _rows(out)
-    first = [row | {"accuracy": "98", "drop": "1"} for row in rows]
-    second = [row | {"accuracy": "99", "drop": "0", "seed": "1"} for row in rows]
+    first = [row | {"accuracy": "98", "ms_deployed": "1"} for row in rows]
+    second = [row | {"accuracy": "99", "ms_deployed": "", "seed": "1"} for row in rows]
     lines = quickstart.markdown_table(first + second).splitlines()
     assert len(lines) == 2 + len(RUNS)
-    assert all("98.50 % ± 0.71" in line for line in lines[2:])
-    assert all(" 0.50 " in line for line in lines[3:])
+    assert all("98.50 % (98.00 to 99.00)" in line for line in lines[2:])
+    assert all("=> 1.00 ms" in line for line in lines[2:])  # where it could be deployed
 
 
-@pytest.mark.parametrize("name", ["overview", "sparsity", "criticality"])
+def test_picture_shows_every_run_and_its_range(quickstart, out):
+    rows = _rows(out)
+    rows += [row | {"seed": "1", "accuracy": "50", "ms_deployed": "9"} for row in rows]
+    left, right = quickstart.overview(rows).axes
+    assert [text.get_text() for text in left.texts] == ["", "95%", "98%", "95%", "98%"]
+    means = [(float(row["ms_deployed"]) + 9) / 2 for row in rows[: len(RUNS)]]
+    widths = [bar.get_width() for bar in right.patches]
+    assert widths[1:] == pytest.approx(means)
+    assert len(right.get_yticklabels()) == 1 + len(RUNS)
+
+
+def test_what_cannot_be_deployed_is_said_and_the_rest_goes_on(quickstart, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(quickstart.sj_prune, "deploy", fails)
+    x_seq = quickstart.over_time(torch.rand(1, 1, 8, 8))
+    found = quickstart.milliseconds(quickstart.build_network().eval(), x_seq)
+    assert found == {"ms_spikingjelly": "", "ms_deployed": ""}
+    assert "Not deployed: no compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["overview", "density", "criticality"])
 def test_plots_are_written(out, name):
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import sj_prune
 from sj_prune import methods, plots
-from sj_prune.reports.measured import channel_criticality
+from sj_prune.reports.measured import channel_means
 from sj_prune.run.history import UpdateRecord
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -181,7 +181,7 @@ def medians(ax):
 def test_criticality_measured():
     wrapper, x = trained(), images()
     fig, ax = plots.criticality_histogram(wrapper, x)
-    scores = channel_criticality(wrapper.net, wrapper.session.run, x)
+    scores = channel_means(wrapper.net, wrapper.session.run, x)
     assert ticks(ax.yaxis) == ["2 (4)", "5 (5)"]
     assert medians(ax) == pytest.approx([score.quantile(0.5).item() for score in scores.values()])
     assert_labeled(fig, ax)

@@ -17,7 +17,7 @@ import sj_prune
 from sj_prune import cost, methods
 from sj_prune.neurons import recording_nodes
 from sj_prune.reports.explain import explain
-from sj_prune.reports.measured import channel_criticality, report
+from sj_prune.reports.measured import channel_means, report
 from sj_prune.reports.tables import readable
 
 T, N = 4, 3
@@ -79,7 +79,7 @@ def trained(**settings):
 
 
 def criticality_of(wrapper, *example_input):
-    return channel_criticality(wrapper.net, wrapper.session.run, *example_input)
+    return channel_means(wrapper.net, wrapper.session.run, *example_input)
 
 
 def rows_of(found):
