@@ -11,6 +11,7 @@ import statistics
 from functools import partial
 from pathlib import Path
 
+import gpu_tables
 from tabulate import tabulate
 
 from sj_prune.reports.catalogue import methods_table
@@ -387,6 +388,7 @@ PAGES = {
         "mask update table": mask_update,
         "holding table": holding,
         "scale table": scale,
+        **gpu_tables.TABLES,
     },
     "docs/methods.md": {"methods table": partial(methods_table, markdown=True)},
     "docs/catalogue.md": {"catalogue table": catalogue, "synops budget table": synops_budget},

@@ -39,7 +39,9 @@ def plan_of(arm):
     return method if isinstance(method, Plan) else method.plan()
 
 
-@pytest.mark.parametrize("arm", [a for a in (ARMS | TRAINED).values() if a.method], ids=str)
+@pytest.mark.parametrize(
+    "arm", [a for a in (ARMS | TRAINED).values() if a.method], ids=lambda arm: arm.title
+)
 def test_arm_ends_when_masks_stay(arm):
     schedule = plan_of(arm).schedule
     assert schedule.due(600)
