@@ -49,10 +49,16 @@ def _criterion(rows: Rows) -> list[str]:
     return found
 
 
+def _arms(rows: Rows) -> dict[str, list[float]]:
+    """Return the differences to magnitude of every arm that is no control."""
+    names = [n for n in measured(rows, "x1") if n not in (BASE, "dense")]
+    return {n: differences(rows, "x1", n, BASE) for n in names if not ARMS[n].is_control}
+
+
 def _against_magnitude(rows: Rows) -> str:
     """Return which arms are above, below, and not to be told from magnitude."""
-    arms = [n for n in measured(rows, "x1") if n not in (BASE, "dense") and not ARMS[n].is_control]
-    signs = {name: sign(differences(rows, "x1", name, BASE)) for name in arms}
+    arms = _arms(rows)
+    signs = {name: sign(values) for name, values in arms.items()}
     groups = {
         word: [name for name in arms if signs[name] == value]
         for word, value in (("Above it", 1), ("Below it", -1), ("Not to be told from it", 0))
@@ -109,8 +115,13 @@ def _advice(rows: Rows) -> str:
     """Return what to take: what was confirmed on other seeds, or magnitude."""
     tried = _tried(rows)
     names = list(dict.fromkeys(name for _, name, values in tried if sign(values) == 1))
-    if not tried:
+    if not tried and any(sign(v) == 1 for v in _arms(rows).values()):
         return "**So** nothing is settled before the best arms have been tried on other seeds."
+    if not tried:
+        return (
+            "**So** take `Magnitude`: no arm is above it here. What longer training and the paper's "
+            "optimizer would say is open."
+        )
     if names:
         return (
             f"**So** regrow by criticality with {_named(names)} where training is like that above, "

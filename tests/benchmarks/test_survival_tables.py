@@ -126,6 +126,11 @@ def test_verdict_before_anything_is_confirmed():
     text = verdicts.follows(SETTLE)
     assert "not measured yet" in text
     assert "**So** nothing is settled" in text
+    alike = [r for r in SETTLE if r["arm"] in ("magnitude", "published", "published-permuted")]
+    below = [
+        dict(r, accuracy=str(float(r["accuracy"]) - 9 * (r["arm"] == "published"))) for r in alike
+    ]
+    assert "**So** take `Magnitude`: no arm is above it" in verdicts.follows(below)
 
 
 TRAINED = [
