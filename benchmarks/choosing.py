@@ -79,8 +79,12 @@ def by_sparsity() -> str:
 
 
 def _digits(sparsity: float) -> str:
-    found = [r for r in rows("quickstart_cpu") if r["method"] == "Magnitude"]
-    gaps = [float(r["drop"]) for r in found if float(r["sparsity"]) == sparsity]
+    found = {(r["method"], float(r["sparsity"]), r["seed"]): r for r in rows("quickstart_cpu")}
+    gaps = [
+        float(found["dense", 0.0, seed]["accuracy"]) - float(row["accuracy"])
+        for (method, pruned, seed), row in found.items()
+        if (method, pruned) == ("Magnitude", sparsity)
+    ]
     if not gaps:
         return "not measured"
     mean, half = mean_and_interval(gaps)

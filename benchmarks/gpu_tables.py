@@ -1,14 +1,17 @@
-"""The tables of docs/cost.md that were measured on a GPU, of every card with a CSV."""
+"""Write the tables of docs/cost.md that were measured on a GPU, of every card with a CSV.
+
+python -m benchmarks.gpu_tables
+"""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 
 from tabulate import tabulate
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.readme import RESULTS, ROOT, insert
+
 OFF, ALL = "sj_prune, recording off", "sj_prune, all statistics"
 
 Row = dict[str, str]
@@ -120,3 +123,15 @@ TABLES = {
     "gpu training table": training_step,
     "gpu masks table": masks,
 }
+
+
+def main() -> None:
+    page = ROOT / "docs" / "cost.md"
+    text = page.read_text()
+    for marker, table in TABLES.items():
+        text = insert(text, marker, table())
+    page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,6 @@ import statistics
 from functools import partial
 from pathlib import Path
 
-import gpu_tables
 from tabulate import tabulate
 
 from sj_prune.reports.catalogue import methods_table
@@ -388,7 +387,6 @@ PAGES = {
         "mask update table": mask_update,
         "holding table": holding,
         "scale table": scale,
-        **gpu_tables.TABLES,
     },
     "docs/methods.md": {"methods table": partial(methods_table, markdown=True)},
     "docs/catalogue.md": {"catalogue table": catalogue, "synops budget table": synops_budget},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import choosing
+from benchmarks import choosing, gpu_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,8 +91,9 @@ def test_every_seed_and_growth_keeps_as_many_channels(readme):
 
 def test_pages_show_the_measured_tables(readme):
     """What stands in a page is what the CSV, or the class, says: run the script after a study."""
-    pages = {**readme.PAGES, "docs/choosing.md": choosing.TABLES}
-    for name, tables in pages.items():
+    of_others = {"docs/choosing.md": choosing.TABLES, "docs/cost.md": gpu_tables.TABLES}
+    pages = [*readme.PAGES.items(), *of_others.items()]
+    for name, tables in pages:
         page = (ROOT / name).read_text()
         for marker, table in tables.items():
             assert readme.insert(page, marker, table()) == page, f"{name}: {marker}"
