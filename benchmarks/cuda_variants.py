@@ -182,8 +182,8 @@ def page(found: list[dict[str, object]]) -> str:
         "Written by `python benchmarks/cuda_variants.py`, which needs no GPU. **Nothing here is",
         "measured on one**: bytes are counted, registers the assembler's, the rest is a prediction",
         f"for a device of {PROCESSORS} multiprocessors (H100), of a copy at"
-        f" {BYTES_PER_SECOND / 1e12:g} TB/s and {LATENCY * 1e9:g} ns of latency. What a GPU said since:",
-        "[On a GPU](cost.md#on-a-gpu).",
+        f" {BYTES_PER_SECOND / 1e12:g} TB/s and {LATENCY * 1e9:g} ns of latency.",
+        "What a GPU said since: [On a GPU](cost.md#on-a-gpu).",
         "",
         "## Bytes per neuron and step, forward and backward",
         "",

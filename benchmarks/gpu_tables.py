@@ -95,7 +95,7 @@ def training_step() -> str:
 
 
 def masks() -> str:
-    """Return what masks cost a step of SEW-ResNet50, and an update of 100 million weights, if measured."""
+    """Return what masks cost a step of SEW-ResNet50, and what an update takes, if measured."""
     held = [
         [
             row["device"].removeprefix("NVIDIA "),
