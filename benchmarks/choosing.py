@@ -79,8 +79,13 @@ def by_sparsity() -> str:
 
 
 def _digits(sparsity: float) -> str:
-    found = [r for r in rows("quickstart_cpu") if r["method"] == "Magnitude"]
-    gaps = [float(r["drop"]) for r in found if float(r["sparsity"]) == sparsity]
+    found = rows("quickstart_cpu")
+    dense = {r["seed"]: float(r["accuracy"]) for r in found if r["method"] == "dense"}
+    gaps = [
+        dense[r["seed"]] - float(r["accuracy"])
+        for r in found
+        if (r["method"], float(r["sparsity"])) == ("Magnitude", sparsity)
+    ]
     if not gaps:
         return "not measured"
     mean, half = mean_and_interval(gaps)

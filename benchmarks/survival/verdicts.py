@@ -119,8 +119,8 @@ def _advice(rows: Rows) -> str:
         return "**So** nothing is settled before the best arms have been tried on other seeds."
     if not tried:
         return (
-            "**So** take `Magnitude`: no arm is above it here. What longer training and the paper's "
-            "optimizer would say is open."
+            "**So** take `Magnitude`: no arm is above it here. What longer training and the "
+            "paper's optimizer would say is open."
         )
     if names:
         return (
