@@ -118,11 +118,13 @@ def main() -> None:
     update = Update(layers, optimizer)
     scores = update.score(regrow=False)
 
+    @torch.no_grad()
+    def unpruned() -> None:
+        for name, layer in layers.items():
+            layer.weight.copy_(original[name])
+
     def timed(run: Callable[[], object]) -> float:
-        with torch.no_grad():
-            for name, layer in layers.items():
-                layer.weight.copy_(original[name])
-        return seconds(run, args.device, args.repeats)
+        return seconds(run, args.device, args.repeats, before=unpruned)
 
     contenders = {
         "sj_prune: score": lambda: update.score(regrow=False),

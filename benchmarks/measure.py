@@ -51,10 +51,17 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize(torch.device(device))
 
 
-def seconds(run: Callable[[], object], device: str, repeats: int, warmup: int = 1) -> float:
-    """Return the median wall time of `run`."""
+def seconds(
+    run: Callable[[], object],
+    device: str,
+    repeats: int,
+    warmup: int = 1,
+    before: Callable[[], object] = lambda: None,
+) -> float:
+    """Return the median wall time of `run`; what is to be done before each is not in it."""
     times = []
     for i in range(warmup + repeats):
+        before()
         synchronize(device)
         start = time.perf_counter()
         run()

@@ -51,8 +51,8 @@ class Topology:
             that feed no neuron directly.
         before: layer name -> the neuron layers that its input comes from, of layers that neurons
             follow.
-        idle: names of the layers that did not run as modules.
-        places: layer name -> how many places of its input each weight meets, of those that did.
+        places: layer name -> how many places of its input each weight meets, of the layers that ran
+            as modules.
     """
 
     neurons: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -62,7 +62,6 @@ class Topology:
     spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     through: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     before: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    idle: tuple[str, ...] = ()
     places: dict[str, float] = field(default_factory=dict)
 
     def leave_out(self, name: str, layers: Iterable[str] = ()) -> None:

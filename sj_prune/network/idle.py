@@ -1,4 +1,4 @@
-"""Layers that a forward does not run: another task's head, a matrix that a neuron reads itself."""
+"""Layers that a forward runs: not another task's head, nor a matrix that a neuron reads itself."""
 
 from __future__ import annotations
 
@@ -14,29 +14,25 @@ from sj_prune.network.layers import TRANSPOSED, Layer, is_weighted, weight_ident
 
 
 @contextmanager
-def noting_idle(
-    net: nn.Module, layers: Mapping[str, Layer], places: dict[str, float] | None = None
-) -> Iterator[set[str]]:
-    """Yield the names of the layers that have not run in this block so far.
+def noting_places(net: nn.Module, layers: Mapping[str, Layer]) -> Iterator[dict[str, float]]:
+    """Yield, of the layers that run in this block, how many places of its input a weight meets.
 
     Args:
         net: whose modules run; another one with the same weight counts.
         layers: by name.
-        places: is told of each that runs how many places of its input a weight meets.
     """
-    idle = set(layers)
+    places: dict[str, float] = {}
     by_weight = {weight_identity(layer): name for name, layer in layers.items()}
 
-    def ran(name: str, layer: Any, args: tuple[Any, ...]) -> None:  # noqa: ANN401
-        idle.discard(name)
-        if places is not None and args and isinstance(args[0], Tensor):
-            places[name] = _places(layer, args[0])
+    def ran(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ANN401
+        places[name] = _places(layer, args[0] if args else next(iter(kwargs.values())))
 
     with ExitStack() as stack:
         for module in net.modules():
             if is_weighted(module) and (name := by_weight.get(weight_identity(module))):
-                stack.callback(module.register_forward_pre_hook(partial(ran, name)).remove)
-        yield idle
+                hook = module.register_forward_pre_hook(partial(ran, name), with_kwargs=True)
+                stack.callback(hook.remove)
+        yield places
 
 
 def _places(layer: Any, x: Tensor) -> float:  # noqa: ANN401

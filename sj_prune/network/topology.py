@@ -20,7 +20,7 @@ from sj_prune.network.chain import reached
 from sj_prune.network.coupling.tracer import Channels, neuron_channels
 from sj_prune.network.facts import NeuronFacts, Topology
 from sj_prune.network.graph import Behind, Walker
-from sj_prune.network.idle import noting_idle
+from sj_prune.network.idle import noting_places
 from sj_prune.network.layers import Layer, output_channels, weighted_layers
 from sj_prune.network.norms import norms_by_weight
 from sj_prune.network.unheard import unheard
@@ -205,8 +205,7 @@ def trace(
         temporary_activity(net) as nodes,
     ):
         tracer = _Tracer(net, layers, channels)
-        places: dict[str, float] = {}
-        with _hooked(net, tracer), noting_idle(net, layers, places) as idle:
+        with _hooked(net, tracer), noting_places(net, layers) as places:
             try:
                 _forward(net, args, kwargs or {})
             except ValueError as error:
@@ -217,7 +216,6 @@ def trace(
                 _forward(net.eval(), args, kwargs or {})
         topology = tracer.topology
         topology.before = dict(tracer.walker.inputs)
-        topology.idle = tuple(name for name in layers if name in idle)
         topology.places = places
         for name, facts in topology.facts.items():
             if facts.problem is None:

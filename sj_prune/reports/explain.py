@@ -198,7 +198,7 @@ def _status(name: str, net: nn.Module, run: Run) -> str:
     topology = run.anatomy.topology
     if topology is None:
         return "yes"
-    if name in topology.idle:
+    if name not in topology.places:
         return "yes, but it did not run as a module in the traced forward"
     neurons, spread = _neurons(name, run), topology.spread.get(name, ())
     counted = spread and all(node in neurons for node in spread)

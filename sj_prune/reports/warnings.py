@@ -37,7 +37,7 @@ def warnings_of(net: nn.Module, run: Run) -> Iterator[str]:
 
 def _warn_of_idle(run: Run) -> Iterator[str]:
     topology, left_out = run.anatomy.topology, run.masks.idle
-    idle = [name for name in run.layers if topology and name in topology.idle]
+    idle = [name for name in run.layers if topology and name not in topology.places]
     if not idle:
         return
     counted = [name for name in idle if name not in left_out]

@@ -119,7 +119,7 @@ class Agreement:
             ready()
             return
         traced = self.run.anatomy.topology is not None
-        told = self.run.anatomy.idle is not None
+        told = bool(self.run.anatomy.places)
         mine = plain_inputs(self.run), traced, sorted(self.run.masks.idle) if told else None
         seen = processes.gather(mine, self.device)
         known = next((inputs for inputs, _, _ in seen if inputs is not None), None)

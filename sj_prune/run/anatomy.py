@@ -51,11 +51,10 @@ def learn(net: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any
         run.masks = _masks(net, run, args, kwargs, topology)
     anatomy = run.anatomy
     anatomy.topology = topology
-    anatomy.places.update(topology.places)
     anatomy.scoring = {n: scoring_neurons(topology, anatomy.coupling, n) for n in run.layers}
     if not built:
         start_masks(net, run)
-    told(run, set(topology.idle))
+    told(run, topology.places)
     if run.plan.statistics and not any(anatomy.scoring.values()):
         logger.warning(
             "%s reads neurons but none that records follows a prunable layer: "

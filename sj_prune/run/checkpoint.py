@@ -140,7 +140,8 @@ def _unlearned_on_error(net: nn.Module, run: Run) -> Iterator[None]:
     """Forget what the inputs of a checkpoint told, if it is refused after all."""
     dims = {node: node.channel_dim for node in sensors(net).values()}
     empty = [node.activity for node in dims if node.activity.sums is None]
-    before = run.masks, replace(run.anatomy), run.draws, dict(run.memory), list(run.history)
+    anatomy = replace(run.anatomy, places=dict(run.anatomy.places))
+    before = run.masks, anatomy, run.draws, dict(run.memory), list(run.history)
     try:
         yield
     except Exception as error:

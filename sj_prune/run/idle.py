@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
 
-from sj_prune.network.idle import noting_idle
+from sj_prune.network.idle import noting_places
 from sj_prune.neurons.convert import sensor_of
 from sj_prune.run.state import Run
 
@@ -19,30 +19,31 @@ def listen(net: nn.Module, run: Run) -> None:
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         for module in net.modules()
     )  # hooks would become a part of its graph
-    if run.anatomy.idle is not None or compiled:
+    if run.anatomy.places or compiled:
         return
     stack = ExitStack()
     layers: dict[str, Any] = {name: net.get_submodule(name) for name in run.layers}
-    idle = stack.enter_context(noting_idle(net, layers, run.anatomy.places))
+    places = stack.enter_context(noting_places(net, layers))
 
     def over(_: nn.Module, __: Any, output: Any) -> None:  # noqa: ANN401
         stack.close()
         if output is not None:  # else it raised
-            told(run, idle)
+            told(run, places)
 
     stack.callback(net.register_forward_hook(over, always_call=True).remove)
 
 
-def told(run: Run, idle: Collection[str]) -> None:
+def told(run: Run, places: Mapping[str, float]) -> None:
     """Leave layers out of the sparsity that have not run in the first forward that tells.
 
     Those that have pruned weights already have run before, or are to be pruned from the start.
     """
-    if run.anatomy.idle is not None:
+    first = not run.anatomy.places
+    run.anatomy.places.update(places)
+    if not first:
         return
-    run.anatomy.idle = frozenset(idle)
     masks = run.masks
-    names = [n for n, s in masks.scopes.items() if run.anatomy.idle.issuperset(s.layers)]
+    names = [n for n, s in masks.scopes.items() if places.keys().isdisjoint(s.layers)]
     found = frozenset(filter(masks.whole, names))
     if len(found) < len(masks.scopes) and not run.plan.emergent:
         masks.idle = found

@@ -29,8 +29,8 @@ class Anatomy:
         coupling: which channels live and die together; None for single weights, and before that.
         scoring: layer -> neuron layers that score it -> which of their channels are whose.
         dense: layer -> why it, or a part of it, stays as it is.
-        idle: layers that the first forward has not run; None before one has told. `run/idle.py`.
-        places: layer -> how many places of its input each weight meets; `run/idle.py` too.
+        places: layer -> how many places of its input each weight meets, of those that the first
+            forward has run; empty before one has told. `run/idle.py`.
     """
 
     inputs: tuple[Any, Any] | None = None
@@ -38,7 +38,6 @@ class Anatomy:
     coupling: Coupling | None = None
     scoring: dict[str, dict[str, Tensor | None]] = field(default_factory=dict)
     dense: dict[str, str] = field(default_factory=dict)
-    idle: frozenset[str] | None = None
     places: dict[str, float] = field(default_factory=dict)
 
 

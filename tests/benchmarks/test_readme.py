@@ -1,6 +1,7 @@
 """Generated tables: made of the CSV files, and no winner where ranges overlap."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,16 @@ from benchmarks import choosing, gpu_tables
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def readme():
-    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def readme():
+    return loaded("readme")
 
 
 def row(seed, sparsity, growth, accuracy):
@@ -111,3 +116,10 @@ def test_the_run_command_is_within_its_limits(readme):
 def test_unknown_marker(readme):
     with pytest.raises(ValueError, match="markers <!-- no table -->"):
         readme.insert("text", "no table", "")
+
+
+def test_what_other_scripts_import_needs_no_path_of_its_own(monkeypatch):
+    """`python -m benchmarks.choosing` has the root in its path, and not benchmarks/."""
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p).name != "benchmarks"])
+    monkeypatch.delitem(sys.modules, "gpu_tables", raising=False)
+    loaded("readme")

@@ -275,3 +275,29 @@ def test_a_trained_network_is_pruned_where_it_runs():
     net, _ = sj_prune.prune(net, loader, methods.Magnitude(sparsity=0.7))
     assert zeros(net.body, net.first) == pytest.approx(0.7, abs=0.01)
     assert bool(net.second.weight.all())
+
+
+class ByKeyword(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = layer.Conv2d(2, 3, 3, stride=2), layer.Linear(27, 4)
+        functional.set_step_mode(self, "m")
+
+    def forward(self, x):
+        return self.fc(self.conv(x=x).flatten(2))
+
+
+def test_places_of_a_layer_that_is_called_by_keyword():
+    model = sj_prune.PruningWrapper(ByKeyword(), methods.Magnitude(sparsity=0.5))
+    model(torch.randn(2, 4, 2, 8, 8))
+    assert model.session.run.anatomy.places == {"conv": 8 * 8 / 4, "fc": 1.0}
+
+
+def test_a_refused_checkpoint_tells_nothing_of_what_runs():
+    x, method = torch.randn(2, 4, 2, 8, 8), methods.FilterNorm(sparsity=0.3, end=8)
+    saved = sj_prune.PruningWrapper(ByKeyword(), method, example_input=x).state_dict()
+    saved["_extra_state"]["uncounted"] = ["elsewhere"]
+    model = sj_prune.PruningWrapper(ByKeyword(), method)
+    with pytest.raises(ValueError, match="uncounted"):
+        model.load_state_dict(saved)
+    assert not model.session.run.anatomy.places
