@@ -236,7 +236,7 @@ def _by_sample(name: str, layer: nn.Module, x: Tensor, samples: int) -> Tensor:
     x = x.flatten(0, 1) if steps else x
     if len(x) % samples:
         raise ValueError(
-            f"Expected the input of {name!r} to be of the {samples} samples of the batch but got "
-            f"{tuple(x.shape)}: name another layer="
+            f"Expected the input of {name!r} to be of the {samples} samples that have labels but "
+            f"got {tuple(x.shape)}: name another layer="
         )
     return x.double().reshape(-1, samples, x[0].numel())

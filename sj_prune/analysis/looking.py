@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune._checks import check_steps
 from sj_prune.compaction.build import copied
 from sj_prune.network.unheard import unheard
 from sj_prune.run.looks import applied
@@ -23,8 +25,19 @@ Value: TypeAlias = Callable[[Any, Tensor], float | Tensor]
 Labeled: TypeAlias = tuple[tuple[Any, ...], Tensor]
 
 
-def accuracy(output: Tensor, y: Tensor) -> float:
-    """Return the fraction of right answers of ``output [T, N, K]`` or ``[N, K]``."""
+def accuracy(output: Any, y: Tensor) -> float:  # noqa: ANN401
+    """Return the fraction of right answers of ``output [T, N, K]`` or ``[N, K]``.
+
+    Raises:
+        ValueError: for an output of another form.
+    """
+    shape = list(output.shape) if isinstance(output, Tensor) else None
+    if shape is None or len(shape) not in (2, 3) or shape[-2] != len(y):
+        got = f"a {type(output).__name__}" if shape is None else str(shape)
+        raise ValueError(
+            f"Expected one answer a sample, [T, N, K] or [N, K], for {len(y)} labels from the "
+            f"network but got {got}: give value=, a function of output and labels"
+        )
     answers = (output.mean(0) if output.ndim == 3 else output).argmax(1)
     return float((answers == y).double().mean())
 
@@ -58,27 +71,30 @@ def looking(net: nn.Module, forward: Forward | None) -> Iterator[nn.Module]:
 
 def _lead(net: nn.Module, forward: Forward) -> None:
     """Let calls of a network be led by a function that calls it itself, step by step."""
-    own, led = net.forward, False
+    led = False
 
-    def lead(*inputs: Any) -> Any:  # noqa: ANN401
+    def lead(self: nn.Module, *inputs: Any) -> Any:  # noqa: ANN401
         nonlocal led
         if led:
-            return own(*inputs)
+            return vars(self)["_own_forward"](*inputs)
         led = True
         try:
-            return forward(net, *inputs)
+            return forward(self, *inputs)
         finally:
             led = False
 
-    net.forward = lead
+    # Bound methods, so that copies of the network are led through themselves.
+    vars(net).update(_own_forward=net.forward, forward=MethodType(lead, net))
 
 
 def labeled(net: nn.Module, loader: Iterable[Any], batches: int | None) -> Iterator[Labeled]:
     """Yield batches as (inputs, labels) on the device of a network.
 
     Raises:
-        ValueError: for batches without one class number a sample, and an empty loader.
+        ValueError: for batches without one class number a sample, an empty loader, and no batches.
     """
+    if batches is not None:
+        check_steps("batches", batches)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     for args, y in batches_of(loader, batches, device):
         if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():

@@ -106,7 +106,6 @@ def robustness(
         for level in levels:
             check_factor(f"a level of {name}", level)
     check_steps("repeats", repeats)
-    check_steps("batches", batches)
     seed = check_integer("seed", seed, 0)
     rows = []
     with looking(net, forward) as twin:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sj_prune._checks import check_integer, check_steps
+from sj_prune._checks import check_integer
 from sj_prune.analysis.looking import Forward, Labeled, Value, accuracy, labeled, looking, valued
 from sj_prune.masks.bindings import Strict
 from sj_prune.masks.manager import MaskManager
@@ -152,7 +152,6 @@ def shapley(
         )
     if check_integer("permutations", permutations) < 2:
         raise ValueError(f"Expected at least 2 permutations, for the error, but got {permutations}")
-    check_steps("batches", batches)
     generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
     plan = replace(plan, schedule=Manual(final=0.0), binding=Strict(), rewrite=None)
     with looking(net, forward) as twin:

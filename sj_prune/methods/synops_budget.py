@@ -51,7 +51,8 @@ class SynOpsBudget:
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: if a number is not positive.
+        ValueError: if a number is not positive; in training, if the batch that `fraction` is of has
+            no SynOps.
     """
 
     fraction: float
@@ -81,6 +82,12 @@ class SynOpsBudget:
             return
         if _BUDGET not in net.memory:
             dense = found[1] if self.dense is None else torch.full_like(found[1], self.dense)
+            if not dense > 0:  # asked once in a training
+                raise ValueError(
+                    f"Expected SynOps in the first batch after step {self.begin}, for fraction is "
+                    "of them, but no spike meets a weight: neurons are silent (give dense=, or a "
+                    "later begin=), or no layer reads spikes (averages of spikes are none)"
+                )
             net.memory[_BUDGET] = self.fraction * dense
         excess = found[0] / net.memory[_BUDGET] - 1
         known = net.memory.get(_MULTIPLIER, torch.zeros_like(excess))

@@ -191,7 +191,7 @@ def accuracy_under_noise(
     ax.set_xlabel(
         "noise on inputs (over their standard deviation)"
         if kind == "inputs"
-        else "noise on weights (over the root mean square of a layer's)"
+        else "noise on weights (over their root mean square in a layer)"
     )
     ax.set_ylabel("accuracy (fraction)")
     ax.set_ylim(bottom=0.0)

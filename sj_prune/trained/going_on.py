@@ -21,7 +21,7 @@ def state_of(part: Any) -> Any:  # noqa: ANN401
     if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
         raise TypeError(
             "Expected optimizers, schedules and torch generators in training.run(...), with a "
-            f"state_dict, but got {part!r}"
+            f"state_dict, but got a {type(part).__name__}"
         )
     return part.state_dict()
 

@@ -123,9 +123,11 @@ class Search:
             yield stage
 
     def epochs(self, parts: Sequence[Any]) -> Iterator[int]:
-        """Yield the epochs that are left of the training in hand; save after each."""
+        """Yield the epochs left of the training in hand; save before them and after each."""
         self._go_on(parts)
         first, stage = not self.rows, self.stages[len(self.rows)]
+        if not self.epoch:  # a generator that all trainings share is to be found as it is now
+            self._save([state_of(part) for part in parts])
         for epoch in range(self.epoch, stage.epochs):
             if first and self.early_bird is not None and self._stands_still(self.early_bird):
                 return

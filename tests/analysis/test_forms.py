@@ -51,6 +51,29 @@ def test_every_form_gives_the_same(expected, form):
     assert same(net.get_extra_state() if wraps else None, state)
 
 
+def test_channels_of_a_led_network_are_tried_out(caplog):
+    """Its copies, in float64, are led through themselves, not through what they are copies of."""
+    net, forward = FORMS["single-step"](network())
+    analysis.shapley(net, LOADER, methods.FilterNorm(), permutations=2, batches=1, forward=forward)
+    assert "could not be tried out" not in caplog.text
+
+
+def test_outputs_that_are_no_answers_are_named():
+    x_seq, y = LOADER[0]
+    with pytest.raises(ValueError, match=r"one answer .* for 2 labels .* but got \[3, 6, 5\]"):
+        analysis.robustness(network(), [(x_seq, y[:2])])
+    pair = torch.nn.ModuleList([network()])
+    pair.forward = lambda x: (pair[0](x), None)
+    with pytest.raises(ValueError, match="but got a tuple: give value="):
+        analysis.robustness(pair, LOADER)
+
+
+@pytest.mark.parametrize("analyze", [analysis.clusters, analysis.robustness, analysis.shapley])
+def test_no_batches_are_refused(analyze):
+    with pytest.raises(ValueError, match="Expected batches of at least 1 but got 0"):
+        analyze(wrapped(network()), LOADER, batches=0)
+
+
 def test_a_network_in_the_middle_of_its_training(expected):
     net = in_training(network())
     before = snapshot(net)

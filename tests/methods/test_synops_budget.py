@@ -10,7 +10,19 @@ from spikingjelly.activation_based import functional
 from torch import nn
 
 from sj_prune import PruningWrapper, cost, methods
-from tests.support.pruning_cases import OPTIMIZERS, N, batch, build, loss_of, same, train, wrapped
+from tests.support.pruning_cases import (
+    OPTIMIZERS,
+    N,
+    batch,
+    build,
+    frozen,
+    loss_of,
+    same,
+    same_state,
+    snapshot,
+    train,
+    wrapped,
+)
 
 SPIKE_FED = ("3", "10")  # behind a neuron; "0" takes the image, "8" averages of spikes
 
@@ -237,6 +249,26 @@ def test_channels_that_sleep_cost_nothing():
     conv = F.conv2d(seen["3"].flatten(0, 1), masks["3"].float(), padding=1).sum()
     linear = F.linear(seen["10"], masks["10"].float()).sum()
     assert model.session.run.meter.mean()[0].item() == pytest.approx(((conv + linear) / N).item())
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+def test_a_first_batch_without_synops_is_no_budget(begin):
+    """Nothing over nothing would write nan into every weight."""
+    net = build()
+    with torch.no_grad():
+        for norm in (net[1], net[4]):
+            norm.bias.fill_(-9.0)  # all neurons are silent, and stay so
+        net[8].bias.fill_(-9.0)
+    model, optimizer = wrapped(methods.SynOpsBudget(fraction=0.5, begin=begin), net=net)
+    train(model, optimizer, begin)
+    loss_of(model, 9).backward()
+    before = snapshot(net), frozen(optimizer)
+    with pytest.raises(ValueError, match=f"Expected SynOps in the first batch after step {begin}"):
+        optimizer.step()
+    assert same_state(before, (snapshot(net), frozen(optimizer)))
+    given, optimizer = wrapped(methods.SynOpsBudget(fraction=0.5, dense=9.0), net=model.finalize())
+    train(given, optimizer, 2)
+    assert all(p.isfinite().all() for p in given.parameters())
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,13 @@ class KilledError(Exception):
     """Somebody has killed the process."""
 
 
-def trainer(optimizer="sgd_momentum", stop=None, seen=None, noise=False, steps=None):
-    """Return a user's function: two batches an epoch, a rate that falls; it ends at step `stop`."""
+def trainer(optimizer="sgd_momentum", stop=None, seen=None, noise=False, steps=None, seed=None):
+    """Return a user's function: two batches an epoch, a rate that falls; it ends at step `stop`.
+
+    With a seed all trainings draw from one generator.
+    """
     steps = [0] if steps is None else steps
+    lasting = None if seed is None else torch.Generator().manual_seed(seed)
 
     def train(training):
         made = OPTIMIZERS[optimizer](training.model.parameters())
@@ -30,7 +34,7 @@ def trainer(optimizer="sgd_momentum", stop=None, seen=None, noise=False, steps=N
         schedule = torch.optim.lr_scheduler.StepLR(made, 1, gamma=0.5)
         if seen is not None:
             seen.append(training)
-        generator = torch.Generator()
+        generator = torch.Generator() if lasting is None else lasting
         for epoch in training.run(made, schedule, generator):
             for k in range(BATCHES):
                 if stop is not None and steps[0] == stop:
@@ -218,6 +222,25 @@ def test_killed_in_every_round_it_goes_on_to_the_same_bits(name, tmp_path):
         **SEARCHES[name],
     )
     assert same(snapshot(again.net), snapshot(found.net))  # done: nothing trains any more
+
+
+def test_a_generator_that_all_trainings_share_goes_on_in_the_first_epoch_of_a_round(tmp_path):
+    """A new process seeds it again, and has to find it where the first round left it."""
+
+    def run(stop=None, **given):
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        train = trainer(noise=True, seed=1, stop=stop)
+        return tickets(build().double(), train, epochs=2, rounds=2, progress=False, **given)
+
+    with pytest.raises(KilledError):
+        run(stop=2 * BATCHES, checkpoint=tmp_path / "t.pt")
+    whole, found = run(), run(checkpoint=tmp_path / "t.pt")
+    assert same(snapshot(whole.net), snapshot(found.net))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_before_anything_trains(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        tickets(build(), trainer(stop=0), epochs=1, checkpoint=tmp_path / "none" / "t.pt")
 
 
 @pytest.mark.parametrize(
