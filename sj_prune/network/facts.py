@@ -51,6 +51,7 @@ class Topology:
             that feed no neuron directly.
         before: layer name -> the neuron layers that its input comes from, of layers that neurons
             follow.
+        ends: the same of layers that no neuron follows, behind which the output comes.
         idle: names of the layers that did not run as modules.
         places: layer name -> how many places of its input each weight meets, of those that did.
     """
@@ -62,6 +63,7 @@ class Topology:
     spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     through: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     before: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ends: dict[str, tuple[str, ...]] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
     places: dict[str, float] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sj_prune import _host
 from sj_prune.network.chain import reached
@@ -138,6 +139,16 @@ class _Tracer:
             self.walker.stops[output.grad_fn] = name
 
 
+    def behind(self, output: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
+        """Return which neurons the layers read that lie between these and the output."""
+        walker = Walker(self.walker.weights, self.walker.norms)
+        walker.stops = self.walker.stops
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                walker.layers_behind(tensor)
+        return walker.inputs
+
+
 def _obstacle(node: nn.Module) -> str | None:
     """Return why a neuron layer keeps no statistics, whatever it is going to do; or None."""
     sensor = sensor_of(node)
@@ -173,10 +184,10 @@ def _trainable(net: nn.Module) -> Iterator[None]:
             w.requires_grad_(False)
 
 
-def _forward(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _forward(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
     _host.reset_net(net)
     with torch.enable_grad():
-        net(*args, **kwargs)
+        return net(*args, **kwargs)
 
 
 def trace(
@@ -208,15 +219,16 @@ def trace(
         places: dict[str, float] = {}
         with _hooked(net, tracer), noting_idle(net, layers, places) as idle:
             try:
-                _forward(net, args, kwargs or {})
+                out = _forward(net, args, kwargs or {})
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
                 # A batch norm cannot train on one sample; its running statistics will do here.
                 tracer.restart()
-                _forward(net.eval(), args, kwargs or {})
+                out = _forward(net.eval(), args, kwargs or {})
         topology = tracer.topology
         topology.before = dict(tracer.walker.inputs)
+        topology.ends = tracer.behind(out)
         topology.idle = tuple(name for name in layers if name in idle)
         topology.places = places
         for name, facts in topology.facts.items():

@@ -12,6 +12,8 @@ from tests.support.reference import Bare, follows
 from tests.support.views import layer_view
 
 PLACES = {"0": 36, "3": 36, "8": 1, "10": 1}
+FANS = {"2": 6 * 9, "5": 8, "9": 5}  # neuron layer -> weights that a spike meets
+MAPS = {"2": (4, 6, 6), "5": (6, 6, 6), "9": (8,)}
 BEGIN, END, STRENGTH, INITIAL, RATE = 2, 7, 1e-4, 0.05, 0.02
 
 
@@ -33,18 +35,31 @@ def effective(theta, gates, k):
     return theta * torch.sigmoid(sharpness(k) * gates)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
-def test_upr(optimizer):
-    """Autograd has the gradients of both, by a functional call; torch's Adam moves the gates."""
+@pytest.mark.parametrize(
+    ("optimizer", "neurons"),
+    [("sgd", None), ("nesterov", None), ("adam", None), ("sgd", 0.05), ("adam", 0.05)],
+)
+def test_upr(optimizer, neurons):
+    """Autograd has the gradients of all, by a functional call; torch's Adam moves the gates."""
     theta, gates, made = {}, {}, {}
+    closed = {n: torch.full(s, neurons or 1.0, dtype=torch.float64) for n, s in MAPS.items()}
+    for a in closed.values():
+        a.requires_grad_()
+    step = [1]
 
     def start(bare, model):
         for n, w in bare.weights.items():
             gates[n] = torch.full_like(w, INITIAL).requires_grad_()
             theta[n] = w.detach() / torch.sigmoid(5.0 * gates[n].detach())
-        made["gates"] = torch.optim.Adam(gates.values(), lr=RATE)
+        every = [*gates.values(), *(closed.values() if neurons else ())]
+        made["gates"] = torch.optim.Adam(every, lr=RATE)
+        for name in MAPS if neurons else ():
+            bare.net.get_submodule(name).register_forward_hook(
+                lambda node, args, spikes, name=name: effective(spikes, closed[name], step[0])
+            )
 
     def advance(bare: Bare, k):
+        step[0] = k
         leaves = {n: t.detach().requires_grad_() for n, t in theta.items()}
         now = {n: effective(leaves[n], gates[n], k) for n in theta}
         for optimizer in (bare.optimizer, made["gates"]):
@@ -54,6 +69,8 @@ def test_upr(optimizer):
         given = {f"{n}.weight": w for n, w in now.items()}
         output = functional_call(bare.net, given, (x_seq.double(),)).mean(0)
         cost = sum(PLACES[n] * torch.sigmoid(sharpness(k) * g).sum() for n, g in gates.items())
+        if neurons:
+            cost += sum(FANS[n] * torch.sigmoid(sharpness(k) * a).sum() for n, a in closed.items())
         (F.cross_entropy(output, y) + STRENGTH * cost).backward()
         with torch.no_grad():  # the network's optimizer steps on theta
             for n, w in bare.weights.items():
@@ -68,7 +85,13 @@ def test_upr(optimizer):
                 w.copy_(effective(theta[n], gates[n], k + 1))
                 bare.masks[n] = w != 0
 
-    model, _ = follows(upr(), optimizer, 10, advance, start=start)
+    model, _ = follows(upr(neurons=neurons), optimizer, 10, advance, start=start)
+    memory = model.session.run.network_memory
+    for n, a in closed.items() if neurons else ():
+        torch.testing.assert_close(memory[f"{n}: a"], a.detach(), rtol=1e-10, atol=1e-12)
+        assert memory[f"{n}: gate"].equal((a > 0).double())
+        assert 0 < (a > 0).sum() < a.numel()
+    assert bool(memory) == bool(neurons)
     assert 0.05 < model.sparsity()["total"] < 0.95
     assert len({round(model.sparsity()[n], 3) for n in PLACES}) > 1
     assert [record.sparsity == 0 for record in model.history] == [True] * (END - BEGIN - 1) + [
