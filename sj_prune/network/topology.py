@@ -138,7 +138,6 @@ class _Tracer:
         if isinstance(output, Tensor) and output.grad_fn is not None:
             self.walker.stops[output.grad_fn] = name
 
-
     def behind(self, output: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
         """Return which neurons the layers read that lie between these and the output."""
         walker = Walker(self.walker.weights, self.walker.norms)

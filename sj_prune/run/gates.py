@@ -89,12 +89,15 @@ def put(net: nn.Module, run: Run) -> None:
 
 def take_off(net: nn.Module) -> list[GateHook]:
     """Remove all gates; return them."""
-    found = []
-    for module in net.modules():
-        for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, GateHook):
-                found.append(module._forward_hooks.pop(key))
-    return found
+    found = [
+        (module, key, hook)
+        for module in net.modules()
+        for key, hook in module._forward_hooks.items()
+        if isinstance(hook, GateHook)
+    ]
+    for module, key, _ in found:
+        del module._forward_hooks[key]
+    return [hook for _, _, hook in found]
 
 
 @torch.no_grad()

@@ -44,8 +44,8 @@ def attach(session: Session, optimizer: Optimizer, scaler: Any = None) -> None: 
     """Hook into `optimizer`, and make its slots true to the masks."""
     if scaler is not None and session.run.plan.gates is not None:
         raise ValueError(
-            f"Expected scaler=None for {session.run.plan.name}, whose gates of neurons know nothing "
-            "of a scaled loss: train in bfloat16 or float32"
+            f"Expected scaler=None for {session.run.plan.name}, whose gates of neurons know "
+            "nothing of a scaled loss: train in bfloat16 or float32"
         )
     spikes.scale_with(session.net, session.run, scaler)
     parts = [partial(part, session) for part in (_before, _after, _evaluate, _begin)]

@@ -43,7 +43,15 @@ METHODS = {
         **{"soft": True, "l1": 0.3, "temperature": 0.3, "interval": 2, "end": 6, **k}
     ),
     "UPR": lambda **k: methods.UPR(
-        **{"strength": 1e-3, "initial": 0.05, "gate_lr": 0.02, "interval": 2, "end": 6, **k}
+        **{
+            "strength": 1e-3,
+            "initial": 0.05,
+            "neurons": 0.05,
+            "gate_lr": 0.02,
+            "interval": 2,
+            "end": 6,
+            **k,
+        }
     ),
     "ADMM": lambda **k: methods.ADMM(**{"sparsity": 0.7, "rho": 0.5, "interval": 2, "end": 6, **k}),
     "RCMO": lambda **k: methods.RCMO(**{"sparsity": 0.7, "lr_y": 10.0, "lr_z": 1e5, "end": 6, **k}),
