@@ -161,12 +161,14 @@ def masks_of(model):
 
 
 def own_hash(model):
-    """Hash masks and weights, independently of the library."""
+    """Hash masks, weights, and tensors of the whole network, independently of the library."""
     found = hashlib.sha256()
     for name, mask in sorted(model.masks.masks.items()):
         found.update(name.encode() + mask.numpy().tobytes())
     for name, parameter in sorted(model.net.named_parameters()):
         found.update(name.encode() + parameter.detach().numpy().tobytes())
+    for name, value in sorted(model.session.run.network_memory.items()):
+        found.update(name.encode() + value.numpy().tobytes())
     return found.hexdigest()
 
 
