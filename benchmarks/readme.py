@@ -8,16 +8,12 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-import sys
 from functools import partial
 from pathlib import Path
 
 from tabulate import tabulate
 
 from sj_prune.reports.catalogue import methods_table
-
-sys.path.insert(0, str(Path(__file__).parent))  # as a script and as benchmarks.readme
-import gpu_tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

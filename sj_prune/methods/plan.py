@@ -13,6 +13,7 @@ from sj_prune.masks.allocation import Allocation, Global
 from sj_prune.masks.bindings import AtUpdates, Binding, Hidden, Strict
 from sj_prune.masks.schedule import Schedule
 from sj_prune.masks.structure import Structure, Unstructured
+from sj_prune.methods.parts.gates import Gates
 from sj_prune.methods.parts.growth import Growth
 from sj_prune.methods.parts.penalties import Penalty
 from sj_prune.methods.parts.scores import (
@@ -44,6 +45,7 @@ class Plan:
         structure: what is pruned as one piece.
         allocation: how the kept units are divided over layers.
         penalties: what training adds to the loss or does to the weights.
+        gates: factors behind the neurons, which are learned; None: spikes are as they are.
         binding: what a pruned unit is between updates; `Strict()` lets channels sleep.
         start: masks of a network that has just been wrapped.
         threshold: a scheduled update drops whatever scores less, and the sparsity of the schedule
@@ -62,6 +64,7 @@ class Plan:
     structure: Structure = Unstructured()
     allocation: Allocation = Global()
     penalties: tuple[Penalty, ...] = ()
+    gates: Gates | None = None
     binding: Binding = Strict()
     start: Start = Dense()
     threshold: float | None = None
@@ -115,6 +118,10 @@ class Plan:
                 "only channels sleep and have a score from when they were awake: "
                 "structure=Channels()",
             ),
+            (
+                self.gates is not None and any(p.synops is not None for p in self.penalties),
+                "behind gates spikes are real numbers, which are no SynOps: leave gates out",
+            ),
         )
         return self.structure.refuse(self.allocation, self.binding) or next(
             (reason for true, reason in reasons if true), None
@@ -158,7 +165,13 @@ class Plan:
         """Whether it matters which norms and neurons follow a weight: else nothing is traced."""
         gamma = any(reads_of(score).what & {"gamma", "gamma gradient"} for score in self.scores)
         penalized = any(penalty.of == "gamma" for penalty in self.penalties)
-        return bool(self.statistics) or gamma or penalized or self.structure.needs_forward
+        return (
+            bool(self.statistics)
+            or gamma
+            or penalized
+            or self.gates is not None
+            or self.structure.needs_forward
+        )
 
     @property
     def gradient(self) -> str:
@@ -261,6 +274,8 @@ def _check_types(plan: Plan) -> None:
         isinstance(penalty, Penalty) for penalty in plan.penalties
     )
     _expect(penalties, f"penalties of {name}", "a tuple, as in (Penalty(...),),", plan.penalties)
+    gates = plan.gates is None or isinstance(plan.gates, Gates)
+    _expect(gates, f"gates of {name}", "Gates(start=..., learn=...)", plan.gates)
     _expect(isinstance(plan.binding, Binding), f"binding of {name}", "a binding", plan.binding)
     _expect(
         isinstance(plan.start, Start),

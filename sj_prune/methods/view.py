@@ -184,6 +184,28 @@ class LayerView:
 
 
 @dataclass(frozen=True)
+class NeuronView:
+    """What gates see of a neuron layer, once a step.
+
+    Attributes:
+        name: of the neuron layer.
+        state: the tensors that are kept of it, ``"gate"`` among them, ``[C, *]``; they enter the
+            checkpoint.
+        grad: the loss gradient of the gate since the last step, the mean over ranks; 0 if the layer
+            did not run.
+        fan_out: how many weights a spike meets, ``sum C_out k_h k_w / stride^2`` over the layers
+            that read it.
+        step: the optimizer step, from 1.
+    """
+
+    name: str
+    state: dict[str, Tensor]
+    grad: Tensor
+    fan_out: float
+    step: int
+
+
+@dataclass(frozen=True)
 class NetView:
     """What a penalty sees of the whole network, once a step.
 

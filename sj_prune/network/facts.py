@@ -51,6 +51,7 @@ class Topology:
             that feed no neuron directly.
         before: layer name -> the neuron layers that its input comes from, of layers that neurons
             follow.
+        ends: the same of layers that no neuron follows, behind which the output comes.
         places: layer name -> how many places of its input each weight meets, of the layers that ran
             as modules.
     """
@@ -62,6 +63,7 @@ class Topology:
     spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     through: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     before: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ends: dict[str, tuple[str, ...]] = field(default_factory=dict)
     places: dict[str, float] = field(default_factory=dict)
 
     def leave_out(self, name: str, layers: Iterable[str] = ()) -> None:

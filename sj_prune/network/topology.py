@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sj_prune import _host
 from sj_prune.network.chain import reached
@@ -137,6 +138,15 @@ class _Tracer:
         if isinstance(output, Tensor) and output.grad_fn is not None:
             self.walker.stops[output.grad_fn] = name
 
+    def behind(self, output: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
+        """Return which neurons the layers read that lie between these and the output."""
+        walker = Walker(self.walker.weights, self.walker.norms)
+        walker.stops = self.walker.stops
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                walker.layers_behind(tensor)
+        return walker.inputs
+
 
 def _obstacle(node: nn.Module) -> str | None:
     """Return why a neuron layer keeps no statistics, whatever it is going to do; or None."""
@@ -173,10 +183,10 @@ def _trainable(net: nn.Module) -> Iterator[None]:
             w.requires_grad_(False)
 
 
-def _forward(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _forward(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:  # noqa: ANN401
     _host.reset_net(net)
     with torch.enable_grad():
-        net(*args, **kwargs)
+        return net(*args, **kwargs)
 
 
 def trace(
@@ -207,15 +217,16 @@ def trace(
         tracer = _Tracer(net, layers, channels)
         with _hooked(net, tracer), noting_places(net, layers) as places:
             try:
-                _forward(net, args, kwargs or {})
+                out = _forward(net, args, kwargs or {})
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
                 # A batch norm cannot train on one sample; its running statistics will do here.
                 tracer.restart()
-                _forward(net.eval(), args, kwargs or {})
+                out = _forward(net.eval(), args, kwargs or {})
         topology = tracer.topology
         topology.before = dict(tracer.walker.inputs)
+        topology.ends = tracer.behind(out)
         topology.places = places
         for name, facts in topology.facts.items():
             if facts.problem is None:

@@ -2,6 +2,7 @@
 
 from sj_prune.neurons.activity import Activity
 from sj_prune.neurons.convert import recording_nodes, sense, sensors, to_recording, to_stock
+from sj_prune.neurons.gate import SpikeGate
 from sj_prune.neurons.nodes import (
     RecordingIFNode,
     RecordingLIFNode,
@@ -21,6 +22,7 @@ __all__ = [
     "RecordingLIFNode",
     "RecordingNode",
     "RecordingParametricLIFNode",
+    "SpikeGate",
     "Tanh",
     "observe",
     "observers",

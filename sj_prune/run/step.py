@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from sj_prune.masks.bindings import Hidden
 from sj_prune.methods.view import NetView
-from sj_prune.run import looks, spikes
+from sj_prune.run import gates, looks, spikes
 from sj_prune.run.anatomy import (
     check_sensed,
     ensure_masks,
@@ -42,6 +42,11 @@ from sj_prune.run.views import gamma_of, view
 
 def attach(session: Session, optimizer: Optimizer, scaler: Any = None) -> None:  # noqa: ANN401
     """Hook into `optimizer`, and make its slots true to the masks."""
+    if scaler is not None and session.run.plan.gates is not None:
+        raise ValueError(
+            f"Expected scaler=None for {session.run.plan.name}, whose gates of neurons know "
+            "nothing of a scaled loss: train in bfloat16 or float32"
+        )
     spikes.scale_with(session.net, session.run, scaler)
     parts = [partial(part, session) for part in (_before, _after, _evaluate, _begin)]
     if not session.run.plan.emergent:
@@ -169,6 +174,8 @@ def _decide(session: Session, due: bool) -> None:
     prepare = [p.prepare for p in run.plan.penalties if p.prepare is not None]
     for part in prepare:
         part(_net_view(session))
+    if run.plan.gates is not None:
+        gates.learn(session.net, run)
     if due:
         scheduled(session, run.step + 1)
     if due and run.plan.grow is not None and run.plan.grow.skips_step:

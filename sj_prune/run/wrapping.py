@@ -16,7 +16,7 @@ from sj_prune.methods.identity import describe
 from sj_prune.methods.plan import Plan, plan_of
 from sj_prune.neurons.convert import sense, sensor_of, to_stock
 from sj_prune.neurons.statistics import check_statistics
-from sj_prune.run import looks, spikes
+from sj_prune.run import gates, looks, spikes
 from sj_prune.run.agreement import Agreement
 from sj_prune.run.arguments import check_names, check_sparsity, select_layers
 from sj_prune.run.hooks import Hooks, owned_parameters
@@ -95,6 +95,7 @@ def start(session: Session) -> None:
     if not session.run.plan.structure.needs_forward:
         start_masks(session.net, session.run)
     _take_over(session)
+    gates.put(session.net, session.run)  # before the terms, which act on what leaves
     spikes.penalize(session.net, session.run)
     switch_recording(session)
 
@@ -143,6 +144,7 @@ def discard(session: Session, swapped: Iterable[nn.Module]) -> None:
     session.closed = True
     session.hooks.remove()
     spikes.release(session.net)
+    gates.take_off(session.net)
     for node in swapped:
         to_stock(node)
     _host.invalidate_reset_cache(session.net)
@@ -160,4 +162,5 @@ def finalize(session: Session) -> None:
     spikes.release(net)
     session.closed = True
     to_stock(net)
+    gates.settle(net)
     _host.invalidate_reset_cache(net)

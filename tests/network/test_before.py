@@ -7,16 +7,17 @@ from tests.support.pruning_cases import batch, build, lif, magnitude
 from tests.support.trained_cases import Residual, batches
 
 
-def before(net, x_seq):
+def before(net, x_seq, table="before"):
     model = PruningWrapper(net, magnitude())
     model(x_seq)
     model.explain()  # what the method has no need of is learnt when asked for
-    return model.session.run.anatomy.topology.before
+    return getattr(model.session.run.anatomy.topology, table)
 
 
 def test_through_norms_pools_and_flatten():
     """Layer 0 reads the input, and no neuron follows layer 10."""
     assert before(build(), batch(1)[0]) == {"3": ("2",), "8": ("5",)}
+    assert before(build(), batch(1)[0], "ends") == {"10": ("9",)}
 
 
 def test_through_an_addition():

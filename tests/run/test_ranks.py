@@ -74,6 +74,14 @@ def test_statistics_are_those_of_all_samples(ranks):
     assert all(result["statistics"]["cleared"] == 0 for result in ranks)
 
 
+def test_gates_of_neurons_follow_the_mean_gradient(ranks):
+    expected = training_ranks.gates()
+    assert sum(key.endswith(": gate") for key in expected) == 3
+    for result in ranks:
+        for key, value in expected.items():
+            torch.testing.assert_close(result["gates"][key], value, rtol=1e-7, atol=1e-9)
+
+
 def test_growth_is_scored_by_the_mean_dense_gradient(ranks):
     expected = training_ranks.gradients()["seen"]
     for result in ranks:

@@ -37,7 +37,7 @@ METHODS = {
     "STDS": lambda: methods.STDS(ceiling=0.3, **TIMING),
     "DeepR": lambda: methods.DeepR(sparsity=0.7, l1=4.0, temperature=0.05, **TIMING),
     "DeepR-soft": lambda: methods.DeepR(soft=True, l1=0.3, temperature=0.3, **TIMING),
-    "UPR": lambda: methods.UPR(strength=1e-3, initial=0.05, gate_lr=0.02, **TIMING),
+    "UPR": lambda: methods.UPR(strength=1e-3, initial=0.05, neurons=0.05, gate_lr=0.02, **TIMING),
     "ADMM": lambda: methods.ADMM(sparsity=0.8, rho=0.5, **TIMING),
     "RCMO": lambda: methods.RCMO(sparsity=0.8, lr_y=10.0, lr_z=1e5, interval=1, end=12),
     "Criticality-NM": lambda: criticality(sparsity=0.5, structure=NM(1, 2), **TIMING),

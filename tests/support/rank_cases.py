@@ -43,7 +43,15 @@ METHODS = {
         **{"soft": True, "l1": 0.3, "temperature": 0.3, "interval": 2, "end": 6, **k}
     ),
     "UPR": lambda **k: methods.UPR(
-        **{"strength": 1e-3, "initial": 0.05, "gate_lr": 0.02, "interval": 2, "end": 6, **k}
+        **{
+            "strength": 1e-3,
+            "initial": 0.05,
+            "neurons": 0.05,
+            "gate_lr": 0.02,
+            "interval": 2,
+            "end": 6,
+            **k,
+        }
     ),
     "ADMM": lambda **k: methods.ADMM(**{"sparsity": 0.7, "rho": 0.5, "interval": 2, "end": 6, **k}),
     "RCMO": lambda **k: methods.RCMO(**{"sparsity": 0.7, "lr_y": 10.0, "lr_z": 1e5, "end": 6, **k}),
@@ -153,12 +161,14 @@ def masks_of(model):
 
 
 def own_hash(model):
-    """Hash masks and weights, independently of the library."""
+    """Hash masks, weights, and tensors of the whole network, independently of the library."""
     found = hashlib.sha256()
     for name, mask in sorted(model.masks.masks.items()):
         found.update(name.encode() + mask.numpy().tobytes())
     for name, parameter in sorted(model.net.named_parameters()):
         found.update(name.encode() + parameter.detach().numpy().tobytes())
+    for name, value in sorted(model.session.run.network_memory.items()):
+        found.update(name.encode() + value.numpy().tobytes())
     return found.hexdigest()
 
 

@@ -35,6 +35,7 @@ def every_check(folder):
         "first": {name: first_update(name) for name in FIRST},
         "statistics": statistics(),
         "gradients": gradients(),
+        "gates": gates(),
         "accumulated": {
             name: first_update(name, accumulate=True) for name in ("Criticality", "RigL", "SCA")
         },
@@ -107,6 +108,13 @@ def statistics():
     local = {name: node.activity.state_dict() for name, node in model.nodes.items()}
     optimizer.step()
     return {"local": local, "seen": dict(SEEN), "cleared": model.nodes["1"].activity.count}
+
+
+def gates():
+    """Return the gates of neurons after three steps of a norm-free network in float64."""
+    called, model, optimizer = ready(METHODS["UPR"](), norm_free())
+    train(called, optimizer, [1, 2, 3], dtype=torch.float64)
+    return model.session.run.network_memory
 
 
 def gradients():

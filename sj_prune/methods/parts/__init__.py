@@ -1,6 +1,7 @@
-"""What plans are made of: scores, growth, penalties, and how a run starts."""
+"""What plans are made of: scores, growth, penalties, gates, and how a run starts."""
 
 from sj_prune._checks import function_name
+from sj_prune.methods.parts.gates import Gates
 from sj_prune.methods.parts.growth import FILL, Growth
 from sj_prune.methods.parts.penalties import Penalty, add_gamma_l1
 from sj_prune.methods.parts.scores import (
@@ -25,6 +26,7 @@ __all__ = [
     "GRADIENTS",
     "Dense",
     "FromZeros",
+    "Gates",
     "Growth",
     "Penalty",
     "RandomMasks",
