@@ -213,6 +213,11 @@ CATALOGUE: dict[str, tuple[tuple[float, ...], dict[str, Runner]]] = {
             "UPR": trained(
                 methods.UPR, strength={0.9: 2e-5, 0.95: 5e-5}, gate_lr=5e-3, begin=BATCHES, **WHEN
             ),
+            "UPR, neurons": trained(
+                methods.UPR,
+                **{"strength": {0.9: 2e-6, 0.95: 5e-6}, "neurons": 0.2},
+                **{"gate_lr": 5e-3, "begin": BATCHES, **WHEN},
+            ),
             "GradR": trained(
                 methods.GradR, alpha={0.9: 0.025, 0.95: 0.055}, interval=BATCHES, end=STEPS
             ),

@@ -233,6 +233,7 @@ class PruningWrapper(Shown):
     def finalize(self) -> nn.Module:
         """Remove all hooks, bring stock classes back, burn the zeros in; return the network.
 
+        Where a method learned gates of neurons, a `sj_prune.neurons.SpikeGate` stays behind these.
         The wrapper refuses further use.
         """
         self._check_usable()

@@ -18,7 +18,16 @@ from sj_prune.methods.lamp import LAMP
 from sj_prune.methods.magnitude import Magnitude, Random
 from sj_prune.methods.ndsnn import NDSNN
 from sj_prune.methods.obs import OBC, SBC
-from sj_prune.methods.parts import FILL, Dense, FromZeros, Growth, Penalty, RandomMasks, reads
+from sj_prune.methods.parts import (
+    FILL,
+    Dense,
+    FromZeros,
+    Gates,
+    Growth,
+    Penalty,
+    RandomMasks,
+    reads,
+)
 from sj_prune.methods.plan import Plan
 from sj_prune.methods.random_channels import RandomChannels
 from sj_prune.methods.rcmo import RCMO
@@ -58,6 +67,7 @@ __all__ = [
     "FilterNorm",
     "FromZeros",
     "GReg",
+    "Gates",
     "GraNet",
     "GradR",
     "Growth",
