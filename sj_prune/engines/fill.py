@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -52,11 +50,6 @@ class RowsArguments(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _code() -> str:
-    return (Path(__file__).parent / "fill.cu").read_text()
-
-
 def fused(writes: Iterable[Write]) -> list[Write]:
     """Write what lies on CUDA devices, one launch for up to 128 tensors.
 
@@ -73,7 +66,7 @@ def fused(writes: Iterable[Write]) -> list[Write]:
             left.append(one)
     for (device, masked), group in found.items():
         launches = _fills(group) if masked else _rows(group)
-        run(device, Source(_code), *launches)
+        run(device, Source("fill.cu"), *launches)
     return left
 
 

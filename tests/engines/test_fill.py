@@ -127,7 +127,7 @@ def test_nothing_pruned_launches_nothing(on_host):  # noqa: F811
 
 @pytest.mark.parametrize("architecture", [75, 80, 90, 100, 120])
 def test_compiles_without_spills(architecture):
-    log, _ = nvrtc.compile_(fill._code(), architecture, cupy_device.OPTIONS)
+    log, _ = nvrtc.compile_(cupy_device.code("fill.cu"), architecture, cupy_device.OPTIONS)
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)
     assert len(used) == 2
     assert set(used) == {("0", "0", "0")}, log
