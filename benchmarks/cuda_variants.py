@@ -30,7 +30,7 @@ from measure import environment, write_csv
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sj_prune.engines import cupy_device, cupy_engine, geometry, launch  # noqa: E402
+from sj_prune.engines import cupy_device, geometry, launch  # noqa: E402
 from sj_prune.neurons.reference import LIF, PLIF, Equations  # noqa: E402
 from sj_prune.neurons.surrogates import Known  # noqa: E402
 from tests.support import nvrtc  # noqa: E402
@@ -62,7 +62,7 @@ ALL = 31  # statistics
 def compiled(variant: launch.Variant, kernel: str, architecture: int) -> dict[str, int]:
     """Return registers, spilled bytes and shared memory of a kernel; on sm_90 its instructions."""
     options = (*cupy_device.OPTIONS, *variant.options())
-    log, code = nvrtc.compile_(cupy_engine.source(), architecture, options)
+    log, code = nvrtc.compile_(cupy_device.code("lif.cu"), architecture, options)
     report = log.split(f"entry function '{kernel}'")[1].split("entry function")[0]
     stack, stores, loads = re.findall(r"(\d+) bytes (?:stack|spill)", report)[:3]
     shared = re.search(r"(\d+) bytes smem", report)

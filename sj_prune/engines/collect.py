@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,12 +25,6 @@ class CollectArguments(ctypes.Structure):
         ),
         *((name, ctypes.c_longlong) for name in ("rows", "columns", "count", "each")),
     ]
-
-
-@functools.cache
-def code() -> str:
-    """Return `collect.cu`."""
-    return (Path(__file__).parent / "collect.cu").read_text()
 
 
 def serves(partials: Tensor) -> bool:
@@ -66,4 +58,4 @@ def collect(  # noqa: PLR0917
     tensors = (partials, sums, samples, overflowed, scratch, ticket)
     pointers = [tensor.data_ptr() for tensor in tensors]
     arguments = CollectArguments(*pointers, rows, columns, count, -(-count // rows))
-    run(partials.device, Source(code), Launch("sj_collect", blocks, _THREADS, arguments))
+    run(partials.device, Source("collect.cu"), Launch("sj_collect", blocks, _THREADS, arguments))

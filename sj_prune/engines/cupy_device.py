@@ -10,7 +10,8 @@ import contextlib
 import ctypes
 import functools
 import logging
-from collections.abc import Callable
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,10 +65,21 @@ class Launch(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What is compiled: code and, beside `OPTIONS`, compiler options."""
+    """What is compiled: a file of this folder and, beside `OPTIONS`, compiler options."""
 
-    code: Callable[[], str]
+    file: str
     options: tuple[str, ...] = ()
+
+
+@functools.cache
+def code(file: str) -> str:
+    """Return a source with what it includes in it, so that CuPy's disk cache sees every change."""
+
+    def included(found: re.Match[str]) -> str:
+        return "" if found[1] == "lanes.h" else code(found[1])  # which is for hosts
+
+    text = (Path(__file__).parent / file).read_text().replace("#pragma once\n", "")
+    return re.sub(r'#include "(.*)"\n', included, text)
 
 
 @functools.cache
@@ -75,8 +87,8 @@ def _module(device: int, source: Source) -> Any:  # noqa: ANN401
     """Return the module of a source on the current device, which is number `device`."""
     import cupy
 
-    logger.debug("compiling %s for CUDA device %d", source.options, device)
-    return cupy.RawModule(code=source.code(), options=(*OPTIONS, *source.options))
+    logger.debug("compiling %s for CUDA device %d", source, device)
+    return cupy.RawModule(code=code(source.file), options=(*OPTIONS, *source.options))
 
 
 @functools.cache

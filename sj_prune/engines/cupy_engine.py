@@ -8,10 +8,7 @@ CuPy compiles with ``-ftz=true``: a potential below 1.2e-38 counts as 0.
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Hashable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -28,17 +25,6 @@ available = cupy_device.available
 
 # So many plans are kept.
 _MOST = 1024
-
-
-@functools.cache
-def source(file: str = "lif.cu") -> str:
-    """Return a source with what it includes in it, so that CuPy's disk cache sees every change."""
-
-    def included(found: re.Match[str]) -> str:
-        return "" if found[1] == "lanes.h" else source(found[1])  # which is for hosts
-
-    text = (Path(__file__).parent / file).read_text().replace("#pragma once\n", "")
-    return re.sub(r'#include "(.*)"\n', included, text)
 
 
 # ---- plans ---------------------------------------------------------------------------------------
@@ -190,7 +176,7 @@ def _forward_plan(  # noqa: PLR0917
         merge = launch.MergeArguments(count=partials.numel(), splits=splits)
         blocks = -(-partials.numel() // geometry.FORWARD_THREADS)
         launches.append(Launch("sj_merge", (blocks, 1), geometry.FORWARD_THREADS, merge))
-    return _Plan(Source(source, variant.options()), tuple(launches), (splits,))
+    return _Plan(Source("lif.cu", variant.options()), tuple(launches), (splits,))
 
 
 def backward(
@@ -254,4 +240,4 @@ def _backward_plan(  # noqa: PLR0917
         finish = launch.FinishArguments(blocks=plan.blocks)
         launches.append(Launch("sj_finish", (1, 1), geometry.BACKWARD_THREADS, finish))
     parts = (plan.chunks - 1, plan.blocks)
-    return _Plan(Source(source, variant.options()), tuple(launches), parts)
+    return _Plan(Source("lif.cu", variant.options()), tuple(launches), parts)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -52,11 +50,6 @@ class RowsArguments(ctypes.Structure):
     ]
 
 
-@functools.cache
-def _code() -> str:
-    return (Path(__file__).parent / "fill.cu").read_text()
-
-
 def fused(writes: Iterable[Write]) -> list[Write]:
     """Write what lies on CUDA devices, one launch for up to 128 tensors.
 
@@ -73,7 +66,7 @@ def fused(writes: Iterable[Write]) -> list[Write]:
             left.append(one)
     for (device, masked), group in found.items():
         launches = _fills(group) if masked else _rows(group)
-        run(device, Source(_code), *launches)
+        run(device, Source("fill.cu"), *launches)
     return left
 
 
@@ -89,19 +82,22 @@ def _able() -> bool:
 def _serves(values: Tensor, where: Tensor, source: Tensor | None, masked: bool) -> bool:
     if not on_device(where) or type(values) not in _PLAIN:
         return False
+    order = order_of(values)
+    if order is None:
+        return False
     if masked:
-        same = values.stride() == where.stride() and values.shape == where.shape
-        return same and values.element_size() in (2, 4, 8) and _dense(values)
-    alike = source is None or (source.dtype == values.dtype and source.is_contiguous())
-    rows = where.is_contiguous() and values.is_contiguous() and alike
-    return rows and values.element_size() > 1 and values.nbytes < 2**32
+        same = values.shape == where.shape and order == order_of(where)
+        return same and values.element_size() in (2, 4, 8)
+    alike = source is None or (source.dtype == values.dtype and order_of(source) == order)
+    return alike and where.is_contiguous() and values.element_size() > 1 and values.nbytes < 2**32
 
 
-def _dense(values: Tensor) -> bool:
-    """Tell whether a tensor fills its memory, in one of the usual orders."""
-    return values.is_contiguous() or (
-        values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
-    )
+def order_of(values: Tensor) -> torch.memory_format | None:
+    """Return the usual order in which a tensor fills its memory; None if it does in no such."""
+    if values.is_contiguous():
+        return torch.contiguous_format
+    last = values.ndim == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else None
 
 
 def _launches(

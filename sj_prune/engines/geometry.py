@@ -5,7 +5,6 @@ Pure functions of shapes and alignments, without CuPy or a device.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -119,7 +118,6 @@ def rows_grid(rows: int, vectors: int, processors: int) -> Grid:
     return Grid("sj_rows", (blocks, splits), lanes, idle=_idle(vectors, lanes))
 
 
-@functools.cache
 def groups_grid(rows: int, elements: int, vec: int, processors: int) -> Grid | None:
     """Return the grid for channels first where a block has several rows; None for large maps.
 

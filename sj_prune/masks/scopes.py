@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from sj_prune.engines.fill import order_of
 from sj_prune.masks.keys import Place
 from sj_prune.masks.multiples import allowed_counts
 
@@ -98,8 +99,10 @@ class LayerScope:
         return torch.ones_like(self.place.parameter, dtype=torch.bool)
 
     def placed(self, units: Tensor) -> Tensor:
-        """Return a mask where the weight is."""
-        return units.to(self.place.parameter.device)
+        """Return a mask where the weight is, in its order of memory if that is a usual one."""
+        weight = self.place.parameter
+        order, here = order_of(weight), units.to(weight.device)
+        return here if order is None else here.contiguous(memory_format=order)
 
     def combine(self, scores: Mapping[str, Tensor], how: str) -> Tensor:
         """Return the layer's own scores."""

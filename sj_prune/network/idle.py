@@ -39,6 +39,5 @@ def _places(layer: Any, x: Tensor) -> float:  # noqa: ANN401
     """Return ``H W / stride^2`` of an input; ``H W`` of a transposed layer, 1 of a linear one."""
     dims = layer.weight.ndim - 2
     size = math.prod(x.shape[x.ndim - dims :])
-    return (
-        float(size) if isinstance(layer, TRANSPOSED) or not dims else size / math.prod(layer.stride)
-    )
+    whole = isinstance(layer, TRANSPOSED) or not dims
+    return float(size) if whole else size / math.prod(layer.stride)

@@ -17,8 +17,9 @@ from sj_prune.neurons.statistics import STATISTICS, check_statistics, is_functio
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Tell whether there are numbers now: neither compiled nor fake."""
-    return type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
+    """Tell whether there are numbers now: neither compiled, nor fake, nor in a transform."""
+    watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return type(tensor) is torch.Tensor and not watched
 
 
 class Activity:
@@ -47,7 +48,10 @@ class Activity:
 
     @property
     def lost(self) -> int:
-        """Number of samples that were nan or infinite and do not count (this reads the device)."""
+        """Number of samples that were nan or infinite and do not count (this reads the device).
+
+        On CUDA those that were summed with one, too, where maps are one element.
+        """
         return 0 if self.overflowed is None else int(self.overflowed)
 
     @property

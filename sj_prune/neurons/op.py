@@ -214,8 +214,6 @@ class _Eager(torch.autograd.Function):
         v_init: Tensor,
         w: Tensor | None,
         settings: tuple[Any, ...],
-        eq: Equations,
-        known: Known,
         statistics: int,
         store_v_seq: bool,
         trace: bool,
@@ -224,6 +222,7 @@ class _Eager(torch.autograd.Function):
         engine = choose(x_seq.device, x_seq.dtype)
         rows = engine.partial_rows(x_seq) if summed else None
         outputs = _empty_outputs(x_seq, statistics, store_v_seq, trace, rows)
+        eq, known = Equations(*settings[:-2]), Known(*settings[-2:])
         engine.forward(x_seq, v_init, w, eq, known, statistics, outputs)
         ctx.save_for_backward(x_seq, v_init, w)
         ctx.settings = settings
@@ -232,7 +231,7 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
-        return *_autograd_backward(ctx, *grads)[:3], *(None,) * 7
+        return *_autograd_backward(ctx, *grads)[:3], *(None,) * 5
 
 
 def multi_step(
@@ -278,15 +277,14 @@ def multi_step(
         eq.kind,
         eq.tau,
         eq.decay_input,
-        eq.v_threshold,
-        eq.v_reset,
+        float(eq.v_threshold),  # of a tensor, which may change in place, the number that it is now
+        None if eq.v_reset is None else float(eq.v_reset),
         eq.detach_reset,
-        known.id,
-        known.alpha,
+        *known,
     )
     wanted = (bits_of(names), store_v_seq, trace)
     if _plain(x_seq):
-        outputs = _Eager.apply(x_seq, v_init, w, settings, eq, known, *wanted, summed)
+        outputs = _Eager.apply(x_seq, v_init, w, settings, *wanted, summed)
     else:
         _refuse_tangents(x_seq, v_init, w)
         outputs = torch.ops.sj_prune.multi_step(x_seq, v_init, w, *settings, *wanted)

@@ -115,7 +115,7 @@ def test_what_the_kernel_serves(monkeypatch):
 
 @pytest.mark.parametrize("architecture", [75, 80, 90, 100, 120])
 def test_compiles_without_spills(architecture):
-    log, _ = nvrtc.compile_(collect.code(), architecture, cupy_device.OPTIONS)
+    log, _ = nvrtc.compile_(cupy_device.code("collect.cu"), architecture, cupy_device.OPTIONS)
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)
     assert set(used) == {("0", "0", "0")}, log
 

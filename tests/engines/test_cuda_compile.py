@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sj_prune.engines import cupy_device, cupy_engine
+from sj_prune.engines import cupy_device
 from sj_prune.engines.launch import Variant
 from sj_prune.neurons.reference import IF, LIF, PLIF
 from sj_prune.neurons.statistics import TABLE, rows_of
@@ -108,7 +108,7 @@ def backward_variants():
 
 def compile_(variant, architecture, **kwargs):
     options = (*cupy_device.OPTIONS, *variant.options())
-    return nvrtc.compile_(cupy_engine.source(), architecture, options, **kwargs)
+    return nvrtc.compile_(cupy_device.code("lif.cu"), architecture, options, **kwargs)
 
 
 def assert_compiles(variant, architecture):

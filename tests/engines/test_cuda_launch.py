@@ -139,8 +139,9 @@ def test_what_a_forward_pass_ignores_compiles_nothing_new():
 
 def test_source_stands_alone():
     """Every file is in the source: CuPy's cache sees a change of any."""
-    assert '#include "' not in cupy_engine.source()
-    assert "SJ_FN A charge(" in cupy_engine.source()
+    source = cupy_device.code("lif.cu")
+    assert '#include "' not in source
+    assert "SJ_FN A charge(" in source
 
 
 # ---- availability --------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def pretended(monkeypatch):
 
 
 VARIANT = launch.forward_variant(EQUATIONS, ATAN, torch.float32, 4, 31, 0)
-SOURCE = Source(cupy_engine.source, VARIANT.options())
+SOURCE = Source("lif.cu", VARIANT.options())
 MERGE = Launch("sj_merge", (9, 2), 256, launch.MergeArguments(scratch=5, count=7, splits=2))
 
 

@@ -83,12 +83,21 @@ def test_a_launch_serves_as_many_as_an_argument_holds(on_host):  # noqa: F811
     assert on_host == kernels
 
 
-def test_channels_last_is_served_where_it_lies(on_host):  # noqa: F811
-    values = torch.randn(8, 6, 3, 3).to(memory_format=torch.channels_last)
-    kept = (torch.rand(8, 6, 3, 3) < 0.5).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize("shape", [(8, 6, 3, 3), (8, 6, 1, 1)])
+def test_channels_last_is_served_where_it_lies(on_host, shape):  # noqa: F811
+    def last(tensor):
+        return tensor.to(memory_format=torch.channels_last)
+
+    values, kept, index = last(torch.randn(shape)), torch.rand(shape) < 0.5, torch.tensor([1, 4])
+    source = last(torch.randn(2, *shape[1:]))
     wanted = values.where(kept, 0)
+    kept = kept if shape[-1] == 1 else last(kept)  # of one place: the strides tell no order
     assert fused([(values, kept, None)]) == []
     assert torch.equal(values, wanted)
+    assert fused([(values, index, source)]) == []
+    assert torch.equal(values, wanted.index_copy(0, index, source))
+    assert fused([(values, index, None)]) == []
+    assert torch.equal(values, wanted.index_fill(0, index, 0))
 
 
 def test_other_layouts_are_left_to_others(on_host):  # noqa: F811
@@ -99,6 +108,7 @@ def test_other_layouts_are_left_to_others(on_host):  # noqa: F811
         (values[:, :3], kept[:, :3], None),
         (values.transpose(0, 1), torch.tensor([1]), None),
         (values, torch.tensor([1]), torch.ones(1, 6, 3, 3, dtype=torch.float64)),
+        (values, torch.tensor([1]), values[:1].to(memory_format=torch.channels_last)),
         (values.to(torch.float8_e4m3fn), kept, None),
         (values.to(torch.complex128), kept, None),
     ]
@@ -117,7 +127,7 @@ def test_nothing_pruned_launches_nothing(on_host):  # noqa: F811
 
 @pytest.mark.parametrize("architecture", [75, 80, 90, 100, 120])
 def test_compiles_without_spills(architecture):
-    log, _ = nvrtc.compile_(fill._code(), architecture, cupy_device.OPTIONS)
+    log, _ = nvrtc.compile_(cupy_device.code("fill.cu"), architecture, cupy_device.OPTIONS)
     used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", log)
     assert len(used) == 2
     assert set(used) == {("0", "0", "0")}, log

@@ -5,8 +5,16 @@ import torch
 from spikingjelly.activation_based import functional
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sj_prune.neurons import RecordingIFNode, RecordingLIFNode, RecordingParametricLIFNode, op
+from sj_prune.engines import cupy_engine
+from sj_prune.neurons import (
+    RecordingIFNode,
+    RecordingLIFNode,
+    RecordingParametricLIFNode,
+    activity,
+    op,
+)
 from sj_prune.neurons.activity import Activity
+from tests.support.cuda_shim import host  # noqa: F401 (a fixture)
 from tests.support.neuron_cases import current
 
 NODES = [RecordingIFNode, RecordingLIFNode, RecordingParametricLIFNode]
@@ -94,3 +102,26 @@ def test_statistics_of_an_overflowed_sample_are_left_out():
     kept = partials[[0, 1, 3, 4]].double().sum(0)
     torch.testing.assert_close(activity.sums, partials.double().sum(0) + 2 * kept)
     assert activity.count == 13
+
+
+@pytest.mark.parametrize("name", ["v_threshold", "v_reset"])
+def test_a_setting_may_change_in_place(name, host, monkeypatch):  # noqa: F811
+    """A tensor of it is the number that it is at the call, on the CUDA engine, too."""
+    monkeypatch.setattr(op, "choose", lambda *_: cupy_engine)
+    node, x = RecordingLIFNode(step_mode="m", v_reset=-0.1), current(4, 3, 2, 5, 6)
+    setattr(node, name, torch.tensor(1.0))
+    node(x)
+    getattr(node, name).fill_(0.4)
+    node.reset()
+    plain = RecordingLIFNode(step_mode="m", v_reset=-0.1)
+    setattr(plain, name, getattr(node, name).item())
+    assert torch.equal(node(x), plain(x))
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_statistics_under_a_transform(served, monkeypatch):
+    """Its tensors have no memory that a kernel could read."""
+    monkeypatch.setattr(activity, "serves", lambda partials: served)
+    node = RecordingLIFNode(step_mode="m", surrogate_function=lambda u: u.sigmoid())
+    torch.func.grad(lambda x: node(x).sum())(current(4, 3, 2, 5))
+    assert node.activity.count == 3

@@ -27,10 +27,10 @@ MAKES = {
 LONG = {"interval": 100, "end": 200}
 
 
-def pruned(method, device="cpu"):
+def pruned(method, device="cpu", order=torch.contiguous_format):
     """Return a wrapper that has pruned, with no update to come for long."""
     torch.manual_seed(0)
-    net = VGG16(10, widths=WIDTHS, T=T).to(device)
+    net = VGG16(10, widths=WIDTHS, T=T).to(device, memory_format=order)
     x = torch.rand(SHAPE, device=device)
     model = sj_prune.PruningWrapper(net, method, example_input=x)
     launches.train_step(model, optim.SGD(model.parameters(), lr=0.01), x)
@@ -61,6 +61,21 @@ def test_channels(optimizer):
     # Three parameters a layer, and their slots: the table has 96 places.
     slots = {"SGD": 1, "Adam": 2, "Adamax": 2}[optimizer]
     assert found == {"sj_put_rows": 2 - (-3 * NORMS * (1 + slots) // 96), "mul": 2 * NORMS}
+
+
+@pytest.mark.parametrize(
+    ("method", "late"),
+    [
+        (methods.Magnitude(sparsity=0.9, **LONG), False),
+        (methods.Magnitude(sparsity=0.9, **LONG), True),
+        (methods.FPGM(sparsity=0.5, end=200), False),
+    ],
+)
+def test_weights_with_channels_last(method, late):
+    """As many launches, even if weights are put into that order when there are masks."""
+    model = pruned(method, order=torch.contiguous_format if late else torch.channels_last)
+    model.to(memory_format=torch.channels_last)
+    assert launches.counted(model, MAKES["SGD"], SHAPE)[-1] == steady(method, "SGD")
 
 
 def test_scores_of_every_step_stay_on_the_device():

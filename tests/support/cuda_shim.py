@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sj_prune.engines import build, collect, cupy_engine
+from sj_prune.engines import build, collect, cupy_device, cupy_engine
 
 HERE = Path(__file__).parent
 ERRORS = ("", "deadlock", "out of bounds", "misaligned", "unknown kernel", "number of threads")
@@ -32,7 +32,7 @@ def library(source):
     compiler = build.compiler()
     if compiler is None:
         pytest.skip("needs a C++ compiler")
-    shim, code, options = HERE / "cuda_shim.cpp", source.code(), source.options
+    shim, code, options = HERE / "cuda_shim.cpp", cupy_device.code(source.file), source.options
     parts = [shim.read_text(), code, *FLAGS, *CHECKED, *options]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     built = build.cache_folder() / "shim" / f"{key}.so"

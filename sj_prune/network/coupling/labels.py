@@ -61,9 +61,7 @@ class Partition:
     def roots(self, ids: Tensor) -> list[int]:
         """Return the representatives of several labels."""
         parent, found = self._parent, []
-        for (
-            label
-        ) in ids.tolist():  # millions in a large network, nearly all of them roots' children
+        for label in ids.tolist():  # millions in a large network, nearly all of them at their root
             root = parent[label]
             found.append(root if parent[root] == root else self.find(label))
         return found

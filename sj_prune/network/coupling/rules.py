@@ -23,7 +23,7 @@ def _normal(dim: int, ndim: int) -> int:
     return dim + ndim if dim < 0 else dim
 
 
-def _reshape(x: Tensor, labels: Labels, out: Tensor) -> Labels:
+def _reshape(x: Tensor, labels: Labels, out: Tensor, *_: Any) -> Labels:  # noqa: ANN401
     found = reshaped(labels, x.shape, out.shape)
     if found is None:
         raise NotSeparateError("a reshape divides its channels")
@@ -129,11 +129,15 @@ def _pad(x: Tensor, labels: Labels, out: Tensor, pad: Sequence[int], value: floa
     return _spatial(len(pad) // 2)(x, labels, out)  # type: ignore[return-value]
 
 
+def _restride(x: Tensor, labels: Labels, out: Tensor, *_: Any) -> Labels:  # noqa: ANN401
+    # As torch itself does after an average over whole maps, where channels are last in memory.
+    if not (out.is_contiguous() and labels.dim == 1 and out.shape[2:].numel() == 1):
+        raise NotSeparateError("as_strided_ mixes its channels")
+    return labels
+
+
 _VIEWS: dict[str, Callable[..., Result]] = {
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "_reshape_alias"),
-        lambda x, labels, out, *_: _reshape(x, labels, out),
-    ),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
     "permute": _permute,
     "transpose": _transpose,
     "t": _transpose,
@@ -147,6 +151,7 @@ _VIEWS: dict[str, Callable[..., Result]] = {
     "split_with_sizes": _split,
     "unbind": _unbind,
     "constant_pad_nd": _pad,
+    "as_strided_": _restride,
     **dict.fromkeys(("mean", "sum", "amax", "amin"), _reduce),
     **dict.fromkeys(
         ("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "native_dropout"),

@@ -143,6 +143,11 @@ def reason_of(between):
     return found.frozen.get("a")
 
 
+def average_with_channels_last(x):
+    x = x.flatten(0, 1).to(memory_format=torch.channels_last)
+    return nn.functional.adaptive_avg_pool2d(x, 1).unflatten(0, (2, -1))
+
+
 @pytest.mark.parametrize(
     ("name", "between"),
     [
@@ -157,6 +162,7 @@ def reason_of(between):
         ("max pool", lambda x: layer.MaxPool2d(3, 1, 1, step_mode="m")(x)),
         ("average pool", lambda x: layer.AvgPool2d(3, 1, 1, step_mode="m")(x)),
         ("adaptive pool", lambda x: layer.AdaptiveAvgPool2d(4, step_mode="m")(x)),
+        ("average over a map with channels last", average_with_channels_last),
         ("pad", lambda x: nn.functional.pad(x, (1, 1, 1, 1))),
         ("roll over time", lambda x: torch.cat((x[1:], x[:1]))),
         ("stack and sum", lambda x: torch.stack((x, x)).sum(0)),
@@ -199,6 +205,7 @@ def fill_a_part(x):
         ("split", lambda x: torch.cat(x.chunk(2, 2)[::-1], 2)),
         ("padded with", lambda x: nn.functional.pad(x, (1, 1, 1, 1), value=1.0)),
         ("mixes", fill_a_part),
+        ("mixes", lambda x: x.clone().as_strided_(x.shape, (0,) * 5)),
     ],
 )
 def test_operations_that_do_not(reason, between):
