@@ -103,10 +103,12 @@ def accuracy_of(net, x_seq, y):
 
 def dense_statistics(net, x_seq):
     """Return the firing rates and criticalities of a network that nothing has pruned."""
-    net = sj_prune.to_recording(copy.deepcopy(net))
+    net = sj_prune.to_recording(copy.deepcopy(net)).eval()
     functional.reset_net(net)
-    net.train()(x_seq)
     nodes = {n: m for n, m in net.named_modules() if hasattr(m, "activity")}
+    for node in nodes.values():
+        node.record_in_eval = True  # the mode in which the pruned ones are measured
+    net(x_seq)
     return {
         kind: {name: node.activity.mean(kind) for name, node in nodes.items()}
         for kind in ("firing_rate", "criticality_max")

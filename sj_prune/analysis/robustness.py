@@ -100,7 +100,8 @@ def robustness(
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: for a negative level, batches without labels, inputs that are no floats.
+        ValueError: for a negative level, batches without labels, inputs that are no floats, weights
+            that are computed (parametrized).
     """
     for name, levels in zip(KINDS, (inputs, parameters), strict=True):
         for level in levels:
@@ -155,8 +156,13 @@ class _Weights:
     """A network whose nonzero weights are shaken, for a while."""
 
     def __init__(self, net: nn.Module, held: list[Labeled]) -> None:
-        found = [module._parameters.get("weight") for module in weighted_layers(net).values()]
-        self.weights = [weight for weight in found if weight is not None]
+        found = {n: each._parameters.get("weight") for n, each in weighted_layers(net).items()}
+        if computed := [name for name, weight in found.items() if weight is None]:
+            raise ValueError(
+                "Expected weights that are parameters, to add noise to, but those of "
+                f"{computed[:3]} are computed: remove the parametrization, or give parameters=()"
+            )
+        self.weights = [weight for weight in found.values() if weight is not None]
         self.held = held
 
     @contextmanager

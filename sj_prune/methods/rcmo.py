@@ -57,9 +57,8 @@ class RCMO(ScheduledMethod):
 
     def plan(self) -> Plan:
         """Drop by global `|w|` once, at the end; until then a penalty shrinks what is to go."""
-        return self._plan(
-            schedule=self.once(), drop=magnitude, penalties=(Penalty(finish=self.play),)
-        )
+        penalty = Penalty(finish=self.play, remembers=dict.fromkeys("syz", 0.0))
+        return self._plan(schedule=self.once(), drop=magnitude, penalties=(penalty,))
 
     def play(self, net: NetView) -> None:
         """Play a round, after a step."""
@@ -68,7 +67,7 @@ class RCMO(ScheduledMethod):
             return
         weights = {name: layer.weight for name, layer in net.layers.items()}
         total = sum(weight.numel() for weight in weights.values())
-        s, y, z = (float(net.memory.get(key, 0.0)) for key in "syz")
+        s, y, z = (float(net.memory[key]) for key in "syz")
         values = list(weights.values())
         least = _threshold(values, math.ceil(s))
         for name, weight in weights.items():

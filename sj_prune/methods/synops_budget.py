@@ -73,7 +73,7 @@ class SynOpsBudget:
         """Return the plan of the method, or one that drops nothing, with a penalty on SynOps."""
         drops_nothing = Plan(schedule=Manual(final=0.0), drop=magnitude)
         plan = drops_nothing if self.method is None else plan_of(self.method)
-        penalty = Penalty(prepare=self.adjust, synops=self.slope)
+        penalty = Penalty(prepare=self.adjust, synops=self.slope, remembers={_MULTIPLIER: 0.0})
         return replace(plan, penalties=(*plan.penalties, penalty), name=type(self).__name__)
 
     def adjust(self, net: NetView) -> None:
@@ -90,12 +90,12 @@ class SynOpsBudget:
                 )
             net.memory[_BUDGET] = self.fraction * dense
         excess = found[0] / net.memory[_BUDGET] - 1
-        known = net.memory.get(_MULTIPLIER, torch.zeros_like(excess))
-        net.memory[_MULTIPLIER] = (known + self.rate * excess).clamp_min(0)
+        grown = net.memory[_MULTIPLIER] + self.rate * excess
+        net.memory[_MULTIPLIER] = grown.clamp_min(0)
 
     def slope(self, memory: Mapping[str, Tensor], found: Tensor) -> Tensor:
         """Return ``max(0, lambda + damping (S / B - 1)) / B``, near `B`; 0 before there is one."""
-        if _MULTIPLIER not in memory:
+        if _BUDGET not in memory:
             return torch.zeros_like(found)
         budget = memory[_BUDGET]
         excess = (found / budget - 1).clamp(-_NEAR, _NEAR)

@@ -107,8 +107,8 @@ class UPR(ScheduledMethod):
         state, grad = layer.state, layer.dense_grad()
         gate = state["gate"]
         if self.end is None or layer.step <= self.end:
-            places = 1.0 if layer.places is None else layer.places
-            self._adam(state, grad.to(gate) * state["theta"] + self.strength * places)
+            price = self.strength * _places(layer)
+            self._adam(state, grad.to(gate) * state["theta"] + price)
         grad.mul_(gate)
 
     def open(self, like: Tensor) -> dict[str, Tensor]:
@@ -176,6 +176,20 @@ def _opened(like: Tensor, initial: float, beta: Tensor) -> dict[str, Tensor]:
     wide = like if like.dtype == torch.float64 else like.float()
     a, zero = torch.full_like(wide, initial), torch.zeros_like(wide)
     return {"a": a, "gate": _gate(a, beta), "m": zero, "v": zero.clone()}
+
+
+def _places(layer: LayerView) -> float:
+    """Return how many places of its input each weight meets.
+
+    Raises:
+        RuntimeError: for a convolution of which no forward has told.
+    """
+    if layer.places is None and layer.weight.ndim > 2:
+        raise RuntimeError(
+            f"Expected a forward that tells the map which layer {layer.name!r} reads, for UPR, but "
+            "none has, as compiled ones do not: PruningWrapper(net, method, example_input=x)"
+        )
+    return 1.0 if layer.places is None else layer.places
 
 
 def _gate(a: Tensor, beta: Tensor) -> Tensor:

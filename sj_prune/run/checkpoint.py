@@ -18,7 +18,7 @@ from sj_prune.run.damage import EXTRA_STATE, check_fits, check_parts, check_weig
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.install import rest
 from sj_prune.run.state import Run
-from sj_prune.run.views import clear_sums, initial_memory
+from sj_prune.run.views import clear_sums, initial_memory, initial_network_memory
 
 _FORMAT = 4
 # What format 2 called things.
@@ -170,7 +170,7 @@ def load_extra_state(net: nn.Module, run: Run, method: object, state: Any) -> di
     run.previous = _cloned(found["previous"])
     run.regrown = None if found["regrown"] is None else _cloned(found["regrown"])
     device = run.masks.weight(run.layers[0]).device
-    memory = _cloned(found["network_memory"])
+    memory = initial_network_memory(run) | _cloned(found["network_memory"])
     run.network_memory.clear()  # the meter has it too
     run.network_memory.update({name: value.to(device) for name, value in memory.items()})
     run.memory.clear()

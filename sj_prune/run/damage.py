@@ -17,7 +17,7 @@ from sj_prune.neurons.statistics import check_statistics
 from sj_prune.run.history import UpdateRecord
 from sj_prune.run.scores import AWAKE, GROWN_AT
 from sj_prune.run.state import Run
-from sj_prune.run.views import initial_memory
+from sj_prune.run.views import initial_memory, initial_network_memory
 
 #: the one key that a wrapper's state_dict has beside ``net.*``
 EXTRA_STATE = "_extra_state"
@@ -152,9 +152,11 @@ def check_fits(net: nn.Module, run: Run, state: Mapping[str, Any], old: bool) ->
     _expect(right, "previous", f"masks of {sorted(wanted)}", list(state["previous"]))
     for name, mask in state["previous"].items():
         _like(f"previous.{name}", mask, run.masks[name].shape, torch.bool)
-    for key in state["network_memory"].keys() & run.network_memory.keys():
+    wanted, theirs = set(initial_network_memory(run)), state["network_memory"]
+    _expect(old or wanted <= theirs.keys(), "network_memory", f"{sorted(wanted)}", list(theirs))
+    for key in theirs.keys() & run.network_memory.keys():
         mine = run.network_memory[key]
-        _like(f"network_memory.{key}", state["network_memory"][key], mine.shape, mine.dtype)
+        _like(f"network_memory.{key}", theirs[key], mine.shape, mine.dtype)
     _check_memory(net, run, state, old)
     _check_statistics(net, run, state, old)
 

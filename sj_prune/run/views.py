@@ -48,6 +48,12 @@ def view(net: nn.Module, run: Run, name: str, step: int | None = None) -> LayerV
     return found
 
 
+def initial_network_memory(run: Run) -> dict[str, Tensor]:
+    """Return what the plan's penalties remember of the whole network, as it is at first."""
+    numbers = (item for penalty in run.plan.penalties for item in penalty.remembers.items())
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers}
+
+
 def initial_memory(net: nn.Module, run: Run, name: str) -> dict[str, Tensor]:
     """Return the tensors that the plan keeps of a layer, as they would be made now."""
     return _initial_memory(run, _view(net, run, name, {}, run.step + 1))

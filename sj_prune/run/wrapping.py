@@ -26,6 +26,7 @@ from sj_prune.run.session import Session
 from sj_prune.run.start import say_zeros, start_masks
 from sj_prune.run.state import Anatomy, Run
 from sj_prune.run.step import switch_recording
+from sj_prune.run.views import initial_network_memory
 
 logger = logging.getLogger("sj_prune")
 
@@ -60,6 +61,7 @@ def wrap(
     _host.invalidate_reset_cache(net)
     run = Run(plan, describe(method), tuple(layers), seed, masks, Anatomy(dense=dense))
     run.previous = masks.masks if plan.emergent else {}
+    run.network_memory = initial_network_memory(run)
     session = Session(net, run, Hooks(), Agreement(net, run), Recorder())
     return session, [module for module in found if sensor_of(module) is not None]
 

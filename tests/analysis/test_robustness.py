@@ -126,3 +126,11 @@ def test_integers_take_no_noise():
     loader = [(x.to(torch.uint8), y) for x, y in LOADER]
     with pytest.raises(ValueError, match=r"but got torch.uint8: let the loader yield x.float\(\)"):
         analysis.robustness(network(), loader)
+
+
+def test_computed_weights_take_no_noise():
+    net = network()
+    torch.nn.utils.parametrizations.weight_norm(net[3])
+    with pytest.raises(ValueError, match=r"but those of \['3'\] are computed"):
+        analysis.robustness(net, LOADER, inputs=(), repeats=1)
+    assert analysis.robustness(net, LOADER, inputs=(0.0,), parameters=()).rows

@@ -93,6 +93,30 @@ def test_rcmo(optimizer):
     assert len({few for few in shrunk if few}) > 2  # s moved between its bounds
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        methods.RCMO(sparsity=0.6, end=10),
+        methods.SynOpsBudget(fraction=0.5),
+        methods.SynOpsBudget(fraction=0.5, method=methods.RCMO(sparsity=0.6, end=10)),
+    ],
+)
+def test_a_checkpoint_that_has_forgotten_the_game_is_refused(method):
+    model, optimizer = wrapped(method)
+    train(model, optimizer, 3)
+    saved = copy.deepcopy(model.state_dict())
+    forgotten = saved["_extra_state"]["network_memory"]
+    saved["_extra_state"]["network_memory"] = {}
+    for other in (model, wrapped(method, net=build(seed=1))[0]):
+        before = copy.deepcopy(other.session.run.network_memory)
+        with pytest.raises(ValueError, match="'_extra_state.network_memory' of the checkpoint"):
+            other.load_state_dict(saved)
+        assert other.session.run.network_memory == before
+    saved["_extra_state"]["network_memory"] = forgotten
+    other.load_state_dict(saved)
+    assert other.session.run.network_memory == forgotten
+
+
 def test_pull_and_game_start_late():
     for method in (
         methods.ADMM(sparsity=0.5, interval=2, begin=4, end=8),

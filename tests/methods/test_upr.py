@@ -12,10 +12,10 @@ from torch import nn
 from torch.func import functional_call
 
 import sj_prune
-from sj_prune import methods
+from sj_prune import PruningWrapper, methods
 from sj_prune.methods.parts import Gates
 from sj_prune.neurons import SpikeGate
-from tests.support.pruning_cases import T, batch, build, train, wrapped
+from tests.support.pruning_cases import T, batch, build, same, snapshot, train, wrapped
 from tests.support.reference import Bare, follows
 from tests.support.views import layer_view
 
@@ -233,3 +233,22 @@ def test_gates_are_refused_where_they_cannot_be_right():
         dataclasses.replace(upr().plan(), gates=1, name="mine")
     with pytest.raises(TypeError, match="Expected learn of gates to be a function"):
         Gates(start=upr().open, learn=None)
+
+
+def test_a_compiled_forward_tells_no_places():
+    """Or each weight of a map would cost one accumulation."""
+    x_seq, y = batch(0)
+    for example, places in ((None, {}), (x_seq, PLACES)):
+        model = PruningWrapper(build(), upr(), example_input=example)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model.attach(optimizer)
+        functional.reset_net(model)
+        F.cross_entropy(torch.compile(model, backend="eager")(x_seq).mean(0), y).backward()
+        assert model.session.run.anatomy.places == places
+        if example is None:
+            before = snapshot(model.net)
+            with pytest.raises(RuntimeError, match="Expected a forward that tells the map"):
+                optimizer.step()
+            assert same(before, snapshot(model.net))
+        else:
+            optimizer.step()

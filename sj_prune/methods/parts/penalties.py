@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class Penalty:
         of: "weight", or "gamma": what the gradient term changes the gradient of.
         keeps: called as ``keeps(layer)``: what it keeps of a layer in ``layer.state``, as it is at
             first, by name. What is declared here is checked when a checkpoint is loaded.
+        remembers: numbers in `NetView.memory`, as they are at first, by name; checked likewise.
     """
 
     gradient: Callable[[LayerView], None] | None = None
@@ -44,6 +45,7 @@ class Penalty:
     synops: Callable[[Mapping[str, Tensor], Tensor], Tensor] | None = None
     of: str = "weight"
     keeps: Callable[[LayerView], dict[str, Tensor]] | None = None
+    remembers: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("of", self.of, ("weight", "gamma"))
