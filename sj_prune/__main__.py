@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import pickle
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from importlib import metadata
 
 import torch
 
-from sj_prune import _host
+from sj_prune import _files, _host
 from sj_prune._version import __version__
 from sj_prune.engines import choice
 from sj_prune.engines.request import NAMES
@@ -169,7 +168,7 @@ def report() -> str:
 
 def _saved(path: str) -> str:
     """Return what a checkpoint holds: numbers and tensors alone are read, no code is run."""
-    return describe_checkpoint(torch.load(path, map_location="cpu", weights_only=True))
+    return describe_checkpoint(_files.load(path, "sj_prune.save or torch.save"))
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -189,7 +188,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             if given.command == "report"
             else report()
         )
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     print(text)  # noqa: T201 (printing is what this module is for)
     return 0

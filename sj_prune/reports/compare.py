@@ -117,7 +117,7 @@ def compare(
     if not names:
         raise ValueError(
             f"Expected two forms of one network but their layers {list(first)[:3]} and "
-            f"{list(second)[:3]} have no name in common"
+            f"{list(second)[:3]} have no name in common: of a wrapper give model.net"
         )
     rows = tuple(_row(name, first[name], second[name]) for name in names)
     totals = {

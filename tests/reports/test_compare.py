@@ -136,6 +136,9 @@ def test_networks_are_untouched(pair):
 def test_networks_without_a_common_layer():
     with pytest.raises(ValueError, match="no name in common"):
         sj_prune.compare(trained_like(), nn.Sequential(nn.Linear(6, 2)), X)
+    model = sj_prune.PruningWrapper(trained_like(), sj_prune.methods.FilterNorm(sparsity=0.5))
+    with pytest.raises(ValueError, match="of a wrapper give model.net"):
+        sj_prune.compare(trained_like(), model, X)
 
 
 # ---- a compact network against SpikingJelly ------------------------------------------------------
