@@ -255,8 +255,9 @@ def test_instance_norms_stay():
     mean, var = net.extra.running_mean.clone(), net.extra.running_var.clone()
     assert mean.any()
     sj_prune.renormalize(net, [(x,) for x, _ in batches(2)])
-    assert torch.equal(net.extra.running_mean, mean)
-    assert torch.equal(net.extra.running_var, var)
+    # Early releases of torch write the mean over the samples back in eval mode, too: it rounds.
+    torch.testing.assert_close(net.extra.running_mean, mean, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(net.extra.running_var, var, rtol=1e-6, atol=0.0)
 
 
 def test_without_norms_nothing_runs():
