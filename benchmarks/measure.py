@@ -22,7 +22,7 @@ RESULTS = Path(os.environ.get("SJ_PRUNE_RESULTS") or Path(__file__).parent / "re
 def environment(device: str) -> dict[str, str]:
     """Return the columns that say where a number comes from."""
     command = ["git", "rev-parse", "--short", "HEAD"]
-    # A lent machine may have neither git nor a history: whoever carries the tree there names it.
+    # A rented machine may have neither git nor a history: whoever carries the tree there names it.
     commit = os.environ.get("SJ_PRUNE_COMMIT")
     if not commit and shutil.which("git"):
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 os.environ.setdefault("SJ_PRUNE_ENGINE", "torch")
 # The same examples in every run, and time for them on a busy machine.
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=50)
-# A lent GPU has no minutes for smaller examples of a failure.
+# A rented GPU has no minutes for smaller examples of a failure.
 settings.register_profile(
     "gpu", settings.get_profile("steady"), phases=[Phase.explicit, Phase.generate]
 )

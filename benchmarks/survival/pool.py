@@ -105,7 +105,7 @@ class Pool:
             while any(worker.is_alive() for worker in self.workers) or not self.results.empty():
                 self._listen()
                 late = time.time() > self.settings.end + PATIENCE
-                if late and self.settings.device.startswith("cuda"):  # lent by the minute
+                if late and self.settings.device.startswith("cuda"):  # paid by the minute
                     self.tell("failed", f"a worker did not end within {PATIENCE} s of the limit")
                     return
         finally:

@@ -1,4 +1,4 @@
-"""The command for a lent GPU, all of it, on a CPU."""
+"""The command for a rented GPU, all of it, on a CPU."""
 
 import csv
 import io
