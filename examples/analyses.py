@@ -1,6 +1,6 @@
 """What pruning did to features, channels and robustness: two pruned networks, all analyses.
 
-    python examples/analyses.py                            # a minute of a processor
+    python examples/analyses.py                            # half a minute of a processor
     python examples/analyses.py --epochs 1 --orders 2      # to see that it runs
 
 A small convolutional network learns scikit-learn's digits. Half of the channels of each layer are
