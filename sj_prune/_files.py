@@ -74,7 +74,10 @@ def replace_file(path: str | os.PathLike[str], durable: bool = True) -> Iterator
     prefix = f".{target.stem}.tmp-"
     _remove_left(target.parent, prefix, target.suffix)
     # The suffix stays last: numpy appends one of its own to a name that lacks it.
-    handle, name = tempfile.mkstemp(target.suffix, f".{target.stem}.new-", target.parent)
+    try:
+        handle, name = tempfile.mkstemp(target.suffix, f".{target.stem}.new-", target.parent)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
     temporary = Path(name)
     try:
         if fcntl is not None:

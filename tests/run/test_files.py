@@ -129,7 +129,7 @@ def test_swapped_arguments_are_named(tmp_path):
 
 
 def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"absent/a\.pt'$"):  # not of a file of ours
         sj_prune.save(tmp_path / "absent" / "a.pt", 1)
 
 
