@@ -104,7 +104,9 @@ def _same(tracer: Any, args: Any, kwargs: Any, out: Tensor) -> Label:  # noqa: A
 def _two(tracer: Any, args: Any, what: str) -> tuple[Label, Label]:  # noqa: ANN401
     labels = [tracer.label(a) for a in args[:2]]
     if None in labels:
-        raise UnsupportedError(f"{what} meets a tensor that comes from no layer")
+        raise UnsupportedError(
+            f"{what} meets a tensor that comes from no layer, such as a learned gate or scale"
+        )
     a, b = labels
     values = [tracer.values[x.value] for x in labels]
     if values[0].shape != values[1].shape or (a.lead != b.lead and not values[1].static):
