@@ -166,7 +166,11 @@ def test_event_network_for_images(cifar, tmp_path, pool, spikes):
 
 
 # Which a training of six steps would not reach by the defaults.
-FASTER = {"GReg": ["--set", "delta=1.0", "every=1"], "NDSNN": ["--set", "initial=0.3"]}
+FASTER = {
+    "GReg": ["--set", "delta=1.0", "every=1"],
+    "NDSNN": ["--set", "initial=0.3"],
+    "DPAPSynapses": ["--network", "SixConvTwoFC"],  # of linear layers with neurons behind them
+}
 
 
 @pytest.mark.parametrize("method", ["dense", *options.methods()])

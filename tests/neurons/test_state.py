@@ -139,7 +139,7 @@ def test_w_that_is_not_one_number():
 def test_w_follows_the_input_to_its_device(monkeypatch):
     """The host multiplies with a number on the CPU everywhere; a kernel could not read it."""
     node, seen = RECORDING["PLIF"](step_mode="m"), []
-    monkeypatch.setattr(nodes, "multi_step", lambda x, v, w, *_: seen.extend((x, v, w)))
+    monkeypatch.setattr(nodes, "multi_step", lambda x, v, w, *_, **__: seen.extend((x, v, w)))
     monkeypatch.setattr(type(node), "_keep", lambda self, out: out)
     node.recording = False
     node(torch.zeros(4, 3, 2, device="meta"))
