@@ -169,7 +169,14 @@ def test_event_network_for_images(cifar, tmp_path, pool, spikes):
 FASTER = {
     "GReg": ["--set", "delta=1.0", "every=1"],
     "NDSNN": ["--set", "initial=0.3"],
-    "DPAPSynapses": ["--network", "SixConvTwoFC"],  # of linear layers with neurons behind them
+    "DPAPSynapses": [
+        "--network",
+        "SixConvTwoFC",
+        "--widths",
+        *"444444",
+        "--hidden",
+        "8",
+    ],  # of linear layers with neurons behind them
 }
 
 
