@@ -6,11 +6,11 @@
 constexpr int kThreads = 128;
 // Loads in flight a thread: at least four, and eight elements.
 constexpr int kUnroll = SJ_VEC > 1 || SJ_CHUNK % 8 ? 4 : 8;
-// Blocks a multiprocessor must hold, as in the forward pass, by the potentials a thread keeps.
-constexpr int kKept = SJ_VEC * SJ_CHUNK;
-constexpr int kBlocks = kKept > 32 ? 2 : (kKept > 16 ? 3 : 4);
-
 constexpr bool kSpikes = SJ_GRADS & 1, kSequence = SJ_GRADS & 2, kPlif = SJ_KIND == 2;
+// Blocks a multiprocessor must hold, as in the forward pass, by the potentials a thread keeps, and by
+// what else it does.
+constexpr int kKept = SJ_VEC * SJ_CHUNK;
+constexpr int kBlocks = kKept > (kPlif && kSequence ? 16 : 32) ? 2 : (kKept > 16 ? 3 : 4);
 
 struct BackwardArguments {  // its mirror: BackwardArguments in launch.py
   const Io* grad_spikes;
