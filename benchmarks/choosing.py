@@ -19,7 +19,7 @@ from benchmarks.accuracy.table import (
     mean_text,
     title,
 )
-from benchmarks.readme import ROOT, insert, rows
+from benchmarks.readme import ROOT, rows, write_tables
 
 PAGE = ROOT / "docs" / "choosing.md"
 SUBSET, EVENTS = "CIFAR-10 subset", "generated DVS"
@@ -135,10 +135,7 @@ TABLES = {
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    for marker, table in TABLES.items():
-        text = insert(text, marker, table())
-    PAGE.write_text(text, encoding="utf-8")
+    write_tables(PAGE, TABLES)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from benchmarks.readme import RESULTS, ROOT, insert
+from benchmarks.readme import RESULTS, ROOT, write_tables
 
 OFF, ALL = "sj_prune, recording off", "sj_prune, all statistics"
 
@@ -126,11 +126,7 @@ TABLES = {
 
 
 def main() -> None:
-    page = ROOT / "docs" / "cost.md"
-    text = page.read_text()
-    for marker, table in TABLES.items():
-        text = insert(text, marker, table())
-    page.write_text(text)
+    write_tables(ROOT / "docs" / "cost.md", TABLES)
 
 
 if __name__ == "__main__":

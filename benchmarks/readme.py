@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import re
 import statistics
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -377,6 +378,14 @@ def insert(text: str, marker: str, table: str) -> str:
     return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
 
+def write_tables(page: Path, tables: Mapping[str, Callable[[], str]]) -> None:
+    """Write each table of a page behind its marker."""
+    text = page.read_text(encoding="utf-8")
+    for marker, table in tables.items():
+        text = insert(text, marker, table())
+    page.write_text(text, encoding="utf-8")
+
+
 PAGES = {
     "README.md": {
         "quickstart table": quickstart,
@@ -401,11 +410,7 @@ PAGES = {
 
 def main() -> None:
     for name, tables in PAGES.items():
-        page = ROOT / name
-        text = page.read_text()
-        for marker, table in tables.items():
-            text = insert(text, marker, table())
-        page.write_text(text)
+        write_tables(ROOT / name, tables)
 
 
 if __name__ == "__main__":

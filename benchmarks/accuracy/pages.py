@@ -25,7 +25,7 @@ from benchmarks.accuracy.table import (
     title,
 )
 from benchmarks.measure import RESULTS
-from benchmarks.readme import insert
+from benchmarks.readme import write_tables
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -155,11 +155,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     rows = [r for path in sorted(args.results.glob("accuracy_*.csv")) for r in read_rows(path)]
     for name, parts in pages(rows).items():
-        path = args.docs / name
-        text = path.read_text(encoding="utf-8")
-        for marker, write in parts.items():
-            text = insert(text, marker, write())
-        path.write_text(text, encoding="utf-8")
+        write_tables(args.docs / name, parts)
     for suite, dataset in (("cpu", CIFAR), ("gpu", GPU_SETS[0])):
         mine = [row for row in rows if row["suite"] == suite]
         if not args.no_plots and any(

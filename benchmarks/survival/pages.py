@@ -14,7 +14,7 @@ from benchmarks.accuracy.pages import DOCS
 from benchmarks.accuracy.rows import read_rows
 from benchmarks.accuracy.table import NOT_MEASURED
 from benchmarks.measure import RESULTS
-from benchmarks.readme import insert
+from benchmarks.readme import write_tables
 from benchmarks.survival import verdicts
 from benchmarks.survival.arms import ARMS, TRAINED
 from benchmarks.survival.tables import (
@@ -162,11 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     rows = [r for path in sorted(args.results.glob("survival_*.csv")) for r in read_rows(path)]
     for name, parts in pages(rows).items():
-        path = args.docs / name
-        text = path.read_text(encoding="utf-8")
-        for marker, write in parts.items():
-            text = insert(text, marker, write())
-        path.write_text(text, encoding="utf-8")
+        write_tables(args.docs / name, parts)
     if differences(rows, "x1", "published", BASE):
         draw_survival(rows, args.docs / "survival.png")
     if of(rows, "cifar", "dense"):
