@@ -29,12 +29,12 @@ class When:
     Attributes:
         interval: between updates.
         end: of the last one.
-        epoch: steps of an epoch.
+        channels: between updates of channels.
     """
 
     interval: int
     end: int
-    epoch: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,11 @@ def _criticality(
 
 
 def _sca(sparsity: float) -> Callable[[When], Any]:
-    # Once an epoch, as published; its own growth, q = 0.1 of all channels.
+    # Rarely (published: once an epoch); its own growth, q = 0.1 of all channels.
     return lambda when: SCA(
-        sparsity=sparsity, interval=when.epoch, end=when.end // when.epoch * when.epoch
+        sparsity=sparsity,
+        interval=when.channels,
+        end=when.end // when.channels * when.channels,
     )
 
 

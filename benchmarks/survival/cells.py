@@ -35,6 +35,8 @@ class Recipe:
         lr: the highest rate.
         weight_decay: of the optimizer.
         interval: optimizer steps between updates.
+        channel_interval: optimizer steps between updates of channels; 0: an epoch.
+        shared: epochs before the first update, alike in all arms of a seed: trained once.
         prune_until: part of the training after which masks stay.
         warmup: part of the training in which the rate rises.
         holds: the rate is constant until masks stay, and falls to 0 as a cosine after that; else
@@ -55,6 +57,8 @@ class Recipe:
     lr: float
     weight_decay: float
     interval: int
+    channel_interval: int = 0
+    shared: int = 0
     prune_until: float = 0.75
     warmup: float = 0.0
     holds: bool = True
@@ -74,15 +78,15 @@ class Recipe:
         return optim.SGD(parameters, momentum=0.9, **shared)
 
     def when(self, batches: int) -> When:
-        """Return when masks change, in epochs of so many batches."""
-        end = round(self.prune_until * self.epochs * batches)
-        return When(interval=self.interval, end=end, epoch=batches)
+        """Return when masks change after the shared epochs, in epochs of so many batches."""
+        end = round(self.prune_until * self.epochs * batches) - self.shared * batches
+        return When(self.interval, end, self.channel_interval or batches)
 
     def rate(self, step: int, batches: int) -> float:
         """Return the learning rate of step `step` (from 0)."""
         steps = self.epochs * batches
         warm = round(self.warmup * steps)
-        falls = self.when(batches).end if self.holds else warm
+        falls = round(self.prune_until * steps) if self.holds else warm
         if step < warm:
             return self.lr * (step + 1) / warm
         if step < falls:
@@ -130,27 +134,29 @@ SIX = Recipe(
     name="cifar",
     title="CIFAR-10",
     network="SixConvTwoFC",
-    options={"T": 2, "widths": (32, 32, 64, 64, 128, 128), "hidden": 128, "dropout": 0.1},
+    options={"T": 2, "widths": (16, 16, 32, 32, 64, 64), "hidden": 128, "dropout": 0.1},
     train_images=0,
-    epochs=15,
-    batch=256,
+    epochs=10,
+    batch=100,
     optimizer="adamw",
-    lr=0.004,
+    lr=0.003,
     weight_decay=0.01,
-    interval=100,
-    prune_until=0.7,
-    warmup=0.2,
-    holds=False,
+    interval=50,
+    channel_interval=150,
+    shared=7,
+    prune_until=0.85,
+    warmup=0.05,
     scale=10.0,
     bfloat16=True,
     resumable=True,
 )
 TINY = _subset(
-    *("quick", "to see that it runs", 2),
+    *("quick", "to see that it runs", 3),
     options={**_narrow(T=2), "widths": (4, 4, 8, 8, 8)},
     train_images=0,
     batch=20,
     interval=2,
+    shared=1,
     resumable=True,
 )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +29,16 @@ COSTED = 500  # test images that operations are counted on
 class Training:
     """The state of one cell, and the loop over it."""
 
-    def __init__(self, cell: Cell, images: Images, device: str) -> None:
+    def __init__(
+        self, cell: Cell, images: Images, device: str, shared: dict[str, Any] | None = None
+    ) -> None:
         self.cell, self.recipe, self.device = cell, cell.recipe, torch.device(device)
         self.images = images.subset(self.recipe.train_images)
         self.batches = len(self.images.y) // self.recipe.batch
         torch.manual_seed(cell.seed)
         net = self.recipe.build().to(self.device, memory_format=torch.channels_last)
+        if shared:
+            net.load_state_dict(shared["model"])
         make = cell.what.method
         # The neurons of a dense network are ours too: one implementation in all cells.
         self.model = (
@@ -40,10 +47,14 @@ class Training:
             else sj_prune.PruningWrapper(net, make(self.recipe.when(self.batches)), seed=cell.seed)
         )
         self.optimizer = self.recipe.make_optimizer(self.model.parameters())
-        if make is not None:
-            self.model.attach(self.optimizer)
         self.step, self.epoch, self.curve = 0, 0, []
         self.seconds = [0.0, 0.0]  # by the clock, and of the processor
+        if shared:
+            self.optimizer.load_state_dict(shared["optimizer"])
+            own = {} if make is None else {"seconds": [0.0, 0.0]}  # counted once, by dense
+            self._take_up({**shared["progress"], **own})
+        if make is not None:
+            self.model.attach(self.optimizer)
 
     def run_epoch(self) -> None:
         """Train for an epoch; test after the last one, and where an epoch is long after each."""
@@ -53,7 +64,7 @@ class Training:
         for x, y in self.images.epoch(self.recipe.batch, self.cell.seed, self.epoch):
             self._step(x, y)
         self.epoch += 1
-        if self.recipe.resumable or self.epoch == self.recipe.epochs:
+        if not self.recipe.train_images or self.epoch == self.recipe.epochs:
             self.curve.append(self._accuracy())
         self.seconds[0] += time.perf_counter() - clock[0]
         self.seconds[1] += time.process_time() - clock[1]
@@ -134,8 +145,11 @@ class Training:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name, value in state["progress"].items():
-            setattr(self, name, value)
+        self._take_up(state["progress"])
+
+    def _take_up(self, progress: dict[str, Any]) -> None:
+        for name, value in progress.items():
+            setattr(self, name, copy.copy(value))
 
 
 def train(
@@ -154,16 +168,40 @@ def train(
         out: folder of checkpoints.
         stop: asked after every epoch of a cell that can be taken up again.
     """
-    training, path = Training(cell, images, device), out / f"{cell.name}.pt"
+    path = out / f"{cell.name}.pt"
+    shared = None
+    if cell.recipe.shared and not path.exists():
+        shared = _shared(cell, images, device, out, stop)
+        if shared is None:
+            return None
+    training = Training(cell, images, device, shared)
     if cell.recipe.resumable and path.exists():
         training.load(path)
-    while training.epoch < cell.recipe.epochs:
+    return training.row() if _go_on(training, cell.recipe.epochs, path, stop) else None
+
+
+def _go_on(training: Training, epochs: int, path: Path, stop: Callable[[], bool]) -> bool:
+    """Train up to so many epochs, saved after each; tell whether that was reached."""
+    while training.epoch < epochs:
         training.run_epoch()
-        if cell.recipe.resumable:
+        if training.recipe.resumable:
             training.save(path)
-            if stop() and training.epoch < cell.recipe.epochs:
-                return None
-    return training.row()
+            if stop() and training.epoch < epochs:
+                return False
+    return True
+
+
+def _shared(
+    cell: Cell, images: Images, device: str, out: Path, stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Return the dense network after the epochs that all arms of the seed share; None: stopped."""
+    training = Training(replace(cell, arm="dense"), images, device)
+    path = out / f"{cell.recipe.name}-shared-s{cell.seed}.pt"
+    if path.exists():
+        training.load(path)
+    if not _go_on(training, cell.recipe.shared, path, stop):
+        return None
+    return torch.load(path, map_location=device, weights_only=True)
 
 
 def survival_counts(history: Sequence[UpdateRecord]) -> list[list[int]]:

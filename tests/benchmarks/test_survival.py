@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,12 @@ from benchmarks.survival import pool, run
 from benchmarks.survival.arms import ARMS, REGROW, SPARSITY, TRAINED, Permuted, When
 from benchmarks.survival.cells import LONGER, ONCE, SIX, cells
 from benchmarks.survival.images import CLASSES, Images, generated
-from benchmarks.survival.training import survival_counts, train
+from benchmarks.survival.training import Training, _shared, survival_counts, train
 from sj_prune.methods import Plan
 from sj_prune.methods.parts import magnitude
 from sj_prune.run.history import UpdateRecord
 
-WHEN = When(interval=100, end=600, epoch=100)
+WHEN = When(interval=100, end=600, channels=100)
 QUICK = [cell for cell in cells("quick") if cell.arm in ("magnitude", "keeps-permuted", "dense")]
 SECONDS = {"wall_seconds", "cpu_seconds"}
 
@@ -84,10 +85,14 @@ def test_rates():
     rates = [ONCE.rate(step, 100) for step in range(800)]
     assert set(rates[:600]) == {ONCE.lr}
     assert rates[700] == pytest.approx(ONCE.lr / 2)
-    cycle = [SIX.rate(step, 195) for step in range(15 * 195)]
-    assert cycle.index(max(cycle)) == pytest.approx(0.2 * len(cycle), abs=1)
-    assert max(cycle) == SIX.lr
-    assert cycle[-1] < 1e-5 * SIX.lr
+    six = [SIX.rate(step, 500) for step in range(5000)]
+    assert six.index(max(six)) == 249
+    assert set(six[249:4250]) == {SIX.lr}
+    assert six[-1] < 1e-5 * SIX.lr
+    cycle = [replace(SIX, holds=False).rate(step, 500) for step in range(5000)]
+    assert cycle[2625] == pytest.approx(SIX.lr / 2)
+    # Masks change after the shared epochs, and stay where the rate falls.
+    assert SIX.when(500) == When(interval=50, end=4250 - 3500, channels=150)
     sgd = LONGER[-1]
     assert sgd.rate(0, 100) == pytest.approx(sgd.lr / 100)
     assert sgd.rate(100, 100) == sgd.rate(1199, 100) == sgd.lr
@@ -100,7 +105,7 @@ def test_the_papers_neurons():
         "ATan",
     )
     weights = [m.weight for m in SIX.build().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert sum(weight.numel() for weight in weights) == 1_347_936  # what docs/ say
+    assert sum(weight.numel() for weight in weights) == 608_944  # what docs/ say
 
 
 def test_seeds_come_one_after_the_other():
@@ -139,12 +144,12 @@ def test_epochs_are_orders_of_the_images():
 def test_rows(rows):
     for arm, row in rows.items():
         assert row["sparsity"] == pytest.approx(0.0 if arm == "dense" else SPARSITY, abs=1e-3)
-        assert (row["steps"], row["test_images"], len(json.loads(row["curve"]))) == (20, 100, 2)
+        assert (row["steps"], row["test_images"], len(json.loads(row["curve"]))) == (30, 100, 3)
         grown = json.loads(row["regrown"])
         assert bool(sum(grown.values())) == (arm == "keeps-permuted")
         assert grown.get("classifier.linear", 0) == 0  # no neuron follows it
     each = json.loads(rows["keeps-permuted"]["survival"])
-    assert [step for step, _, _ in each] == [4, 6, 8, 10, 12, 14]
+    assert [step for step, _, _ in each] == [4, 6, 8, 10, 12]
     assert all(0 <= kept <= new for _, new, kept in each)
     # Neurons alike, weights alike: at first arms of one seed are one training.
     assert rows["dense"]["parameters"] == rows["magnitude"]["parameters"]
@@ -170,6 +175,34 @@ def test_stopped_and_taken_up_again(rows, images, tmp_path):
     assert {k: v for k, v in row.items() if k not in SECONDS} == {
         k: v for k, v in straight.items() if k not in SECONDS
     }
+
+
+def test_shared_epochs_are_those_of_a_dense_training(images, tmp_path):
+    cell = next(cell for cell in QUICK if cell.arm == "dense")
+    alone = replace(cell, recipe=replace(cell.recipe, shared=0))
+    rows = [train(one, images, "cpu", tmp_path / str(i)) for i, one in enumerate((cell, alone))]
+    networks = [
+        torch.load(tmp_path / str(i) / f"{cell.name}.pt", weights_only=True) for i in range(2)
+    ]
+    assert rows[0]["curve"] == rows[1]["curve"]
+    for name, value in networks[0]["model"].items():
+        assert torch.equal(value, networks[1]["model"][name]), name
+
+
+def test_arms_begin_with_the_shared_network_and_optimizer(images, tmp_path):
+    dense, pruned = cells("quick", ["dense", "keeps"])
+    found = _shared(dense, images, "cpu", tmp_path, lambda: False)
+    training = Training(pruned, images, "cpu", found)
+    assert (training.step, training.epoch, len(training.curve)) == (10, 1, 1)
+    for name, value in training.model.net.state_dict().items():
+        if name in found["model"]:
+            assert torch.equal(value, found["model"][name]), name
+    state = training.optimizer.state_dict()["state"]
+    assert state.keys() == found["optimizer"]["state"].keys()
+    assert all(
+        state[i]["exp_avg"].equal(each["exp_avg"]) and state[i]["step"] == 10
+        for i, each in found["optimizer"]["state"].items()
+    )
 
 
 def call(tmp_path, *more):
