@@ -55,6 +55,7 @@ def sense() -> None:
     fired = [t for t, h in zip(steps, charge, strict=True) if h >= 1]
     top.plot(fired, [float(charge.max()) * 1.15] * len(fired), "|", ms=16, mew=2, color=ORANGE)
     top.plot([], [], "|", ms=10, mew=2, color=ORANGE, label="spike")
+    top.set_ylim(top=float(charge.max()) * 1.25)  # or the marks of spikes are cut off
     top.set_ylabel("potential")
     top.legend(loc="upper left", bbox_to_anchor=(1, 1))
     below.bar(steps, slope, color=GREEN, width=0.5)
