@@ -13,6 +13,7 @@ from sj_prune.network.inputs import as_args
 from sj_prune.network.unheard import unheard
 from sj_prune.plots.axes import COLORS, axes
 from sj_prune.reports.measured import channel_means
+from sj_prune.run.looks import applied
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def channel_map(
         ValueError: if there is nothing to draw, or the widths of networks differ.
     """
     found = {
-        name: channel_means(given.net, given.session.run, example_input, statistic)
+        name: channel_means(given.net, applied(given.session), example_input, statistic)
         if isinstance(given, PruningWrapper)
         else {layer: values.detach().flatten() for layer, values in given.items()}
         for name, given in networks.items()
@@ -156,6 +157,8 @@ def spike_raster(
 def _spikes(net: nn.Module, x_seq: Tensor) -> dict[str, Tensor]:
     """Return what every neuron layer gives, ``[T, N, *]``, in eval mode from rest."""
     found: dict[str, Tensor] = {}
+    if isinstance(net, PruningWrapper):
+        applied(net.session)
     inner = net.net if isinstance(net, PruningWrapper) else net
     with _host.preserved_state(inner), unheard(inner, listeners_only=True), torch.no_grad():
         _host.reset_net(inner.eval())

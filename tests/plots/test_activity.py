@@ -115,6 +115,26 @@ def test_raster_shows_the_same_neurons_of_every_network():
     assert {row for _, row in marks(counts[0])[0]} <= set(range(4))
 
 
+def test_plots_of_a_wrapper_are_of_the_masked_network():
+    net, x_seq = network(), recording()
+    dense = {name: value.clone() for name, value in net.state_dict().items()}
+    model = sj_prune.PruningWrapper(net, methods.Magnitude(sparsity=0.9, interval=1, end=1))
+    model.update_masks(0.9)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.data.copy_(dense[name])  # where no look has been since
+    _, drawn = plots.spike_raster(model, x_seq, most=1000)
+    _, map_drawn = plots.channel_map({"": model}, x_seq)
+    masked = network()
+    masked.load_state_dict({n: v for n, v in net.state_dict().items() if n in dense})
+    assert int((masked[0].weight == 0).sum()) > 0
+    _, expected = plots.spike_raster(masked, x_seq, most=1000)
+    assert marks(drawn) == marks(expected)
+    rates = [found.float() for found in spikes(masked, x_seq)]
+    first = rates[0].mean((0, 1, 3, 4)).sort(descending=True).values
+    assert strips(map_drawn)[0].filled(0).tolist() == pytest.approx(first.tolist())
+
+
 def test_raster_needs_sequences():
     with pytest.raises(ValueError, match="multi-step mode"):
         plots.spike_raster(nn.Linear(3, 3), torch.rand(4, 2, 3))
