@@ -106,6 +106,7 @@ class Search:
         self._path: str | os.PathLike[str] | None = None
         self._saved: dict[str, Any] | None = None  # of a training that was interrupted
         self._bar: Any = None
+        self._begun = False  # the training in hand has asked for its epochs
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,12 +121,23 @@ class Search:
         while len(self.rows) < len(self.stages):
             stage = self.stages[len(self.rows)]
             self._bar.set_description(f"round {stage.number} ({stage.training})")
+            self._begun = False
             yield stage
 
     def epochs(self, parts: Sequence[Any]) -> Iterator[int]:
-        """Yield the epochs left of the training in hand; save before them and after each."""
-        self._go_on(parts)
+        """Yield the epochs left of the training in hand; save before them and after each.
+
+        Raises:
+            RuntimeError: if this training has asked for them before.
+        """
         first, stage = not self.rows, self.stages[len(self.rows)]
+        if self._begun:  # what is left would silently be no epoch, or train with other optimizers
+            raise RuntimeError(
+                f"Expected one loop over training.run(...) a training but train called it again "
+                f"in round {stage.number}: give it all optimizers at once"
+            )
+        self._begun = True
+        self._go_on(parts)
         if not self.epoch:  # a generator that all trainings share is to be found as it is now
             self._save([state_of(part) for part in parts])
         for epoch in range(self.epoch, stage.epochs):

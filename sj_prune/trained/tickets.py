@@ -78,6 +78,7 @@ class Training:
         Raises:
             TypeError: for no optimizer, or a part whose state cannot be saved.
             ValueError: for parts other than those that were saved.
+            RuntimeError: if this training has called it before.
         """
         optimizers = [part for part in parts if isinstance(part, Optimizer)]
         if not optimizers:

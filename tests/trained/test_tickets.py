@@ -295,3 +295,17 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
 
     with pytest.raises(TypeError, match="Expected optimizers, schedules and torch generators"):
         tickets(build(), train, epochs=1, checkpoint=tmp_path / "t.pt", progress=False)
+
+
+def test_a_second_loop_in_one_training_is_refused():
+    def train(training):
+        for part in training.model.net[:4], training.model.net[4:]:  # one after the other
+            optimizer = torch.optim.SGD(part.parameters(), lr=0.1)
+            for _ in training.run(optimizer):
+                pass
+
+    net = build()
+    before = snapshot(net)
+    with pytest.raises(RuntimeError, match=r"called it again in round 0: give it all optimizers"):
+        tickets(net, train, epochs=2, rounds=2, progress=False)
+    assert same(before, snapshot(net))
