@@ -39,8 +39,7 @@ class Recipe:
         shared: epochs before the first update, alike in all arms of a seed: trained once.
         prune_until: part of the training after which masks stay.
         warmup: part of the training in which the rate rises.
-        holds: the rate is constant until masks stay, and falls to 0 as a cosine after that; else
-            it falls from the end of the warm-up on (one cycle).
+        third_from: epoch from which the rate is a third of the highest; 0: never.
         scale: of the outputs before the softmax.
         bfloat16: autocast on a GPU.
         resumable: saved after each epoch.
@@ -61,7 +60,7 @@ class Recipe:
     shared: int = 0
     prune_until: float = 0.75
     warmup: float = 0.0
-    holds: bool = True
+    third_from: int = 0
     scale: float = 1.0
     bfloat16: bool = False
     resumable: bool = False
@@ -83,15 +82,19 @@ class Recipe:
         return When(self.interval, end, self.channel_interval or batches)
 
     def rate(self, step: int, batches: int) -> float:
-        """Return the learning rate of step `step` (from 0)."""
+        """Return the learning rate of step `step` (from 0).
+
+        It rises in the warm-up, stays, and falls to 0 as a cosine from where masks stay on.
+        """
         steps = self.epochs * batches
-        warm = round(self.warmup * steps)
-        falls = round(self.prune_until * steps) if self.holds else warm
+        warm, falls = round(self.warmup * steps), round(self.prune_until * steps)
         if step < warm:
             return self.lr * (step + 1) / warm
+        lower = self.third_from and step >= self.third_from * batches
+        highest = self.lr / 3 if lower else self.lr
         if step < falls:
-            return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - falls) / (steps - falls)))
+            return highest
+        return highest * 0.5 * (1 + math.cos(math.pi * (step - falls) / (steps - falls)))
 
 
 def _subset(name: str, title: str, epochs: int, **others: Any) -> Recipe:
@@ -136,16 +139,17 @@ SIX = Recipe(
     network="SixConvTwoFC",
     options={"T": 2, "widths": (16, 16, 32, 32, 64, 64), "hidden": 128, "dropout": 0.1},
     train_images=0,
-    epochs=10,
+    epochs=14,
     batch=100,
     optimizer="adamw",
     lr=0.003,
     weight_decay=0.01,
     interval=50,
     channel_interval=100,
-    shared=8,
-    prune_until=0.9,
-    warmup=0.05,
+    shared=12,
+    prune_until=13 / 14,
+    warmup=1 / 28,
+    third_from=7,
     scale=10.0,
     bfloat16=True,
     resumable=True,
