@@ -24,7 +24,7 @@ REGROW = 0.1
 
 @dataclass(frozen=True)
 class When:
-    """When masks change: optimizer steps.
+    """When masks change: optimizer steps since the network was wrapped.
 
     Attributes:
         interval: between updates.

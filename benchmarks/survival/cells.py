@@ -36,7 +36,7 @@ class Recipe:
         weight_decay: of the optimizer.
         interval: optimizer steps between updates.
         channel_interval: optimizer steps between updates of channels; 0: an epoch.
-        shared: epochs before the first update, alike in all arms of a seed: trained once.
+        shared: dense epochs before masks, alike in all arms of a seed: trained once, and saved.
         prune_until: part of the training after which masks stay.
         warmup: part of the training in which the rate rises.
         third_from: epoch from which the rate is a third of the highest; 0: never.
@@ -71,23 +71,28 @@ class Recipe:
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
         """Return it; fused, which launches least."""
-        shared = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
+        usual = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
         if self.optimizer == "adamw":
-            return optim.AdamW(parameters, **shared)
-        return optim.SGD(parameters, momentum=0.9, **shared)
+            return optim.AdamW(parameters, **usual)
+        return optim.SGD(parameters, momentum=0.9, **usual)
+
+    def stay(self, batches: int) -> int:
+        """Return the step of the training from which masks stay, in epochs of so many batches."""
+        return round(self.prune_until * self.epochs * batches)
 
     def when(self, batches: int) -> When:
-        """Return when masks change after the shared epochs, in epochs of so many batches."""
-        end = round(self.prune_until * self.epochs * batches) - self.shared * batches
+        """Return when masks change, counted from the end of the shared epochs."""
+        end = self.stay(batches) - self.shared * batches
         return When(self.interval, end, self.channel_interval or batches)
 
     def rate(self, step: int, batches: int) -> float:
         """Return the learning rate of step `step` (from 0).
 
-        It rises in the warm-up, stays, and falls to 0 as a cosine from where masks stay on.
+        It rises in the warm-up, stays, is a third from `third_from` on, and falls to 0 as a cosine
+        once masks stay.
         """
-        steps = self.epochs * batches
-        warm, falls = round(self.warmup * steps), round(self.prune_until * steps)
+        steps, falls = self.epochs * batches, self.stay(batches)
+        warm = round(self.warmup * steps)
         if step < warm:
             return self.lr * (step + 1) / warm
         lower = self.third_from and step >= self.third_from * batches

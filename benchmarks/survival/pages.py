@@ -17,6 +17,7 @@ from benchmarks.measure import RESULTS
 from benchmarks.readme import write_tables
 from benchmarks.survival import verdicts
 from benchmarks.survival.arms import ARMS, TRAINED
+from benchmarks.survival.cells import SIX
 from benchmarks.survival.tables import (
     BASE,
     Rows,
@@ -136,8 +137,10 @@ def draw_trained(rows: Rows, path: Path) -> None:
         curves = [json.loads(row["curve"]) for row in of(rows, "cifar", name).values()]
         if not curves:
             continue
-        at_each = list(zip(*curves, strict=True))
-        epochs = range(1, len(at_each) + 1)
+        # All arms are one until masks begin: the last of those epochs is where the curves part.
+        first = 0 if arm.method is None else SIX.shared - 1
+        at_each = list(zip(*curves, strict=True))[first:]
+        epochs = range(first + 1, first + len(at_each) + 1)
         style = {"marker": MARKERS[i], "color": COLORS[i], "label": arm.title}
         means = [sum(values) / len(values) for values in at_each]
         ax.plot(epochs, means, markersize=4, **style)

@@ -3,13 +3,15 @@
     python -m benchmarks.survival --suite settle --workers 2          # on the CPU: days of it
     python -m benchmarks.survival --suite settle --device cuda --workers 16 --limit 300
     python -m benchmarks.survival --suite confirm --arms best --device cuda --workers 16
-    python -m benchmarks.survival --suite cifar --device cuda --workers 12
+    python -m benchmarks.survival --suite cifar --arms dense --workers 2     # then all arms:
+    python -m benchmarks.survival --suite cifar --workers 2
     python -m benchmarks.survival.pages                               # tables, plots, docs
 
 Every finished cell is a row of the CSV at once, and a cell with a row is skipped: a run that was
 stopped goes on where it was. `settle` compares all arms at 95 % on a part of CIFAR-10; `confirm`
 the best of them, trained longer and with the paper's SGD, on seeds on which nothing was chosen;
-`cifar` trains on all of it, saved after each epoch; `quick` shows that everything runs.
+`cifar` trains on all of it, saved after each epoch, its first epochs dense and once for all arms of
+a seed (so one arm of each comes first); `quick` shows that everything runs.
 """
 
 from __future__ import annotations

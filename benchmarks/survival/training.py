@@ -133,16 +133,33 @@ class Training:
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
-        """Save everything that the rest depends on."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+    def state(self) -> dict[str, Any]:
+        """Return everything that the rest depends on."""
         progress = {"step": self.step, "epoch": self.epoch, "curve": self.curve}
-        sj_prune.save(path, {**state, "progress": {**progress, "seconds": self.seconds}})
+        return {
+            "recipe": repr(self.recipe),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": {**progress, "seconds": self.seconds},
+        }
+
+    def save(self, path: Path) -> None:
+        """Save the state."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sj_prune.save(path, self.state())
 
     def load(self, path: Path) -> None:
-        """Take up what `save` wrote."""
+        """Take up what `save` wrote.
+
+        Raises:
+            ValueError: if that was trained otherwise.
+        """
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != repr(self.recipe):
+            raise ValueError(
+                f"Expected {path} to be of the recipe {self.recipe} but it is of "
+                f"{state['recipe']}: remove it, or give another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._take_up(state["progress"])
@@ -168,10 +185,9 @@ def train(
         out: folder of checkpoints.
         stop: asked after every epoch of a cell that can be taken up again.
     """
-    path = out / f"{cell.name}.pt"
-    shared = None
+    path, shared = out / f"{cell.name}.pt", None
     if cell.recipe.shared and not path.exists():
-        shared = _shared(cell, images, device, out, stop)
+        shared = shared_state(cell, images, device, out, stop)
         if shared is None:
             return None
     training = Training(cell, images, device, shared)
@@ -186,22 +202,23 @@ def _go_on(training: Training, epochs: int, path: Path, stop: Callable[[], bool]
         training.run_epoch()
         if training.recipe.resumable:
             training.save(path)
-            if stop() and training.epoch < epochs:
+            if stop() and training.epoch < training.recipe.epochs:
                 return False
     return True
 
 
-def _shared(
+def shared_state(
     cell: Cell, images: Images, device: str, out: Path, stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """Return the dense network after the epochs that all arms of the seed share; None: stopped."""
+    """Return the dense training after the epochs that all arms of a seed share; None: stopped.
+
+    Workers that begin a seed side by side each train them: run one arm of each seed first.
+    """
     training = Training(replace(cell, arm="dense"), images, device)
     path = out / f"{cell.recipe.name}-shared-s{cell.seed}.pt"
     if path.exists():
         training.load(path)
-    if not _go_on(training, cell.recipe.shared, path, stop):
-        return None
-    return torch.load(path, map_location=device, weights_only=True)
+    return training.state() if _go_on(training, cell.recipe.shared, path, stop) else None
 
 
 def survival_counts(history: Sequence[UpdateRecord]) -> list[list[int]]:

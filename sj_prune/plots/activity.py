@@ -119,7 +119,8 @@ def spike_raster(
     """Draw when which neurons spike on one sample: input events on top, then layer by layer.
 
     Args:
-        net: a network or wrapper in multi-step mode; nothing in it changes.
+        net: a network in multi-step mode, in which nothing changes, or a wrapper, whose masks are
+            applied.
         x_seq: input ``[T, N, *]``; what is above 0 counts as an event.
         ax: where to draw; a new figure by default.
         sample: which of the N.

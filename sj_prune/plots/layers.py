@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
 from sj_prune.reports.measured import channel_means
+from sj_prune.run.looks import applied
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def criticality_histogram(
         ValueError: if there are no scores to draw.
     """
     if isinstance(wrapper_or_scores, PruningWrapper):
-        net, run = wrapper_or_scores.net, wrapper_or_scores.session.run
-        scores: Mapping[str, Tensor] = channel_means(net, run, example_input)
+        run = applied(wrapper_or_scores.session)
+        scores: Mapping[str, Tensor] = channel_means(wrapper_or_scores.net, run, example_input)
     else:
         scores = wrapper_or_scores
     values = {name: score.detach().flatten().tolist() for name, score in scores.items()}

@@ -14,7 +14,7 @@ from benchmarks.survival import pool, run
 from benchmarks.survival.arms import ARMS, REGROW, SPARSITY, TRAINED, Permuted, When
 from benchmarks.survival.cells import LONGER, ONCE, SIX, cells
 from benchmarks.survival.images import CLASSES, Images, generated
-from benchmarks.survival.training import Training, _shared, survival_counts, train
+from benchmarks.survival.training import Training, shared_state, survival_counts, train
 from sj_prune.methods import Plan
 from sj_prune.methods.parts import magnitude
 from sj_prune.run.history import UpdateRecord
@@ -169,7 +169,8 @@ def test_survival_is_of_what_the_update_before_grew():
 
 def test_stopped_and_taken_up_again(rows, images, tmp_path):
     cell = next(cell for cell in QUICK if cell.arm == "keeps-permuted")
-    assert train(cell, images, "cpu", tmp_path, stop=lambda: True) is None
+    for _ in range(2):
+        assert train(cell, images, "cpu", tmp_path, stop=lambda: True) is None
     row = train(cell, images, "cpu", tmp_path, stop=lambda: True)
     straight = rows[cell.arm]
     assert {k: v for k, v in row.items() if k not in SECONDS} == {
@@ -191,18 +192,29 @@ def test_shared_epochs_are_those_of_a_dense_training(images, tmp_path):
 
 def test_arms_begin_with_the_shared_network_and_optimizer(images, tmp_path):
     dense, pruned = cells("quick", ["dense", "keeps"])
-    found = _shared(dense, images, "cpu", tmp_path, lambda: False)
+    found = shared_state(dense, images, "cpu", tmp_path, lambda: False)
     training = Training(pruned, images, "cpu", found)
     assert (training.step, training.epoch, len(training.curve)) == (10, 1, 1)
     for name, value in training.model.net.state_dict().items():
         if name in found["model"]:
             assert torch.equal(value, found["model"][name]), name
-    state = training.optimizer.state_dict()["state"]
-    assert state.keys() == found["optimizer"]["state"].keys()
-    assert all(
-        state[i]["exp_avg"].equal(each["exp_avg"]) and state[i]["step"] == 10
-        for i, each in found["optimizer"]["state"].items()
-    )
+    # By name: Adam's moments of each parameter are those that this parameter had.
+    alone = Training(dense, images, "cpu")
+    alone.load(tmp_path / f"quick-shared-s{dense.seed}.pt")
+    theirs = dict(alone.model.named_parameters())
+    for name, parameter in training.model.net.named_parameters():
+        mine, other = training.optimizer.state[parameter], alone.optimizer.state[theirs[name]]
+        assert all(torch.equal(mine[k], other[k]) for k in ("step", "exp_avg", "exp_avg_sq")), name
+
+
+def test_stopped_in_the_shared_epochs(rows, images, tmp_path):
+    cell = next(cell for cell in QUICK if cell.arm == "magnitude")
+    longer = replace(cell, recipe=replace(cell.recipe, shared=2))
+    stops = [train(longer, images, "cpu", tmp_path, stop=lambda: True) for _ in range(3)]
+    assert [stop is None for stop in stops] == [True, True, False]
+    assert (stops[-1]["steps"], len(json.loads(stops[-1]["curve"]))) == (30, 3)
+    with pytest.raises(ValueError, match=r"quick-shared-s0.pt to be of the recipe .*remove it"):
+        shared_state(cell, images, "cpu", tmp_path, lambda: False)
 
 
 def call(tmp_path, *more):

@@ -115,16 +115,24 @@ def test_raster_shows_the_same_neurons_of_every_network():
     assert {row for _, row in marks(counts[0])[0]} <= set(range(4))
 
 
+def medians(ax):
+    return [float(line.get_xdata()[0]) for line in ax.lines]
+
+
 def test_plots_of_a_wrapper_are_of_the_masked_network():
     net, x_seq = network(), recording()
     dense = {name: value.clone() for name, value in net.state_dict().items()}
     model = sj_prune.PruningWrapper(net, methods.Magnitude(sparsity=0.9, interval=1, end=1))
     model.update_masks(0.9)
-    with torch.no_grad():
+
+    def drawn_after_writing(draw):
         for name, parameter in net.named_parameters():
-            parameter.data.copy_(dense[name])  # where no look has been since
-    _, drawn = plots.spike_raster(model, x_seq, most=1000)
-    _, map_drawn = plots.channel_map({"": model}, x_seq)
+            parameter.data.copy_(dense[name])  # and no look since
+        return draw()[1]
+
+    drawn = drawn_after_writing(lambda: plots.spike_raster(model, x_seq, most=1000))
+    map_drawn = drawn_after_writing(lambda: plots.channel_map({"": model}, x_seq))
+    histogram = drawn_after_writing(lambda: plots.criticality_histogram(model, x_seq))
     masked = network()
     masked.load_state_dict({n: v for n, v in net.state_dict().items() if n in dense})
     assert int((masked[0].weight == 0).sum()) > 0
@@ -133,6 +141,10 @@ def test_plots_of_a_wrapper_are_of_the_masked_network():
     rates = [found.float() for found in spikes(masked, x_seq)]
     first = rates[0].mean((0, 1, 3, 4)).sort(descending=True).values
     assert strips(map_drawn)[0].filled(0).tolist() == pytest.approx(first.tolist())
+    assert medians(histogram) == medians(plots.criticality_histogram(model, x_seq)[1])
+    masked.load_state_dict(dense)
+    unpruned = sj_prune.PruningWrapper(masked, methods.Magnitude(sparsity=0.5))
+    assert medians(histogram) != medians(plots.criticality_histogram(unpruned, x_seq)[1])
 
 
 def test_raster_needs_sequences():
