@@ -206,24 +206,35 @@ SUITES: dict[str, tuple[Sequence[Recipe], Mapping[str, Arm], Sequence[int]]] = {
 }
 
 
-def cells(suite: str, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[Cell]:
+def cells(
+    suite: str,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    recipes: Sequence[str] = (),
+) -> list[Cell]:
     """Return the cells of a suite, the most wanted first.
 
     Args:
         suite: of `SUITES`.
         arms: of them, these; by default all.
         seeds: by default the suite's.
+        recipes: of them, these; by default all.
 
     Raises:
-        ValueError: for an arm that the suite has not.
+        ValueError: for an arm or recipe that the suite has not.
     """
-    recipes, known, usual = SUITES[suite]
-    for name in arms:
-        if name not in known:
-            raise ValueError(f"Expected arms of {', '.join(known)} but got {name!r}")
+    made, known, usual = SUITES[suite]
+    for what, asked, there in (
+        ("arms", arms, list(known)),
+        ("recipes", recipes, [recipe.name for recipe in made]),
+    ):
+        for name in asked:
+            if name not in there:
+                raise ValueError(f"Expected {what} of {', '.join(there)} but got {name!r}")
     return [
         Cell(suite, recipe, arm, seed)
         for seed in seeds or usual
-        for recipe in recipes
+        for recipe in made
+        if not recipes or recipe.name in recipes
         for arm in arms or known
     ]

@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--suite", choices=list(SUITES), default="settle")
     add("--arms", nargs="+", default=[], help="of the suite; best: chosen by the rows of settle")
+    add("--recipes", nargs="+", default=[], help="of the suite, as x4 and sgd; all")
     add("--seeds", default="", metavar="A-B", help="from A to B; the suite's")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     add("--workers", type=int, default=1, help="processes; 0: in this one")
@@ -59,9 +60,9 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     first, _, last = args.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1) if first else ()
     try:
-        return cells(args.suite, arms, seeds)
+        return cells(args.suite, arms, seeds, args.recipes)
     except ValueError as error:
-        raise SystemExit(f"--arms: {error}") from error
+        raise SystemExit(str(error)) from error
 
 
 class Teller:

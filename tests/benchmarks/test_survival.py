@@ -116,6 +116,9 @@ def test_seeds_come_one_after_the_other():
     assert not {cell.seed for cell in cells("confirm")} & {cell.seed for cell in found}
     with pytest.raises(ValueError, match="Expected arms of dense.*but got 'keeps'"):
         cells("cifar", ["keeps"])
+    assert {cell.recipe.name for cell in cells("confirm", recipes=["x4", "sgd"])} == {"x4", "sgd"}
+    with pytest.raises(ValueError, match="Expected recipes of x2, x4, sgd but got 'x1'"):
+        cells("confirm", recipes=["x1"])
 
 
 def test_subset_is_of_the_first_images_and_even():
