@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from benchmarks.accuracy.table import NOT_MEASURED
 from benchmarks.survival.arms import ARMS
-from benchmarks.survival.cells import LONGER
+from benchmarks.survival.cells import LONGER, ONCE, Recipe
 from benchmarks.survival.tables import (
     BASE,
     Rows,
@@ -39,14 +39,24 @@ def _criterion(rows: Rows) -> list[str]:
         -1: "the criterion picks worse than chance within its layers",
     }
     found = []
-    for name, arm in ARMS.items():
-        values = differences(rows, "x1", name, arm.control) if arm.control else []
-        if len(values) > 1:
-            found.append(
-                f"**{arm.title}** is {text(values)} points to its own scores permuted among the "
-                f"channels of each layer ({len(values)} pairs): {says[sign(values)]}."
-            )
+    for recipe, name, values in _over_permuted(rows):
+        where = "" if recipe is ONCE else f", {recipe.title},"
+        found.append(
+            f"**{ARMS[name].title}**{where} is {text(values)} points to its own scores permuted "
+            f"among the channels of each layer ({len(values)} pairs): {says[sign(values)]}."
+        )
     return found
+
+
+def _over_permuted(rows: Rows) -> list[tuple[Recipe, str, list[float]]]:
+    """Return recipe, arm and differences to its control where there are two or more."""
+    found = [
+        (recipe, name, differences(rows, recipe.name, name, arm.control))
+        for recipe in (ONCE, *LONGER)
+        for name, arm in ARMS.items()
+        if arm.control
+    ]
+    return [each for each in found if len(each[2]) > 1]
 
 
 def _arms(rows: Rows) -> dict[str, list[float]]:
@@ -76,7 +86,7 @@ def _tried(rows: Rows) -> list[tuple[str, str, list[float]]]:
         (recipe.title, name, differences(rows, recipe.name, name, BASE))
         for recipe in LONGER
         for name in measured(rows, recipe.name)
-        if name not in (BASE, "dense")
+        if name not in (BASE, "dense") and not ARMS[name].is_control
     ]
     return [each for each in found if len(each[2]) > 1]
 
@@ -123,9 +133,13 @@ def _advice(rows: Rows) -> str:
             "paper's optimizer would say is open."
         )
     if names:
+        chance = any(
+            r is not ONCE and n in names and not sign(v) for r, n, v in _over_permuted(rows)
+        )
         return (
             f"**So** regrow by criticality with {_named(names)} where training is like that above, "
             "and look at the energy; elsewhere `Magnitude` is as good, cheaper and simpler."
+            + (" It is the regrowth that pays: permuted scores are not told apart." * chance)
         )
     best = "`keeps_value=True` and a small `regrow` (0.01 to 0.03)"
     better = sign(differences(rows, "x1", "keeps", "published"))

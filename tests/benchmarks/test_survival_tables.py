@@ -121,6 +121,22 @@ def test_verdicts_whichever_way_it_comes_out(gains, says, advice):
     assert "Criticality as published 3.0" in text
 
 
+@pytest.mark.parametrize(
+    ("lead", "by_chance"), [([0, 0.1, -0.1, 0], True), ([1, 1, 1, 1.1], False)]
+)
+def test_controls_of_longer_training_are_no_criticality(lead, by_chance):
+    gains = [2, 2.1, 1.9, 2]
+    longer = [
+        *arm("x4", "magnitude", [0, 0, 0, 0], start=100, survival=()),
+        *arm("x4", "keeps", gains, start=100),
+        *arm("x4", "keeps-permuted", [g - d for g, d in zip(gains, lead, strict=True)], start=100),
+    ]
+    text = verdicts.follows(SETTLE + longer)
+    assert "in 1 settings of longer training" in text
+    assert "keeps_value**, 32 epochs, is +" in text
+    assert ("It is the regrowth that pays" in text) == by_chance
+
+
 def test_verdict_before_anything_is_confirmed():
     assert verdicts.follows([]) == verdicts.trained([]) == NOT_MEASURED
     text = verdicts.follows(SETTLE)
