@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.accuracy.pages import DOCS
 from benchmarks.accuracy.rows import read_rows
@@ -17,7 +18,7 @@ from benchmarks.measure import RESULTS
 from benchmarks.readme import write_tables
 from benchmarks.survival import verdicts
 from benchmarks.survival.arms import ARMS, TRAINED
-from benchmarks.survival.cells import SIX
+from benchmarks.survival.cells import LONGER, ONCE, SIX, Recipe
 from benchmarks.survival.tables import (
     BASE,
     Rows,
@@ -34,6 +35,9 @@ from benchmarks.survival.tables import (
     trained_table,
 )
 from sj_prune.plots.axes import COLORS, MARKERS, grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHOWN = ("published", "keeps", "keeps-r0.03", "keeps-layer", "mean", "grace")  # survival, drawn
 
@@ -92,23 +96,16 @@ def draw_survival(rows: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(11, 4.6), layout="constrained", width_ratios=(3, 2)
+        1, 2, figsize=(11, 5.2), layout="constrained", width_ratios=(3, 2)
     )
     arms = [name for name in measured(rows, "x1") if name not in (BASE, "dense")]
-    for place, name in enumerate(arms):
-        mean, half = interval(differences(rows, "x1", name, BASE))
-        control = ARMS[name].is_control
-        left.errorbar(
-            *(mean, place),
-            xerr=half if half < float("inf") else None,
-            fmt=MARKERS[1 if control else 0],
-            color=COLORS[1 if control else 0],
-            capsize=3,
-        )
+    for i, recipe in enumerate((ONCE, *LONGER)):
+        _draw_differences(left, rows, recipe, arms, i)
     left.axvline(0, color="#555555", linewidth=1)
     left.set_yticks(range(len(arms)), [ARMS[name].title for name in arms])
     left.invert_yaxis()
-    left.set_xlabel("accuracy less that of Magnitude, points (95 % interval of pairs)")
+    left.set_xlabel("accuracy less Magnitude's, points (95 % of pairs; hollow: controls)")
+    left.legend(fontsize="small")
     grid(left, "x")
     shown = [name for name in SHOWN if of(rows, "x1", name)]
     for i, name in enumerate(shown):
@@ -123,6 +120,26 @@ def draw_survival(rows: Rows, path: Path) -> None:
     right.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _draw_differences(ax: Axes, rows: Rows, recipe: Recipe, arms: Sequence[str], i: int) -> None:
+    """Draw the differences of a recipe where there are pairs; controls are hollow."""
+    label: str | None = recipe.title
+    for place, name in enumerate(arms):
+        values = differences(rows, recipe.name, name, BASE)
+        if len(values) < 2:
+            continue
+        mean, half = interval(values)
+        ax.errorbar(
+            *(mean, place + 0.1 * i),
+            xerr=half,
+            fmt=MARKERS[i],
+            color=COLORS[i],
+            markerfacecolor="white" if ARMS[name].is_control else COLORS[i],
+            capsize=3,
+            label=label,
+        )
+        label = None  # once a recipe
 
 
 def draw_trained(rows: Rows, path: Path) -> None:
