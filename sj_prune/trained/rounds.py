@@ -134,7 +134,8 @@ class Search:
         if self._begun:  # what is left would silently be no epoch, or train with other optimizers
             raise RuntimeError(
                 f"Expected one loop over training.run(...) a training but train called it again "
-                f"in round {stage.number}: give it all optimizers at once"
+                f"in round {stage.number}: give it all optimizers at once, and begin without the "
+                "checkpoint, which holds those of the first call alone"
             )
         self._begun = True
         self._go_on(parts)
