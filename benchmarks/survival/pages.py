@@ -55,6 +55,7 @@ def pages(rows: Rows) -> dict[str, dict[str, Callable[[], str]]]:
             "comparison": lambda: comparison_table(rows),
             "control": lambda: control_table(rows),
             "confirm": lambda: confirm_table(rows),
+            "without first": lambda: verdicts.without_first(rows),
             "survival": lambda: survival_table(rows),
             "layers": lambda: layer_table(rows),
             "environment": lambda: environment([r for r in rows if r["recipe"] != "cifar"]),

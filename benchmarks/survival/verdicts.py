@@ -109,6 +109,18 @@ def _confirmed(rows: Rows) -> str:
     return f"{start}; it loses in {len(losses)}{': ' if losses else ''}{'; '.join(losses)}."
 
 
+def without_first(rows: Rows) -> str:
+    """Return what four times as long comes to without the seed after which it was chosen."""
+    left = [row for row in rows if row["recipe"] == "x4" and row["seed"] != "100"]
+    values = [differences(left, "x4", "keeps", other) for other in (BASE, "keeps-permuted")]
+    if not all(values):
+        return NOT_MEASURED
+    return (
+        f"`keeps_value` is {text(values[0])} points to magnitude and {text(values[1])} to its "
+        f"permuted scores ({len(values[1])} pairs)."
+    )
+
+
 def _energy(rows: Rows) -> str:
     base = of(rows, "x1", BASE)
     ratios = []

@@ -55,7 +55,7 @@ def channel_map(
         ValueError: if there is nothing to draw, or the widths of networks differ.
     """
     found = {
-        name: channel_means(given.net, applied(given.session), example_input, statistic)
+        name: channel_means(given.session, example_input, statistic)
         if isinstance(given, PruningWrapper)
         else {layer: values.detach().flatten() for layer, values in given.items()}
         for name, given in networks.items()
@@ -160,18 +160,18 @@ def _spikes(net: nn.Module, x_seq: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     if isinstance(net, PruningWrapper):
         applied(net.session)
-    inner = net.net if isinstance(net, PruningWrapper) else net
-    with _host.preserved_state(inner), unheard(inner, listeners_only=True), torch.no_grad():
-        _host.reset_net(inner.eval())
+        net = net.net
+    with _host.preserved_state(net), unheard(net, listeners_only=True), torch.no_grad():
+        _host.reset_net(net.eval())
         handles = [
             module.register_forward_hook(
                 lambda _, __, out, name=name: found.update({name: out.clone()})  # type: ignore[misc]
             )
-            for name, module in inner.named_modules()
+            for name, module in net.named_modules()
             if _host.is_neuron(module)
         ]
         try:
-            inner(*as_args(x_seq))
+            net(*as_args(x_seq))
         finally:
             for handle in handles:
                 handle.remove()

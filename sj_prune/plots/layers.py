@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
 from sj_prune.reports.measured import channel_means
-from sj_prune.run.looks import applied
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def criticality_histogram(
         ValueError: if there are no scores to draw.
     """
     if isinstance(wrapper_or_scores, PruningWrapper):
-        run = applied(wrapper_or_scores.session)
-        scores: Mapping[str, Tensor] = channel_means(wrapper_or_scores.net, run, example_input)
+        scores: Mapping[str, Tensor] = channel_means(wrapper_or_scores.session, example_input)
     else:
         scores = wrapper_or_scores
     values = {name: score.detach().flatten().tolist() for name, score in scores.items()}

@@ -21,6 +21,8 @@ from sj_prune.reports.explain import why_dense
 from sj_prune.reports.report import Report, ReportRow
 from sj_prune.run import history
 from sj_prune.run.anatomy import layers_of
+from sj_prune.run.looks import applied
+from sj_prune.run.session import Session
 from sj_prune.run.state import Run
 
 _Number = TypeVar("_Number", int, float)
@@ -78,20 +80,19 @@ def _activity(
 
 
 def channel_means(
-    net: nn.Module,
-    run: Run,
+    session: Session,
     example_input: Any = None,  # noqa: ANN401
     kind: str = "criticality_max",
 ) -> dict[str, Tensor]:
     """Return a statistic per channel of every neuron layer that has it, ``[C]`` each.
 
     Args:
-        net: the network; nothing in it changes.
-        run: its run.
+        session: of a wrapped network; its masks are applied, nothing else changes.
         example_input: what to measure on, in eval mode; by default what the neurons have recorded
             since the last mask update.
         kind: name of the statistic.
     """
+    net, run = session.net, applied(session)
     if example_input is None:
         return _recorded(sensors(net), kind)
     with _measuring(net, run, example_input) as (_, nodes):

@@ -175,7 +175,12 @@ def test_pages_are_written_with_their_pictures(tmp_path):
     results.mkdir()
     for name in pages.pages([]):
         shutil.copy(DOCS / name, docs)
-    lines = SETTLE + confirmed([1, 1, 1, 1.1]) + TRAINED
+    longer = [
+        *arm("x4", "magnitude", [0, 0, 0, 0], start=100, survival=()),
+        *arm("x4", "keeps", [9, 2, 2.1, 1.9], start=100),
+        *arm("x4", "keeps-permuted", [0, 1, 1, 1], start=100),
+    ]
+    lines = SETTLE + confirmed([1, 1, 1, 1.1]) + longer + TRAINED
     from benchmarks.accuracy.rows import append_row
 
     for i, line in enumerate(lines):
@@ -183,6 +188,7 @@ def test_pages_are_written_with_their_pictures(tmp_path):
     pages.main(["--results", str(results), "--docs", str(docs)])
     text = (docs / "survival.md").read_text()
     assert tables.comparison_table(lines) in text
+    assert "is +2.00 ± 0.25 points to magnitude and +1.00 ± 0.25 to its" in text  # not seed 100
     assert NOT_MEASURED not in text
     assert (docs / "survival.png").stat().st_size > 10_000
     assert (docs / "cifar_training.png").stat().st_size > 10_000

@@ -181,7 +181,7 @@ def medians(ax):
 def test_criticality_measured():
     wrapper, x = trained(), images()
     fig, ax = plots.criticality_histogram(wrapper, x)
-    scores = channel_means(wrapper.net, wrapper.session.run, x)
+    scores = channel_means(wrapper.session, x)
     assert ticks(ax.yaxis) == ["2 (4)", "5 (5)"]
     assert medians(ax) == pytest.approx([score.quantile(0.5).item() for score in scores.values()])
     assert_labeled(fig, ax)

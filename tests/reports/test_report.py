@@ -79,7 +79,7 @@ def trained(**settings):
 
 
 def criticality_of(wrapper, *example_input):
-    return channel_means(wrapper.net, wrapper.session.run, *example_input)
+    return channel_means(wrapper.session, *example_input)
 
 
 def rows_of(found):
