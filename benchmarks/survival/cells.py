@@ -40,6 +40,7 @@ class Recipe:
         prune_until: part of the training after which masks stay.
         warmup: part of the training in which the rate rises.
         third_from: epoch from which the rate is a third of the highest; 0: never.
+        flips_from: epoch from which images are flipped alone, not cropped; 0: never.
         scale: of the outputs before the softmax.
         bfloat16: autocast on a GPU.
         resumable: saved after each epoch.
@@ -61,6 +62,7 @@ class Recipe:
     prune_until: float = 0.75
     warmup: float = 0.0
     third_from: int = 0
+    flips_from: int = 0
     scale: float = 1.0
     bfloat16: bool = False
     resumable: bool = False
@@ -84,6 +86,10 @@ class Recipe:
         """Return when masks change, counted from the end of the shared epochs."""
         end = self.stay(batches) - self.shared * batches
         return When(self.interval, end, self.channel_interval or batches)
+
+    def crops(self, epoch: int) -> bool:
+        """Tell whether images of an epoch (from 0) are cropped."""
+        return not self.flips_from or epoch < self.flips_from
 
     def rate(self, step: int, batches: int) -> float:
         """Return the learning rate of step `step` (from 0).
@@ -144,17 +150,18 @@ SIX = Recipe(
     network="SixConvTwoFC",
     options={"T": 2, "widths": (16, 16, 32, 32, 64, 64), "hidden": 128, "dropout": 0.1},
     train_images=0,
-    epochs=14,
+    epochs=22,
     batch=100,
     optimizer="adamw",
     lr=0.003,
     weight_decay=0.01,
     interval=50,
     channel_interval=100,
-    shared=12,
-    prune_until=13 / 14,
-    warmup=1 / 28,
+    shared=20,
+    prune_until=21 / 22,
+    warmup=1 / 44,
     third_from=7,
+    flips_from=20,
     scale=10.0,
     bfloat16=True,
     resumable=True,

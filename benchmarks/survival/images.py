@@ -55,17 +55,21 @@ class Images:
         chosen = torch.cat(found).sort().values.to(self.x.device)
         return Images(self.x[chosen], self.y[chosen], self.test_x, self.test_y, self.note)
 
-    def epoch(self, batch: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, batch: int, seed: int, epoch: int, crops: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches ``x [N, 3, 32, 32]`` and ``y [N]`` in a new order, cropped and flipped.
 
         Args:
             batch: images of each; what is left over is left out.
             seed: of order and augmentation, the same on any device.
             epoch: from 0.
+            crops: False: flipped alone.
         """
         generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
         order = torch.randperm(len(self.y), generator=generator).to(self.x.device)
-        x = data.CropFlip()(self.x[order], generator)
+        augment = data.CropFlip() if crops else data.CropFlip(padding=0)
+        x = augment(self.x[order], generator)
         y = self.y[order]
         for start in range(0, len(y) - batch + 1, batch):
             yield self._normal(x[start : start + batch]), y[start : start + batch]

@@ -61,7 +61,8 @@ class Training:
         clock = time.perf_counter(), time.process_time()
         torch.manual_seed(1_000_003 * self.cell.seed + self.epoch)  # of dropout
         self.model.train()
-        for x, y in self.images.epoch(self.recipe.batch, self.cell.seed, self.epoch):
+        crops = self.recipe.crops(self.epoch)
+        for x, y in self.images.epoch(self.recipe.batch, self.cell.seed, self.epoch, crops):
             self._step(x, y)
         self.epoch += 1
         if not self.recipe.train_images or self.epoch == self.recipe.epochs:

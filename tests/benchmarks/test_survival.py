@@ -85,14 +85,17 @@ def test_rates():
     rates = [ONCE.rate(step, 100) for step in range(800)]
     assert set(rates[:600]) == {ONCE.lr}
     assert rates[700] == pytest.approx(ONCE.lr / 2)
-    six = [SIX.rate(step, 500) for step in range(7000)]
+    six = [SIX.rate(step, 500) for step in range(11_000)]
     assert six.index(max(six)) == 249
     assert set(six[249:3500]) == {SIX.lr}
-    assert set(six[3500:6500]) == {SIX.lr / 3}
-    assert six[6750] == pytest.approx(SIX.lr / 6)
+    assert set(six[3500:10_500]) == {SIX.lr / 3}
+    assert six[10_750] == pytest.approx(SIX.lr / 6)
     assert six[-1] < 1e-4 * SIX.lr
     # Masks change after the shared epochs, and stay where the rate falls.
-    assert SIX.when(500) == When(interval=50, end=6500 - 6000, channels=100)
+    assert SIX.when(500) == When(interval=50, end=10_500 - 10_000, channels=100)
+    assert [SIX.crops(epoch) for epoch in (0, 19, 20, 21)] == [True, True, False, False]
+    assert ONCE.crops(0)
+    assert ONCE.crops(7)
     sgd = LONGER[-1]
     assert sgd.rate(0, 100) == pytest.approx(sgd.lr / 100)
     assert sgd.rate(100, 100) == sgd.rate(1199, 100) == sgd.lr
@@ -138,6 +141,11 @@ def test_epochs_are_orders_of_the_images():
     orders = [torch.cat([labels for _, labels in images.epoch(8, *k)]) for k in ((0, 0), (0, 1))]
     assert all(sorted(set(order.tolist())) == sorted(order.tolist()) for order in orders)
     assert len(orders[0]) == 24
+    # Every image is one colour: a crop shows zeros at its rim, a flip none.
+    for crops in (True, False):
+        x = torch.full((30, 3, 32, 32), 200, dtype=torch.uint8)
+        batches = [x for x, _ in Images(x, y, x, y).epoch(8, 0, 0, crops)]
+        assert (len(torch.cat(batches).unique()) > 3) == crops
     assert not orders[0].equal(orders[1])
     for (x1, y1), (x2, y2) in zip(images.epoch(8, 0, 0), images.epoch(8, 0, 0), strict=True):
         assert x1.equal(x2)
