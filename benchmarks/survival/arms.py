@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sj_prune.masks import Cubic
+from sj_prune.masks import ERK, Cubic
 from sj_prune.methods import CQP, SCA, Criticality, Magnitude
 from sj_prune.methods.parts import Reads, Score, reads_of
 from sj_prune.methods.view import LayerView
@@ -65,20 +65,17 @@ class Arm:
         title: in tables.
         method: of the times of its updates, a method or plan; None: dense.
         control: name of the arm that shows what its criterion adds.
+        is_control: whether it is there for others to be compared with.
     """
 
     title: str
     method: Callable[[When], Any] | None
     control: str | None = None
-
-    @property
-    def is_control(self) -> bool:
-        """Whether it is there to be compared with alone."""
-        return "permuted" in self.title
+    is_control: bool = False
 
 
-def _magnitude(sparsity: float = SPARSITY) -> Callable[[When], Any]:
-    return lambda when: Magnitude(sparsity=sparsity, interval=when.interval, end=when.end)
+def _magnitude(sparsity: float = SPARSITY, **fields: Any) -> Callable[[When], Any]:
+    return lambda when: Magnitude(sparsity=sparsity, interval=when.interval, end=when.end, **fields)
 
 
 def _criticality(
@@ -122,9 +119,13 @@ KEEPS = {"keeps_value": True}
 ARMS = {
     "magnitude": Arm("Magnitude", _magnitude()),
     "published": Arm("Criticality as published", _criticality(), "published-permuted"),
-    "published-permuted": Arm("as published, scores permuted", _criticality(permuted=True)),
+    "published-permuted": Arm(
+        "as published, scores permuted", _criticality(permuted=True), is_control=True
+    ),
     "keeps": Arm("keeps_value", _criticality(**KEEPS), "keeps-permuted"),
-    "keeps-permuted": Arm("keeps_value, scores permuted", _criticality(permuted=True, **KEEPS)),
+    "keeps-permuted": Arm(
+        "keeps_value, scores permuted", _criticality(permuted=True, **KEEPS), is_control=True
+    ),
     "keeps-layer": Arm('keeps_value, normalize="layer"', _criticality(normalize="layer", **KEEPS)),
     "keeps-r0.03": Arm("keeps_value, r = 0.03", _criticality(regrow=0.03, **KEEPS)),
     "keeps-r0.01": Arm("keeps_value, r = 0.01", _criticality(regrow=0.01, **KEEPS)),
@@ -144,6 +145,8 @@ ARMS = {
         "CQP: criticality in the drop",
         lambda when: CQP(sparsity=SPARSITY, interval=when.interval, end=when.end),
     ),
+    # First layers denser, as regrowth leaves them, and no regrowth.
+    "magnitude-erk": Arm("Magnitude, ERK", _magnitude(allocation=ERK()), is_control=True),
     "dense": Arm("dense", None),
 }
 
