@@ -117,11 +117,32 @@ def masks() -> str:
     return written(held + updated, ["card", "", "time", "ratio"])
 
 
+def observed() -> str:
+    """Return a line a node and map: what observing it costs, over the node alone."""
+    nodes: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows("observe"):
+        mode = {"m": "multi", "s": "single"}[row["step_mode"]]
+        key = (row["device"].removeprefix("NVIDIA "), f"{row['node']}, {mode}-step", row["shape"])
+        nodes.setdefault(key, {})[row["contender"]] = row
+    table = []
+    for key, found in nodes.items():
+        ratios = [
+            found.get(name) for name in ("observed", "criticality", "fused", "recording node")
+        ]
+        table.append(
+            [*key, f"{float(found['alone']['forward_backward_ms']):.2f} ms"]
+            + [f"{float(row['times_alone']):.2f}" if row else "-" for row in ratios]
+        )
+    headers = ["card", "node", "`x_seq`", "alone", "observed", "criticality alone"]
+    return written(table, [*headers, "fused", "recording node"])
+
+
 TABLES = {
     "gpu neuron table": neuron_step,
     "gpu bytes table": neuron_bytes,
     "gpu training table": training_step,
     "gpu masks table": masks,
+    "gpu observe table": observed,
 }
 
 

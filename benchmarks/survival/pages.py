@@ -55,7 +55,7 @@ def pages(rows: Rows) -> dict[str, dict[str, Callable[[], str]]]:
             "comparison": lambda: comparison_table(rows),
             "control": lambda: control_table(rows),
             "confirm": lambda: confirm_table(rows),
-            "without first": lambda: verdicts.without_first(rows),
+            "later seeds": lambda: verdicts.later_seeds(rows),
             "survival": lambda: survival_table(rows),
             "layers": lambda: layer_table(rows),
             "environment": lambda: environment([r for r in rows if r["recipe"] != "cifar"]),
@@ -97,16 +97,18 @@ def draw_survival(rows: Rows, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(11, 5.2), layout="constrained", width_ratios=(3, 2)
+        1, 2, figsize=(11, 6.4), layout="constrained", width_ratios=(3, 2)
     )
-    arms = [name for name in measured(rows, "x1") if name not in (BASE, "dense")]
-    for i, recipe in enumerate((ONCE, *LONGER)):
+    recipes = (ONCE, *LONGER)
+    found = {name for recipe in recipes for name in measured(rows, recipe.name)}
+    arms = [name for name in ARMS if name in found - {BASE, "dense"}]
+    for i, recipe in enumerate(recipes):
         _draw_differences(left, rows, recipe, arms, i)
     left.axvline(0, color="#555555", linewidth=1)
     left.set_yticks(range(len(arms)), [ARMS[name].title for name in arms])
     left.invert_yaxis()
     left.set_xlabel("accuracy less Magnitude's, points (95 % of pairs; hollow: controls)")
-    left.legend(fontsize="small")
+    left.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.4, 1), ncols=4)
     grid(left, "x")
     shown = [name for name in SHOWN if of(rows, "x1", name)]
     for i, name in enumerate(shown):
@@ -132,7 +134,7 @@ def _draw_differences(ax: Axes, rows: Rows, recipe: Recipe, arms: Sequence[str],
             continue
         mean, half = interval(values)
         ax.errorbar(
-            *(mean, place + 0.1 * i),
+            *(mean, place + 0.2 * (i - 1.5)),
             xerr=half,
             fmt=MARKERS[i],
             color=COLORS[i],

@@ -17,6 +17,7 @@ Row = dict[str, str]
 Rows = list[Row]
 CHOSEN = 3  # arms that are tried again on other seeds
 BASE = "magnitude"
+EVEN = "magnitude-erk"  # what denser first layers alone are worth
 
 # ---- numbers -------------------------------------------------------------------------------------
 
@@ -87,6 +88,14 @@ def survival(found: Sequence[Row]) -> dict[int, float]:
 def mean(found: Sequence[Row], column: str) -> float:
     """Return the mean of a column."""
     return statistics.mean(float(row[column]) for row in found)
+
+
+def energy_ratio(rows: Rows, recipe: str, arm: str, other: str) -> float:
+    """Return the mean energy of a sample over another arm's, of the seeds that both have."""
+    pair = [of(rows, recipe, name) for name in (arm, other)]
+    both = sorted(set(pair[0]) & set(pair[1]))
+    mine, theirs = (mean([rows_of[s] for s in both], "energy_nj") for rows_of in pair)
+    return mine / theirs
 
 
 def by_layer(found: Sequence[Row], column: str) -> dict[str, float]:
@@ -188,16 +197,18 @@ def confirm_table(rows: Rows) -> str:
     table = []
     for recipe in LONGER:
         base = list(of(rows, recipe.name, BASE).values())
-        for name, mine in measured(rows, recipe.name).items():
+        for name in measured(rows, recipe.name):
             values = differences(rows, recipe.name, name, BASE)
             if name == BASE or not values:
                 continue
             table.append(
                 [recipe.title, ARMS[name].title, str(len(values))]
                 + [f"{mean(base, 'accuracy'):.2f}", text(values)]
-                + [f"{mean(mine, 'energy_nj') / mean(base, 'energy_nj'):.2f}"]
+                + ["-" if name == EVEN else text(differences(rows, recipe.name, name, EVEN))]
+                + [f"{energy_ratio(rows, recipe.name, name, BASE):.2f}"]
             )
-    headers = ["training", "", "seeds", "Magnitude %", "to it, points", "energy over its"]
+    headers = ["training", "", "seeds", "Magnitude %", "to it, points", "to it with ERK, points"]
+    headers.append("energy over Magnitude's")
     return markdown(table, headers) if table else NOT_MEASURED
 
 

@@ -9,8 +9,10 @@ from benchmarks.survival.arms import ARMS
 from benchmarks.survival.cells import LONGER, ONCE, Recipe
 from benchmarks.survival.tables import (
     BASE,
+    EVEN,
     Rows,
     differences,
+    energy_ratio,
     mean,
     measured,
     of,
@@ -23,8 +25,13 @@ def follows(rows: Rows) -> str:
     """Return what follows from the comparison for a user."""
     if not differences(rows, "x1", "published", BASE):
         return NOT_MEASURED
-    parts = [*_criterion(rows), _against_magnitude(rows), _confirmed(rows), _energy(rows)]
+    parts = [*_criterion(rows), _against_magnitude(rows), _confirmed(rows)]
+    parts += [_denser_first_layers(rows), _energy(rows)]
     return "\n".join(f"- {part}" for part in [*parts, _advice(rows)] if part)
+
+
+LATER = 107  # the first seed that was run once four times as long was known to pay
+KEEPS = ("keeps", EVEN)
 
 
 def _named(names: Iterable[str]) -> str:
@@ -109,27 +116,42 @@ def _confirmed(rows: Rows) -> str:
     return f"{start}; it loses in {len(losses)}{': ' if losses else ''}{'; '.join(losses)}."
 
 
-def without_first(rows: Rows) -> str:
-    """Return what four times as long comes to without the seed after which it was chosen."""
-    left = [row for row in rows if row["recipe"] == "x4" and row["seed"] != "100"]
+def later_seeds(rows: Rows) -> str:
+    """Return what four times as long comes to on the seeds that were run once it was known."""
+    left = [row for row in rows if row["recipe"] == "x4" and int(row["seed"]) >= LATER]
     values = [differences(left, "x4", "keeps", other) for other in (BASE, "keeps-permuted")]
     if not all(values):
         return NOT_MEASURED
     return (
-        f"`keeps_value` is {text(values[0])} points to magnitude and {text(values[1])} to its "
-        f"permuted scores ({len(values[1])} pairs)."
+        f"`keeps_value` is {text(values[0])} points to magnitude ({len(values[0])} pairs) and "
+        f"{text(values[1])} to its permuted scores ({len(values[1])} pairs)."
+    )
+
+
+def _denser_first_layers(rows: Rows) -> str:
+    """Return what ERK's densities are worth without regrowth, and criticality beside them."""
+    parts = []
+    for recipe in LONGER:
+        alone, keeps = (differences(rows, recipe.name, *pair) for pair in ((EVEN, BASE), KEEPS))
+        if len(alone) > 1 and len(keeps) > 1:
+            parts.append(
+                f"{recipe.title}: {text(alone)} to `Magnitude`; keeps_value is {text(keeps)} to "
+                f"it, at {energy_ratio(rows, recipe.name, *KEEPS):.1f} times its energy"
+            )
+    if not parts:
+        return ""
+    return (
+        "Denser first layers without regrowth, `Magnitude(allocation=ERK())`, points. "
+        f"{'. '.join(parts)}."
     )
 
 
 def _energy(rows: Rows) -> str:
-    base = of(rows, "x1", BASE)
-    ratios = []
-    for name in ("published", "keeps", "keeps-layer", "mean"):
-        mine = of(rows, "x1", name)
-        both = sorted(set(mine) & set(base))
-        if both:
-            pair = [mean([each[s] for s in both], "energy_nj") for each in (mine, base)]
-            ratios.append(f"{ARMS[name].title} {pair[0] / pair[1]:.1f}")
+    ratios = [
+        f"{ARMS[name].title} {energy_ratio(rows, 'x1', name, BASE):.1f}"
+        for name in ("published", "keeps", "keeps-layer", "mean")
+        if differences(rows, "x1", name, BASE)
+    ]
     return f"Energy of a sample over that of magnitude: {', '.join(ratios)}."
 
 
@@ -143,6 +165,13 @@ def _advice(rows: Rows) -> str:
         return (
             "**So** take `Magnitude`: no arm is above it here. What longer training and the "
             "paper's optimizer would say is open."
+        )
+    if names and _even_suffices(rows, names):
+        return (
+            "**So** take `Magnitude`, and in trainings like those above, where energy does not "
+            "matter, `Magnitude(allocation=ERK())`: nothing that regrows by criticality is above "
+            "it there. What criticality gains over global magnitude, denser first layers gain "
+            "without it."
         )
     if names:
         chance = any(
@@ -162,6 +191,18 @@ def _advice(rows: Rows) -> str:
         f"whoever wants its regrowth all the same sets {best}"
         + (f"{gain}over the published way." if better == 1 else ".")
     )
+
+
+def _even_suffices(rows: Rows, names: Iterable[str]) -> bool:
+    """Tell whether no arm that beats magnitude in a training beats ERK's densities there."""
+    beats = [
+        (recipe.name, name)
+        for recipe in LONGER
+        for name in names
+        if sign(differences(rows, recipe.name, name, BASE)) == 1
+    ]
+    known = [pair for pair in beats if len(differences(rows, *pair, EVEN)) > 1]
+    return bool(known) and all(sign(differences(rows, *pair, EVEN)) < 1 for pair in known)
 
 
 def trained(rows: Rows) -> str:

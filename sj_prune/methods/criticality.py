@@ -33,7 +33,8 @@ class Criticality(ScheduledMethod):
     published it is 1.1 points below `Magnitude`, for regrown weights start from 0 and 6 to 13 % of
     them survive the next prune late in training, and the maximum over the map ranks layers, so that
     early ones fill up (3.3 times the energy of a sample). `keeps_value` wins the accuracy back;
-    four times as long it is 2.3 points above `Magnitude`, and 1.2 above its own scores permuted.
+    four times as long it is 1.5 points above `Magnitude` and 1.2 above its own scores permuted,
+    but 0.6 below `Magnitude(allocation=ERK())`, whose first layers are denser without regrowth.
     `keeps_value`, `normalize` and `grace` are **ours**; their defaults are the paper.
 
     Args:
