@@ -24,6 +24,10 @@ def rows(name: str) -> Iterator[Row]:
             yield from csv.DictReader(file)
 
 
+def card(row: Row) -> str:
+    return row["device"].removeprefix("NVIDIA ")
+
+
 def written(table: list[list[str]], headers: list[str]) -> str:
     return tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
@@ -37,15 +41,15 @@ def neuron_step() -> str:
     layers: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows("neuron_step"):
         if row["surrogate"] == "ATan":
-            key = (row["device"], row["shape"], row["dtype"])
+            key = (card(row), row["shape"], row["dtype"])
             layers.setdefault(key, {})[row["contender"]] = row
     table = []
-    for (device, shape, dtype), found in layers.items():
+    for (name, shape, dtype), found in layers.items():
         stock, off, recorded = found["stock"], found[OFF], found[ALL]
         added = float(recorded["total_ms"]) / float(off["total_ms"]) - 1
         table.append(
             [
-                device.removeprefix("NVIDIA "),
+                name,
                 f"{shape}, {dtype}",
                 f"{float(stock['total_ms']):.3f} ms, {stock['stock_runs']}",
                 times(off, stock),
@@ -64,7 +68,7 @@ def neuron_step() -> str:
 def neuron_bytes() -> str:
     table = [
         [
-            row["device"].removeprefix("NVIDIA "),
+            card(row),
             row["dtype"],
             row["contender"],
             row["pass"],
@@ -80,7 +84,7 @@ def neuron_bytes() -> str:
 def training_step() -> str:
     table = [
         [
-            row["device"].removeprefix("NVIDIA "),
+            card(row),
             row["amp"] or "float32",
             row["batch"],
             row["contender"],
@@ -98,7 +102,7 @@ def masks() -> str:
     """Return what masks cost a step of SEW-ResNet50, and what an update takes, if measured."""
     held = [
         [
-            row["device"].removeprefix("NVIDIA "),
+            card(row),
             f"{row['optimizer']}: {row['contender']}",
             f"{float(row['milliseconds']):.2f} ms",
             f"{float(row['ratio_to_bare']):.2f} of bare",
@@ -107,7 +111,7 @@ def masks() -> str:
     ]
     updated = [
         [
-            row["device"].removeprefix("NVIDIA "),
+            card(row),
             f"update of 100 M weights: {row['contender'].removeprefix('sj_prune: ')}",
             f"{1e3 * float(row['seconds']):.1f} ms",
             f"{float(row['ratio_to_whole_update']):.2f} of a whole update",
@@ -122,7 +126,7 @@ def observed() -> str:
     nodes: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows("observe"):
         mode = {"m": "multi", "s": "single"}[row["step_mode"]]
-        key = (row["device"].removeprefix("NVIDIA "), f"{row['node']}, {mode}-step", row["shape"])
+        key = (card(row), f"{row['node']}, {mode}-step", row["shape"])
         nodes.setdefault(key, {})[row["contender"]] = row
     table = []
     for key, found in nodes.items():

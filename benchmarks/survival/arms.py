@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sj_prune.masks import ERK, Cubic
+from sj_prune.masks.allocation import Allocation
 from sj_prune.methods import CQP, SCA, Criticality, Magnitude
 from sj_prune.methods.parts import Reads, Score, reads_of
 from sj_prune.methods.view import LayerView
@@ -66,12 +67,14 @@ class Arm:
         method: of the times of its updates, a method or plan; None: dense.
         control: name of the arm that shows what its criterion adds.
         is_control: whether it is there for others to be compared with.
+        beside: name of the arm that divides weights over layers as it does, without regrowth.
     """
 
     title: str
     method: Callable[[When], Any] | None
     control: str | None = None
     is_control: bool = False
+    beside: str = "magnitude"
 
 
 def _magnitude(sparsity: float = SPARSITY, **fields: Any) -> Callable[[When], Any]:
@@ -79,12 +82,18 @@ def _magnitude(sparsity: float = SPARSITY, **fields: Any) -> Callable[[When], An
 
 
 def _criticality(
-    *, regrow: float = REGROW, permuted: bool = False, decays: bool = False, **fields: Any
+    *,
+    regrow: float = REGROW,
+    permuted: bool = False,
+    decays: bool = False,
+    allocation: Allocation | None = None,
+    **fields: Any,
 ) -> Callable[[When], Any]:
     """Return what makes a plan of criticality.
 
     Args:
         regrow: the ratio r.
+        allocation: of what the drop leaves; the paper's is global.
         permuted: the control.
         decays: r falls to 0 as the sparsity rises, ``r (1 - t/n)^3``.
         fields: others of `Criticality`.
@@ -99,7 +108,7 @@ def _criticality(
         if decays:
             fall = Cubic(initial=regrow, final=0.0, interval=when.interval, end=when.end)
             grow = replace(grow, fraction=fall)
-        return replace(plan, grow=grow)
+        return replace(plan, grow=grow, allocation=allocation or plan.allocation)
 
     return build
 
@@ -145,8 +154,12 @@ ARMS = {
         "CQP: criticality in the drop",
         lambda when: CQP(sparsity=SPARSITY, interval=when.interval, end=when.end),
     ),
-    # First layers denser, as regrowth leaves them, and no regrowth.
     "magnitude-erk": Arm("Magnitude, ERK", _magnitude(allocation=ERK()), is_control=True),
+    "keeps-erk": Arm(
+        "keeps_value within layers, ERK",
+        _criticality(allocation=ERK(), normalize="layer", **KEEPS),
+        beside="magnitude-erk",
+    ),
     "dense": Arm("dense", None),
 }
 

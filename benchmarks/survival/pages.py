@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.accuracy.pages import DOCS
-from benchmarks.accuracy.rows import read_rows
 from benchmarks.accuracy.table import NOT_MEASURED
 from benchmarks.measure import RESULTS
 from benchmarks.readme import write_tables
@@ -30,6 +29,7 @@ from benchmarks.survival.tables import (
     layer_table,
     measured,
     of,
+    read,
     survival,
     survival_table,
     trained_table,
@@ -46,7 +46,7 @@ def pages(rows: Rows) -> dict[str, dict[str, Callable[[], str]]]:
     """Return, by file and marker, what writes a part of it."""
     return {
         "survival.md": {
-            "follows": lambda: verdicts.follows(rows),
+            "says": lambda: verdicts.says(rows),
             "picture": lambda: (
                 "![Differences to magnitude, and survival of regrown weights](survival.png)"
                 if differences(rows, "x1", "published", BASE)
@@ -55,7 +55,7 @@ def pages(rows: Rows) -> dict[str, dict[str, Callable[[], str]]]:
             "comparison": lambda: comparison_table(rows),
             "control": lambda: control_table(rows),
             "confirm": lambda: confirm_table(rows),
-            "later seeds": lambda: verdicts.later_seeds(rows),
+            "groups": lambda: verdicts.groups(rows),
             "survival": lambda: survival_table(rows),
             "layers": lambda: layer_table(rows),
             "environment": lambda: environment([r for r in rows if r["recipe"] != "cifar"]),
@@ -128,13 +128,14 @@ def draw_survival(rows: Rows, path: Path) -> None:
 def _draw_differences(ax: Axes, rows: Rows, recipe: Recipe, arms: Sequence[str], i: int) -> None:
     """Draw the differences of a recipe where there are pairs; controls are hollow."""
     label: str | None = recipe.title
+    lower = 0.2 * (i - len(LONGER) / 2)  # the recipes of an arm lie around its line
     for place, name in enumerate(arms):
         values = differences(rows, recipe.name, name, BASE)
         if len(values) < 2:
             continue
         mean, half = interval(values)
         ax.errorbar(
-            *(mean, place + 0.2 * (i - 1.5)),
+            *(mean, place + lower),
             xerr=half,
             fmt=MARKERS[i],
             color=COLORS[i],
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of survival_*.csv")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the pages")
     args = parser.parse_args(arguments)
-    rows = [r for path in sorted(args.results.glob("survival_*.csv")) for r in read_rows(path)]
+    rows = read(args.results)
     for name, parts in pages(rows).items():
         write_tables(args.docs / name, parts)
     if differences(rows, "x1", "published", BASE):

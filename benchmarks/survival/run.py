@@ -26,7 +26,7 @@ from benchmarks.accuracy.rows import append_row, read_rows
 from benchmarks.measure import RESULTS, label
 from benchmarks.survival.cells import SUITES, Cell, cells
 from benchmarks.survival.pool import Pool, Settings, run_here
-from benchmarks.survival.tables import best_arms
+from benchmarks.survival.tables import best_arms, read
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -54,12 +54,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """Return the cells that are asked for."""
-    arms = args.arms
-    if arms == ["best"]:
-        arms = ["magnitude", *best_arms(read_rows(args.results))]
     first, _, last = args.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1) if first else ()
     try:
+        best = args.arms == ["best"]
+        arms = ["magnitude", *best_arms(read(args.results.parent))] if best else args.arms
         return cells(args.suite, arms, seeds, args.recipes)
     except ValueError as error:
         raise SystemExit(str(error)) from error

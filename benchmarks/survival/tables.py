@@ -1,7 +1,7 @@
 """Numbers from the rows of `benchmarks.survival`: paired differences, survival, regrowth.
 
-A difference is between two trainings **with the same seed**; its interval is Student's, of these
-differences, at 95 %, and no more than that: of many intervals some miss.
+A difference is between two trainings **with the same seed on one device**; its interval is
+Student's, of these differences, at 95 %, and no more than that: of many intervals some miss.
 """
 
 from __future__ import annotations
@@ -9,31 +9,45 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
+from benchmarks.accuracy.rows import read_rows
 from benchmarks.accuracy.table import NOT_MEASURED, markdown, mean_and_interval
 from benchmarks.survival.arms import ARMS, TRAINED
+from benchmarks.survival.cells import LONGER
 
 Row = dict[str, str]
 Rows = list[Row]
+Key = tuple[int, str]
 CHOSEN = 3  # arms that are tried again on other seeds
 BASE = "magnitude"
-EVEN = "magnitude-erk"  # what denser first layers alone are worth
+ERK_ARM = "magnitude-erk"
+
+
+def read(folder: Path) -> Rows:
+    """Return the rows of all devices."""
+    return [row for path in sorted(folder.glob("survival_*.csv")) for row in read_rows(path)]
+
 
 # ---- numbers -------------------------------------------------------------------------------------
 
 
-def of(rows: Rows, recipe: str, arm: str) -> dict[int, Row]:
-    """Return the rows of an arm by seed."""
+def of(rows: Rows, recipe: str, arm: str) -> dict[Key, Row]:
+    """Return the rows of an arm by seed and device."""
     mine = [row for row in rows if (row["recipe"], row["arm"]) == (recipe, arm)]
-    return {int(row["seed"]): row for row in mine}
+    return {(int(row["seed"]), row["device"]): row for row in mine}
 
 
-def differences(
-    rows: Rows, recipe: str, arm: str, other: str, column: str = "accuracy"
-) -> list[float]:
-    """Return ``arm - other`` of a column, a value a seed that has both."""
+def pairs(rows: Rows, recipe: str, arm: str, other: str) -> list[tuple[Row, Row]]:
+    """Return the rows of both arms for every seed that one device trained both with."""
     mine, theirs = (of(rows, recipe, name) for name in (arm, other))
-    return [float(mine[s][column]) - float(theirs[s][column]) for s in sorted(mine) if s in theirs]
+    return [(mine[key], theirs[key]) for key in sorted(mine) if key in theirs]
+
+
+def differences(rows: Rows, recipe: str, arm: str, other: str) -> list[float]:
+    """Return ``arm - other`` of the accuracy, a value a pair, in points."""
+    found = pairs(rows, recipe, arm, other)
+    return [float(mine["accuracy"]) - float(theirs["accuracy"]) for mine, theirs in found]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -91,11 +105,9 @@ def mean(found: Sequence[Row], column: str) -> float:
 
 
 def energy_ratio(rows: Rows, recipe: str, arm: str, other: str) -> float:
-    """Return the mean energy of a sample over another arm's, of the seeds that both have."""
-    pair = [of(rows, recipe, name) for name in (arm, other)]
-    both = sorted(set(pair[0]) & set(pair[1]))
-    mine, theirs = (mean([rows_of[s] for s in both], "energy_nj") for rows_of in pair)
-    return mine / theirs
+    """Return the mean energy of a sample over another arm's, of their pairs."""
+    mine, theirs = zip(*pairs(rows, recipe, arm, other), strict=True)
+    return mean(mine, "energy_nj") / mean(theirs, "energy_nj")
 
 
 def by_layer(found: Sequence[Row], column: str) -> dict[str, float]:
@@ -191,39 +203,43 @@ def layer_table(rows: Rows, recipe: str = "x1") -> str:
 
 
 def confirm_table(rows: Rows) -> str:
-    """Return paired differences to magnitude where training is longer, or as the paper's."""
-    from benchmarks.survival.cells import LONGER
-
-    table = []
-    for recipe in LONGER:
-        base = list(of(rows, recipe.name, BASE).values())
-        for name in measured(rows, recipe.name):
-            values = differences(rows, recipe.name, name, BASE)
-            if name == BASE or not values:
-                continue
-            table.append(
-                [recipe.title, ARMS[name].title, str(len(values))]
-                + [f"{mean(base, 'accuracy'):.2f}", text(values)]
-                + ["-" if name == EVEN else text(differences(rows, recipe.name, name, EVEN))]
-                + [f"{energy_ratio(rows, recipe.name, name, BASE):.2f}"]
-            )
-    headers = ["training", "", "seeds", "Magnitude %", "to it, points", "to it with ERK, points"]
+    """Return paired differences where training is longer, or as the paper's."""
+    table = [
+        [recipe.title, ARMS[name].title, *_confirmed(rows, recipe.name, name)]
+        for recipe in LONGER
+        for name in measured(rows, recipe.name)
+        if differences(rows, recipe.name, name, BASE) and name != BASE
+    ]
+    headers = ["training", "", "Magnitude %", "to it, points", "to it with ERK, points"]
     headers.append("energy over Magnitude's")
     return markdown(table, headers) if table else NOT_MEASURED
+
+
+def _confirmed(rows: Rows, recipe: str, arm: str) -> list[str]:
+    """Return the numbers of a line: each difference with how many pairs it is of."""
+    base = [theirs for _, theirs in pairs(rows, recipe, arm, BASE)]
+    return [
+        f"{mean(base, 'accuracy'):.2f}",
+        counted(differences(rows, recipe, arm, BASE)),
+        "-" if arm == ERK_ARM else counted(differences(rows, recipe, arm, ERK_ARM)),
+        f"{energy_ratio(rows, recipe, arm, BASE):.2f}",
+    ]
+
+
+def counted(values: Sequence[float]) -> str:
+    """Return a difference with its interval and how many pairs it is of."""
+    return f"{text(values)} ({len(values)} pairs)" if len(values) > 1 else text(values)
 
 
 def trained_table(rows: Rows) -> str:
     """Return what the real training came to."""
     table = []
-    dense = {seed: float(row["accuracy"]) for seed, row in of(rows, "cifar", "dense").items()}
     for name, arm in TRAINED.items():
         found = of(rows, "cifar", name)
         if not found:
             continue
         mine, scores = list(found.values()), [float(row["accuracy"]) for row in found.values()]
-        drops = [
-            dense[seed] - float(row["accuracy"]) for seed, row in found.items() if seed in dense
-        ]
+        drops = differences(rows, "cifar", "dense", name)
         table.append(
             [
                 arm.title,

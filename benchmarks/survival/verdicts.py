@@ -1,4 +1,7 @@
-"""What the rows of `benchmarks.survival` say, in sentences: whichever way it comes out."""
+"""What the rows of `benchmarks.survival` say, in sentences: whichever way it comes out.
+
+What follows from them for a user stands in the pages, written by hand.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from benchmarks.survival.arms import ARMS
 from benchmarks.survival.cells import LONGER, ONCE, Recipe
 from benchmarks.survival.tables import (
     BASE,
-    EVEN,
+    ERK_ARM,
     Rows,
+    counted,
     differences,
     energy_ratio,
     mean,
@@ -20,18 +24,15 @@ from benchmarks.survival.tables import (
     text,
 )
 
+Difference = tuple[Recipe, str, list[float]]
 
-def follows(rows: Rows) -> str:
-    """Return what follows from the comparison for a user."""
+
+def says(rows: Rows) -> str:
+    """Return what the comparison says."""
     if not differences(rows, "x1", "published", BASE):
         return NOT_MEASURED
-    parts = [*_criterion(rows), _against_magnitude(rows), _confirmed(rows)]
-    parts += [_denser_first_layers(rows), _energy(rows)]
-    return "\n".join(f"- {part}" for part in [*parts, _advice(rows)] if part)
-
-
-LATER = 107  # the first seed that was run once four times as long was known to pay
-KEEPS = ("keeps", EVEN)
+    parts = [*_criterion(rows), _against_magnitude(rows), _longer(rows), _erk(rows), _energy(rows)]
+    return "\n".join(f"- {part}" for part in parts if part)
 
 
 def _named(names: Iterable[str]) -> str:
@@ -55,7 +56,7 @@ def _criterion(rows: Rows) -> list[str]:
     return found
 
 
-def _over_permuted(rows: Rows) -> list[tuple[Recipe, str, list[float]]]:
+def _over_permuted(rows: Rows) -> list[Difference]:
     """Return recipe, arm and differences to its control where there are two or more."""
     found = [
         (recipe, name, differences(rows, recipe.name, name, arm.control))
@@ -66,83 +67,75 @@ def _over_permuted(rows: Rows) -> list[tuple[Recipe, str, list[float]]]:
     return [each for each in found if len(each[2]) > 1]
 
 
-def _arms(rows: Rows) -> dict[str, list[float]]:
-    """Return the differences to magnitude of every arm that is no control."""
-    names = [n for n in measured(rows, "x1") if n not in (BASE, "dense")]
-    return {n: differences(rows, "x1", n, BASE) for n in names if not ARMS[n].is_control}
-
-
 def _against_magnitude(rows: Rows) -> str:
     """Return which arms are above, below, and not to be told from magnitude."""
-    arms = _arms(rows)
-    signs = {name: sign(values) for name, values in arms.items()}
+    names = [n for n in measured(rows, "x1") if n != "dense" and _is_criticality(n)]
+    signs = {n: sign(differences(rows, "x1", n, BASE)) for n in names}
     groups = {
-        word: [name for name in arms if signs[name] == value]
+        word: [name for name in names if signs[name] == value]
         for word, value in (("Above it", 1), ("Below it", -1), ("Not to be told from it", 0))
     }
     words = [f"{word}: {_named(names)}" for word, names in groups.items() if names]
-    return (
-        f"Against `Magnitude`, by 95 % intervals of pairs. {'. '.join(words)}. Of {len(arms)} "
-        f"such intervals about {0.05 * len(arms):.1f} would miss 0 by chance alone."
-    )
+    return f"Against `Magnitude`, by 95 % intervals of pairs. {'. '.join(words)}. {_chance(names)}"
 
 
-def _tried(rows: Rows) -> list[tuple[str, str, list[float]]]:
-    """Return recipe, arm and differences to magnitude of what was tried on other seeds."""
-    found = [
-        (recipe.title, name, differences(rows, recipe.name, name, BASE))
+def _is_criticality(name: str) -> bool:
+    return name != BASE and not ARMS[name].is_control
+
+
+def _chance(found: Iterable[object]) -> str:
+    number = len(list(found))
+    return f"Of {number} such intervals about {0.05 * number:.1f} would miss 0 by chance alone."
+
+
+def _longer(rows: Rows) -> str:
+    """Return where criticality is above and below magnitude that divides weights likewise."""
+    found: list[Difference] = [
+        (recipe, name, differences(rows, recipe.name, name, ARMS[name].beside))
         for recipe in LONGER
         for name in measured(rows, recipe.name)
-        if name not in (BASE, "dense") and not ARMS[name].is_control
+        if name != "dense" and _is_criticality(name)
     ]
-    return [each for each in found if len(each[2]) > 1]
-
-
-def _confirmed(rows: Rows) -> str:
-    tried = _tried(rows)
-    if not tried:
-        return "On seeds that were not used to choose, and in longer training: not measured yet."
-    wins, losses = (
-        [f"{ARMS[name].title} ({title}: {text(v)})" for title, name, v in tried if sign(v) == want]
-        for want in (1, -1)
+    found = [each for each in found if len(each[2]) > 1]
+    if not found:
+        return "On seeds by which no arm was chosen, and in longer training: not measured yet."
+    above, below = (
+        [
+            f"{ARMS[name].title} ({recipe.title}: {text(v)})"
+            for recipe, name, v in found
+            if sign(v) == s
+        ]
+        for s in (1, -1)
     )
-    start = (
-        f"On seeds that nothing was chosen by, in {len(tried)} settings of longer training or SGD, "
-    )
-    if wins:
-        start += f"criticality beats magnitude in {len(wins)}: {'; '.join(wins)}"
-    else:
-        start += "criticality beats magnitude in none"
-    return f"{start}; it loses in {len(losses)}{': ' if losses else ''}{'; '.join(losses)}."
-
-
-def later_seeds(rows: Rows) -> str:
-    """Return what four times as long comes to on the seeds that were run once it was known."""
-    left = [row for row in rows if row["recipe"] == "x4" and int(row["seed"]) >= LATER]
-    values = [differences(left, "x4", "keeps", other) for other in (BASE, "keeps-permuted")]
-    if not all(values):
-        return NOT_MEASURED
     return (
-        f"`keeps_value` is {text(values[0])} points to magnitude ({len(values[0])} pairs) and "
-        f"{text(values[1])} to its permuted scores ({len(values[1])} pairs)."
+        "Longer trainings and SGD, on seeds by which no arm was chosen: of "
+        f"{len(found)} differences to `Magnitude` with the same allocation {len(above)} are above "
+        f"0{_list(above)}, {len(below)} below{_list(below)}. {_chance(found)}"
     )
 
 
-def _denser_first_layers(rows: Rows) -> str:
-    """Return what ERK's densities are worth without regrowth, and criticality beside them."""
+def _list(words: Iterable[str]) -> str:
+    joined = "; ".join(words)
+    return f": {joined}" if joined else ""
+
+
+def _erk(rows: Rows) -> str:
+    """Return what another allocation is worth without regrowth, and criticality beside it."""
     parts = []
     for recipe in LONGER:
-        alone, keeps = (differences(rows, recipe.name, *pair) for pair in ((EVEN, BASE), KEEPS))
+        alone = differences(rows, recipe.name, ERK_ARM, BASE)
+        keeps = differences(rows, recipe.name, "keeps", ERK_ARM)
         if len(alone) > 1 and len(keeps) > 1:
+            ratio = energy_ratio(rows, recipe.name, "keeps", ERK_ARM)
             parts.append(
-                f"{recipe.title}: {text(alone)} to `Magnitude`; keeps_value is {text(keeps)} to "
-                f"it, at {energy_ratio(rows, recipe.name, *KEEPS):.1f} times its energy"
+                f"{recipe.title}: {counted(alone)}, and keeps_value is {counted(keeps)} to it, at "
+                f"{ratio:.1f} times its energy"
             )
     if not parts:
         return ""
     return (
-        "Denser first layers without regrowth, `Magnitude(allocation=ERK())`, points. "
-        f"{'. '.join(parts)}."
+        "Another allocation without regrowth, `Magnitude(allocation=ERK())`, points to "
+        f"`Magnitude`. {'. '.join(parts)}."
     )
 
 
@@ -155,54 +148,19 @@ def _energy(rows: Rows) -> str:
     return f"Energy of a sample over that of magnitude: {', '.join(ratios)}."
 
 
-def _advice(rows: Rows) -> str:
-    """Return what to take: what was confirmed on other seeds, or magnitude."""
-    tried = _tried(rows)
-    names = list(dict.fromkeys(name for _, name, values in tried if sign(values) == 1))
-    if not tried and any(sign(v) == 1 for v in _arms(rows).values()):
-        return "**So** nothing is settled before the best arms have been tried on other seeds."
-    if not tried:
-        return (
-            "**So** take `Magnitude`: no arm is above it here. What longer training and the "
-            "paper's optimizer would say is open."
+def groups(rows: Rows) -> str:
+    """Return what four times as long comes to on the CPU's and on the GPU's seeds apart."""
+    parts = []
+    for where in ("CPU", "GPU"):
+        mine = [row for row in rows if row["device"].startswith("cpu") == (where == "CPU")]
+        values = [differences(mine, "x4", "keeps", other) for other in (BASE, "keeps-permuted")]
+        if not all(values):
+            return NOT_MEASURED
+        parts.append(
+            f"{where}: {counted(values[0])} to magnitude, {counted(values[1])} to its permuted "
+            "scores"
         )
-    if names and _even_suffices(rows, names):
-        return (
-            "**So** take `Magnitude`, and in trainings like those above, where energy does not "
-            "matter, `Magnitude(allocation=ERK())`: nothing that regrows by criticality is above "
-            "it there. What criticality gains over global magnitude, denser first layers gain "
-            "without it."
-        )
-    if names:
-        chance = any(
-            r is not ONCE and n in names and not sign(v) for r, n, v in _over_permuted(rows)
-        )
-        return (
-            f"**So** regrow by criticality with {_named(names)} where training is like that above, "
-            "and look at the energy; elsewhere `Magnitude` is as good, cheaper and simpler."
-            + (" It is the regrowth that pays: permuted scores are not told apart." * chance)
-        )
-    best = "`keeps_value=True` and a small `regrow` (0.01 to 0.03)"
-    better = sign(differences(rows, "x1", "keeps", "published"))
-    gain = f", which is {text(differences(rows, 'x1', 'keeps', 'published'))} points at r = 0.1 "
-    return (
-        "**So** take `Magnitude` for accuracy at a given sparsity: nothing here is a reason for "
-        "regrowth by criticality. `Criticality` with its defaults is for comparing with the paper; "
-        f"whoever wants its regrowth all the same sets {best}"
-        + (f"{gain}over the published way." if better == 1 else ".")
-    )
-
-
-def _even_suffices(rows: Rows, names: Iterable[str]) -> bool:
-    """Tell whether no arm that beats magnitude in a training beats ERK's densities there."""
-    beats = [
-        (recipe.name, name)
-        for recipe in LONGER
-        for name in names
-        if sign(differences(rows, recipe.name, name, BASE)) == 1
-    ]
-    known = [pair for pair in beats if len(differences(rows, *pair, EVEN)) > 1]
-    return bool(known) and all(sign(differences(rows, *pair, EVEN)) < 1 for pair in known)
+    return f"`keeps_value`, points, 32 epochs. {'. '.join(parts)}."
 
 
 def trained(rows: Rows) -> str:
@@ -213,14 +171,13 @@ def trained(rows: Rows) -> str:
     images = ", ".join(sorted({row["images"] for row in dense}))
     parts = [f"Images: {images}. Dense: {mean(dense, 'accuracy'):.2f} %, of {len(dense)} seeds."]
     for sparsity in ("90", "98"):
-        values = differences(rows, "cifar", f"criticality-{sparsity}", f"magnitude-{sparsity}")
-        pair = [list(of(rows, "cifar", f"{n}-{sparsity}").values()) for n in (BASE, "criticality")]
+        names = [f"{name}-{sparsity}" for name in ("criticality", BASE)]
+        values = differences(rows, "cifar", *names)
         if values:
-            ratio = mean(pair[1], "energy_nj") / mean(pair[0], "energy_nj")
             each = ", ".join(f"{value:+.2f}" for value in values)
             parts.append(
                 f"At {sparsity} % `Criticality` is {each} points to `Magnitude` (a value a seed), "
-                f"at {ratio:.1f} times its energy."
+                f"at {energy_ratio(rows, 'cifar', *names):.1f} times its energy."
             )
     parts.append("Two seeds say how large the effects are, not which method wins.")
     return " ".join(parts)

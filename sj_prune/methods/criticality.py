@@ -32,9 +32,10 @@ class Criticality(ScheduledMethod):
     What was found in 24 pairs of trainings on a part of CIFAR-10 at 95 % (docs/survival.md): as
     published it is 1.1 points below `Magnitude`, for regrown weights start from 0 and 6 to 13 % of
     them survive the next prune late in training, and the maximum over the map ranks layers, so that
-    early ones fill up (3.3 times the energy of a sample). `keeps_value` wins the accuracy back;
-    four times as long it is 1.5 points above `Magnitude` and 1.2 above its own scores permuted,
-    but 0.6 below `Magnitude(allocation=ERK())`, whose first layers are denser without regrowth.
+    early ones fill up (3.3 times the energy of a sample). `keeps_value` wins the accuracy back.
+    Two and four times as long it is 1.1 points above its own scores permuted, and above
+    `Magnitude`, but not above `Magnitude(allocation=ERK())`, which costs less; with SGD and the
+    paper's neurons it is level with `Magnitude`.
     `keeps_value`, `normalize` and `grace` are **ours**; their defaults are the paper.
 
     Args:
