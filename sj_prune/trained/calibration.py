@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,10 +22,14 @@ from sj_prune.run.views import view
 from sj_prune.trained.feeding import feeding
 from sj_prune.wrapper import PruningWrapper
 
+logger = logging.getLogger("sj_prune")
+
 #: called as ``loss(output, target)``, returns a scalar
 Loss = Callable[[Any, Any], Tensor]
 # An instance norm takes no cumulative mean, and sees one sample at a time.
-_NORMS = nn.modules.batchnorm._BatchNorm
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+#: values a channel below which the variance of a batch says little of that of the data
+_FEW = 16
 
 
 def mean_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -42,7 +48,7 @@ def batches_of(
         device: of the network.
 
     Raises:
-        ValueError: if the loader is empty or yields something else.
+        ValueError: if the loader is empty or yields something else, or numbers that are not finite.
     """
 
     def move(value: Any) -> Any:  # noqa: ANN401
@@ -50,13 +56,25 @@ def batches_of(
             return tuple(move(item) for item in value)
         return value.to(device) if isinstance(value, Tensor) else value
 
-    empty = True
+    number = 0
     for batch in islice(loader, batches):
         inputs, target = _pair(batch)
-        yield as_args(move(inputs)), move(target)
-        empty = False
-    if empty:
+        args = as_args(move(inputs))
+        _check_finite(args, number)
+        yield args, move(target)
+        number += 1
+    if not number:
         raise ValueError("Expected at least one batch from the loader but it is empty")
+
+
+def _check_finite(args: tuple[Any, ...], number: int) -> None:
+    for i, value in enumerate(args):
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"Expected finite inputs from the loader but input {i} of batch {number} (from 0) "
+                "holds nan or infinite numbers, which would spoil statistics and norms: mend the "
+                "data, or leave that batch out"
+            )
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401
@@ -194,16 +212,20 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
         inputs: positional inputs of each forward, as tuples.
 
     Raises:
-        ValueError: without any input.
+        ValueError: without any input, and where statistics come out that are not finite. The
+            network is as it was then.
     """
-    norms = [m for m in net.modules() if isinstance(m, _NORMS) and _tracks(m)]
+    found = {n: m for n, m in net.named_modules() if isinstance(m, _BatchNorm) and _tracks(m)}
+    norms = list(found.values())
     if not norms:
         return
     momenta = {norm: norm.momentum for norm in norms}
+    fewest = dict.fromkeys(found, math.inf)
     number = 0
     put_back = _host.remembered(net)
     training = {module: module.training for module in net.modules()}
     handles = [_anew(norm) for norm in norms]
+    handles += [_counting(norm, name, fewest) for name, norm in found.items()]
     try:
         net.eval()
         for norm in norms:
@@ -214,6 +236,7 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
             for args in inputs:
                 _host.reset_net(net)
                 net(*args)
+                _check_statistics(found, number)
                 number += 1
         _host.reset_net(net)
     except BaseException:
@@ -228,13 +251,48 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
             norm.momentum = momentum
     if not number:
         raise ValueError("Expected at least one input to estimate norms on but there is none")
+    _say_few(fewest)
+
+
+def _check_statistics(norms: Mapping[str, _BatchNorm], number: int) -> None:
+    for name, norm in norms.items():
+        for statistic in (norm.running_mean, norm.running_var):
+            if statistic is not None and not statistic.isfinite().all():
+                raise ValueError(
+                    f"Expected finite statistics but batch norm {name!r}, the first in the order "
+                    f"of the modules, has nan or infinite ones after batch {number} (from 0): look "
+                    "at its inputs and at the weights before it"
+                )
+
+
+def _counting(norm: _BatchNorm, name: str, fewest: dict[str, float]) -> RemovableHandle:
+    """Note the fewest values a channel that a norm gets in a forward, those of one time step."""
+
+    def look(module: nn.Module, inputs: Any) -> None:  # noqa: ANN401
+        x = inputs[0]
+        steps = len(x) if getattr(norm, "step_mode", "s") == "m" else 1
+        fewest[name] = min(fewest[name], x.numel() / max(1, steps * norm.num_features))
+
+    return norm.register_forward_pre_hook(look)
+
+
+def _say_few(fewest: Mapping[str, float]) -> None:
+    few = [name for name, number in fewest.items() if number < _FEW]
+    if few:
+        logger.warning(
+            "batch norm %r%s got %d values a channel and time step in a batch, too few to estimate "
+            "a variance of: give larger batches, or renormalize=False",
+            few[0],
+            f" (and {len(few) - 1} more)" if len(few) > 1 else "",
+            int(fewest[few[0]]),
+        )
 
 
 def _tracks(norm: nn.Module) -> bool:
     return norm._buffers.get("running_mean") is not None
 
 
-def _anew(norm: nn.modules.batchnorm._BatchNorm) -> RemovableHandle:
+def _anew(norm: _BatchNorm) -> RemovableHandle:
     """Let a norm forget its statistics when it first runs."""
 
     def forget(module: nn.Module, inputs: Any) -> None:  # noqa: ANN401

@@ -22,6 +22,7 @@ from sj_prune.network.restore import restored_on_error
 from sj_prune.reports import cost
 from sj_prune.reports.measured import report as measured
 from sj_prune.reports.report import Report
+from sj_prune.run.start import many_zeros
 from sj_prune.run.update import check_ready, install_now
 from sj_prune.run.views import view
 from sj_prune.trained.budget import check_budget, sparsity_for
@@ -105,8 +106,9 @@ def prune(
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: for a method that cannot prune at once, an empty loader, a budget out of reach.
-            The network is as it was then, and likewise if a callback raises.
+        ValueError: for a method that cannot prune at once, an empty loader or one with nan or
+            infinite numbers, a budget out of reach. The network is as it was then, and likewise if
+            a callback raises.
     """
     plan = at_once(method)
     chip = chip_in(budget)
@@ -128,6 +130,12 @@ def prune(
     found = list(batches_of(loader, batches, device))
     with restored_on_error(net):
         model = PruningWrapper(net, plan, example_input=found[0][0], skip=skip, seed=seed)
+        if zeros := many_zeros(model.net, model.session.run):
+            logger.warning(
+                "%s, which budgets and the report count as kept: prune the dense network once, as "
+                "far as it is to go",
+                zeros,
+            )
         try:
             before = cost.measure(model.net, found[0][0])
             _update(model, found, chip or (kind, value), loss, renormalize, rewrite)

@@ -284,3 +284,51 @@ def test_norms_come_back_when_a_forward_fails():
     with pytest.raises(Exception, match=r"channels|shape|size"):
         sj_prune.renormalize(net, [(batches(1)[0][0],), (torch.rand(3, 6, 3, 6, 6),)])
     untouched(net, before)
+
+
+# ---- data that norms cannot be estimated on --------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_an_error(bad):
+    net = trained_like()
+    before = snapshot(net)
+    found = batches(2)
+    found[1][0].view(-1)[5] = bad
+    with pytest.raises(ValueError, match="input 0 of batch 1 .from 0. holds nan or infinite"):
+        sj_prune.prune(net, found, methods.Magnitude(sparsity=0.5))
+    untouched(net, before)
+
+
+def test_statistics_that_are_not_finite_are_an_error():
+    net = trained_like()
+    before = snapshot(net)
+    huge = [((torch.full_like(x, 1e38),)) for x, _ in batches(1)]
+    with pytest.raises(ValueError, match=r"batch norm '.+', the first .* after batch 0"):
+        sj_prune.renormalize(net, huge)
+    untouched(net, before)
+
+
+def _behind_linear():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(layer.Linear(6, 8), layer.BatchNorm1d(8), neuron.IFNode()),
+        *(layer.Linear(8, 8), layer.BatchNorm1d(8), neuron.IFNode(), layer.Linear(8, 4)),
+    )
+    functional.set_step_mode(net, "m")
+    return net
+
+
+@pytest.mark.parametrize(("samples", "says"), [(1, True), (15, True), (16, False)])
+def test_batches_too_small_for_a_variance_are_named(samples, says, caplog):
+    x = torch.randn(4, samples, 6)  # one value a channel, sample and time step
+    sj_prune.renormalize(_behind_linear(), [(x,), (torch.randn(4, 32, 6),)])
+    assert (f"batch norm '1' (and 1 more) got {samples} values" in caplog.text) == says
+
+
+def test_zeros_of_a_pruned_network_are_said(caplog):
+    net, found = trained_like(), batches(2)
+    sj_prune.prune(net, found, methods.Magnitude(sparsity=0.5))
+    assert "are 0 already" not in caplog.text
+    sj_prune.prune(net, found, methods.Magnitude(sparsity=0.7))
+    assert "are 0 already, which budgets and the report count as kept" in caplog.text
