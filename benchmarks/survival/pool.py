@@ -116,6 +116,7 @@ class Pool:
         try:
             end, what = self.results.get(timeout=1)
         except queue.Empty:
+            self._look_for_killed()
             return
         self.tell(end, what)
         if end == "failed":
@@ -124,6 +125,13 @@ class Pool:
             left = self.next.value < len(self.cells) and not self.settings.over()
             if left and self.failures < FAILURES:
                 self.workers.append(self._start())
+
+    def _look_for_killed(self) -> None:
+        killed = [worker for worker in self.workers if worker.exitcode]
+        for worker in killed:
+            self.workers.remove(worker)
+            what = f"a worker was killed (exit code {worker.exitcode}), by want of memory perhaps"
+            self.tell("failed", f"{what}: the cell that it had is not done")
 
 
 def _work(cells: Sequence[Cell], settings: Settings, place: Any, results: Any) -> None:

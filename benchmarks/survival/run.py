@@ -29,6 +29,22 @@ from benchmarks.survival.pool import Pool, Settings, run_here
 from benchmarks.survival.tables import best_arms, read
 
 
+def seeds(text: str) -> range:
+    """Return the seeds of ``A-B``, or of ``A`` alone."""
+    first, _, last = text.partition("-")
+    found = range(int(first), int(last or first) + 1)
+    if not found:
+        raise argparse.ArgumentTypeError(f"Expected A-B with A <= B but got {text!r}")
+    return found
+
+
+def whole(text: str) -> int:
+    """Return a number of 0 or more."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"Expected 0 or more but got {text}")
+    return int(text)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,9 +53,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--suite", choices=list(SUITES), default="settle")
     add("--arms", nargs="+", default=[], help="of the suite; best: chosen by the rows of settle")
     add("--recipes", nargs="+", default=[], help="of the suite, as x4 and sgd; all")
-    add("--seeds", default="", metavar="A-B", help="from A to B; the suite's")
+    add("--seeds", type=seeds, metavar="A-B", help="from A to B; the suite's")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    add("--workers", type=int, default=1, help="processes; 0: in this one")
+    add("--workers", type=whole, default=1, help="processes; 0: in this one")
     add("--limit", type=float, default=0, help="seconds after which no cell starts; 0: none")
     add("--data", type=Path, default=None, help="folder of train_x.npy, ...; by torchvision")
     add("--data-root", type=Path, default=Path("data"), help="of torchvision")
@@ -54,12 +70,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """Return the cells that are asked for."""
-    first, _, last = args.seeds.partition("-")
-    seeds = range(int(first), int(last or first) + 1) if first else ()
     try:
         best = args.arms == ["best"]
         arms = ["magnitude", *best_arms(read(args.results.parent))] if best else args.arms
-        return cells(args.suite, arms, seeds, args.recipes)
+        return cells(args.suite, arms, args.seeds or (), args.recipes)
     except ValueError as error:
         raise SystemExit(str(error)) from error
 

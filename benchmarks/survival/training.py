@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -138,11 +139,15 @@ class Training:
         """Return everything that the rest depends on."""
         progress = {"step": self.step, "epoch": self.epoch, "curve": self.curve}
         return {
-            "recipe": repr(self.recipe),
+            "recipe": self._how(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": {**progress, "seconds": self.seconds},
         }
+
+    def _how(self) -> str:
+        images = self.images
+        return f"the recipe {self.recipe} on {len(images.y)} images, {images.note or 'CIFAR-10'}"
 
     def save(self, path: Path) -> None:
         """Save the state."""
@@ -153,13 +158,16 @@ class Training:
         """Take up what `save` wrote.
 
         Raises:
-            ValueError: if that was trained otherwise.
+            ValueError: if that was trained otherwise, or is damaged.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != repr(self.recipe):
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"Expected {path} to be a checkpoint: remove it ({error})") from error
+        if state.get("recipe") != self._how():
             raise ValueError(
-                f"Expected {path} to be of the recipe {self.recipe} but it is of "
-                f"{state['recipe']}: remove it, or give another --out"
+                f"Expected {path} to be of {self._how()} but it is of {state.get('recipe')}: "
+                "remove it, or give another --out"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

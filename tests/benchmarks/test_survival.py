@@ -256,3 +256,47 @@ def test_processes_write_the_same_rows_though_one_fails(rows, tmp_path):
     assert "KeyError: 'unknown'" in why
     same = {k: v for k, v in rows["dense"].items() if k not in SECONDS}
     assert {k: v for k, v in row.items() if k not in SECONDS} == same
+
+
+def test_a_killed_worker_is_told(tmp_path):
+    told = []
+    settings = pool.Settings("cpu", None, tmp_path, True, tmp_path, time.time() + 500)
+    workers = pool.Pool(cells("quick", ["magnitude"]), settings, 1, lambda *what: told.append(what))
+    workers.workers[0].kill()
+    workers.run()
+    ((end, what),) = told
+    assert end == "failed"
+    assert "killed (exit code -9)" in what
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--seeds", "120-107"], "argument --seeds: Expected A-B with A <= B but got '120-107'"),
+        (["--seeds", "-3"], "argument --seeds"),
+        (["--seeds", "abc"], "argument --seeds: invalid seeds value: 'abc'"),
+        (["--workers", "-1"], "argument --workers: Expected 0 or more but got -1"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments, says, capsys):
+    with pytest.raises(SystemExit):
+        run.parse(arguments)
+    assert says in capsys.readouterr().err
+
+
+def test_seeds():
+    assert list(run.parse(["--seeds", "3-5"]).seeds) == [3, 4, 5]
+    assert list(run.parse(["--seeds", "3"]).seeds) == [3]
+
+
+def test_a_checkpoint_of_other_images_or_damaged(images, tmp_path):
+    (cell,) = cells("quick", ["dense"])
+    training = Training(cell, images, "cpu")
+    path = tmp_path / "c.pt"
+    training.save(path)
+    others = replace(images, note="other images")
+    with pytest.raises(ValueError, match="200 images, other images but it is of .*generated"):
+        Training(cell, others, "cpu").load(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"Expected .*c.pt to be a checkpoint: remove it"):
+        training.load(path)

@@ -286,7 +286,7 @@ def test_norms_come_back_when_a_forward_fails():
     untouched(net, before)
 
 
-# ---- data that norms cannot be estimated on --------------------------------------------------------
+# ---- data that norms cannot be estimated on -----------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
