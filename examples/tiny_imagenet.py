@@ -2,7 +2,7 @@
 
     python examples/tiny_imagenet.py --download                          # ResNet19, 90 %
     python examples/tiny_imagenet.py --sparsity 0.95
-    python examples/tiny_imagenet.py --generated 20 --dry-run            # look before you train
+    python examples/tiny_imagenet.py --generated 10 --batch 16 --dry-run  # look before you train
 
 Writes log.csv, last.pt, best.pt and final.pt (a stock SpikingJelly network) to --out. Killed or
 interrupted, the same command goes on where it was. Every setting below is an option too.
