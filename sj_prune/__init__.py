@@ -21,7 +21,7 @@ from sj_prune.export.synapses import synapses
 from sj_prune.neurons import to_recording, to_stock
 from sj_prune.reports import cost
 from sj_prune.reports.compare import compare
-from sj_prune.trained.calibration import renormalize
+from sj_prune.trained.norms import renormalize
 from sj_prune.trained.prune import Pruned, prune
 from sj_prune.trained.rounds import EarlyBird
 from sj_prune.trained.tickets import Tickets, Training, tickets

@@ -1,9 +1,7 @@
-"""What a trained network says of itself on some batches: statistics, gradients, norms."""
+"""What a trained network says of itself on some batches: statistics and gradients."""
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from sj_prune import _host
 from sj_prune.methods.parts import reads_of
@@ -22,14 +19,8 @@ from sj_prune.run.views import view
 from sj_prune.trained.feeding import feeding
 from sj_prune.wrapper import PruningWrapper
 
-logger = logging.getLogger("sj_prune")
-
 #: called as ``loss(output, target)``, returns a scalar
 Loss = Callable[[Any, Any], Tensor]
-# An instance norm takes no cumulative mean, and sees one sample at a time.
-_BatchNorm = nn.modules.batchnorm._BatchNorm
-#: values a channel below which the variance of a batch says little of that of the data
-_FEW = 16
 
 
 def mean_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -197,107 +188,3 @@ def _evaluating(model: PruningWrapper, *, differentiable: bool) -> Iterator[None
             module.training = flag
         for node, recorded in kept.items():
             node.record_in_eval = recorded
-
-
-@torch.no_grad()
-def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
-    """Estimate the running statistics of all batch norms anew: the mean over these inputs.
-
-    Pruning changes what norms see; stale statistics cost more accuracy than the weights that went.
-    The other modules run in eval mode, neurons from rest. A norm that does not run, and one without
-    running statistics, stays as it is.
-
-    Args:
-        net: a network; its mode and everything but the statistics stay, its neurons are reset.
-        inputs: positional inputs of each forward, as tuples.
-
-    Raises:
-        ValueError: without any input, and where statistics come out that are not finite. The
-            network is as it was then.
-    """
-    found = {n: m for n, m in net.named_modules() if isinstance(m, _BatchNorm) and _tracks(m)}
-    norms = list(found.values())
-    if not norms:
-        return
-    momenta = {norm: norm.momentum for norm in norms}
-    fewest = dict.fromkeys(found, math.inf)
-    number = 0
-    put_back = _host.remembered(net)
-    training = {module: module.training for module in net.modules()}
-    handles = [_anew(norm) for norm in norms]
-    handles += [_counting(norm, name, fewest) for name, norm in found.items()]
-    try:
-        net.eval()
-        for norm in norms:
-            norm.train()
-            norm.momentum = None  # the cumulative mean
-        # A compiled network runs eagerly: its graph has no room for our hooks.
-        with torch.compiler.set_stance("force_eager"):
-            for args in inputs:
-                _host.reset_net(net)
-                net(*args)
-                _check_statistics(found, number)
-                number += 1
-        _host.reset_net(net)
-    except BaseException:
-        put_back()
-        raise
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, flag in training.items():
-            module.training = flag
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-    if not number:
-        raise ValueError("Expected at least one input to estimate norms on but there is none")
-    _say_few(fewest)
-
-
-def _check_statistics(norms: Mapping[str, _BatchNorm], number: int) -> None:
-    for name, norm in norms.items():
-        for statistic in (norm.running_mean, norm.running_var):
-            if statistic is not None and not statistic.isfinite().all():
-                raise ValueError(
-                    f"Expected finite statistics but batch norm {name!r}, the first in the order "
-                    f"of the modules, has nan or infinite ones after batch {number} (from 0): look "
-                    "at its inputs and at the weights before it"
-                )
-
-
-def _counting(norm: _BatchNorm, name: str, fewest: dict[str, float]) -> RemovableHandle:
-    """Note the fewest values a channel that a norm gets in a forward, those of one time step."""
-
-    def look(module: nn.Module, inputs: Any) -> None:  # noqa: ANN401
-        x = inputs[0]
-        steps = len(x) if getattr(norm, "step_mode", "s") == "m" else 1
-        fewest[name] = min(fewest[name], x.numel() / max(1, steps * norm.num_features))
-
-    return norm.register_forward_pre_hook(look)
-
-
-def _say_few(fewest: Mapping[str, float]) -> None:
-    few = [name for name, number in fewest.items() if number < _FEW]
-    if few:
-        logger.warning(
-            "batch norm %r%s got %d values a channel and time step in a batch, too few to estimate "
-            "a variance of: give larger batches, or renormalize=False",
-            few[0],
-            f" (and {len(few) - 1} more)" if len(few) > 1 else "",
-            int(fewest[few[0]]),
-        )
-
-
-def _tracks(norm: nn.Module) -> bool:
-    return norm._buffers.get("running_mean") is not None
-
-
-def _anew(norm: _BatchNorm) -> RemovableHandle:
-    """Let a norm forget its statistics when it first runs."""
-
-    def forget(module: nn.Module, inputs: Any) -> None:  # noqa: ANN401
-        norm.reset_running_stats()
-        handle.remove()
-
-    handle = norm.register_forward_pre_hook(forget)
-    return handle

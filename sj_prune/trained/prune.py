@@ -34,8 +34,8 @@ from sj_prune.trained.calibration import (
     look_again,
     mean_cross_entropy,
 )
-from sj_prune.trained.calibration import renormalize as estimate_norms
 from sj_prune.trained.hardware import chip_in, fitted
+from sj_prune.trained.norms import renormalize as estimate_norms
 from sj_prune.wrapper import PruningWrapper
 
 logger = logging.getLogger("sj_prune")
