@@ -321,12 +321,19 @@ def write_plots(rows, models, x_seq, out):
         pyplot.close(figure)
 
 
+def positive(text):
+    """Return the integer that an option is given, or let argparse refuse it."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"Expected at least 1 but got {text}")
+    return int(text)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--epochs", type=positive, default=EPOCHS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--quick", action="store_true", help="a few seconds, to see that it runs")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)

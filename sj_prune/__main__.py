@@ -190,8 +190,16 @@ def main(arguments: Sequence[str] = ()) -> int:
         )
     except (OSError, RuntimeError, ValueError) as error:
         parser.exit(1, f"{error}\n")
-    print(text)  # noqa: T201 (printing is what this module is for)
+    _show(text)
     return 0
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)  # noqa: T201 (printing is what this module is for)
+    except BrokenPipeError:
+        # `| head` has seen enough; what is still to be written must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

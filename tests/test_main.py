@@ -1,6 +1,8 @@
 import importlib
 import os
 import re
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -255,3 +257,27 @@ def test_no_checkpoint_to_report(capsys, tmp_path, content, message):
         __main__.main(["report", str(path)])
     assert found.value.code == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_reader_that_has_seen_enough():
+    """As ``python -m sj_prune methods | head -1``, where head is faster."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "sj_prune", "methods"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    child.stdout.close()
+    assert child.stderr.read() == b""
+    child.stderr.close()
+    assert child.wait() == 0
+
+
+def test_report_of_an_empty_mask(tmp_path, capsys):
+    model, _ = wrapped(criticality())
+    state = model.state_dict()
+    name = next(iter(state["_extra_state"]["masks"]))
+    state["_extra_state"]["masks"][name] = torch.empty(0, dtype=torch.bool)
+    torch.save(state, tmp_path / "empty.pt")
+    with pytest.raises(SystemExit, match="1"):
+        __main__.main(["report", str(tmp_path / "empty.pt")])
+    assert f"Expected a mask of {name!r} but it is empty" in capsys.readouterr().err

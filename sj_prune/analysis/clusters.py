@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sj_prune import _host
-from sj_prune.analysis.looking import Forward, Labeled, labeled, looking
+from sj_prune.analysis.looking import Forward, Labeled, answered, labeled, looking
 from sj_prune.network.layers import weighted_layers
 from sj_prune.reports.tables import optional, table
 
@@ -116,8 +116,8 @@ def clusters(
 
     Raises:
         TypeError: if `net` is no module.
-        ValueError: for an unknown layer, one that does not run, batches without labels, features
-            that are not of the samples.
+        ValueError: for an unknown layer, one that does not run, batches without labels, inputs that
+            the network does not take, features that are not of the samples or not finite.
     """
     with looking(net, forward) as twin:
         layers: Mapping[str, nn.Module] = weighted_layers(twin)
@@ -213,30 +213,46 @@ def _summed(
     sums = _Sums()
     for args, y in batches:
         seen.clear()
-        _host.reset_net(net)
-        net(*args)
+        answered(net, args)
         if not seen:
             raise ValueError(f"Expected one of {list(layers)} to run in the forward but none does")
         sums.layer = list(seen)[-1]
-        calls = [_by_sample(sums.layer, layers[sums.layer], x, len(y)) for x in seen[sums.layer]]
-        sums.add(torch.cat(calls).mean(0), y)
+        sums.add(_features(sums.layer, layers[sums.layer], seen[sums.layer], args, len(y)), y)
     return sums
 
 
-def _by_sample(name: str, layer: nn.Module, x: Tensor, samples: int) -> Tensor:
+def _features(
+    name: str, layer: nn.Module, calls: list[Tensor], args: tuple[Any, ...], samples: int
+) -> Tensor:
+    """Return what went into a layer, mean over time, ``[N, features]``."""
+    shapes = [x.shape for x in args if isinstance(x, Tensor)]
+    # Joined to [T * N, *], 8 samples would pass for 4: inputs are [T, N, *] or [N, *].
+    fits = not shapes or any(samples in shape[:2] for shape in shapes)
+    steps = [_by_sample(name, layer, x, samples, fits) for x in calls]
+    features = torch.cat(steps).mean(0)
+    if not features.isfinite().all():
+        raise ValueError(
+            f"Expected finite features but the input of {name!r} has nan or infinite numbers: look "
+            "at the data and at the weights before that layer"
+        )
+    return features
+
+
+def _by_sample(name: str, layer: nn.Module, x: Tensor, samples: int, fits: bool) -> Tensor:
     """Return the input of a layer as ``[steps, N, features]``, float64.
 
     Multi-step layers get ``[T, N, *]``, single-step ones ``[N, *]``, and those in a container that
-    joins time and samples ``[T * N, *]``.
+    joins time and samples ``[T * N, *]``, if the network's inputs are of as many samples.
     """
     mode = _host.step_mode(layer)
     steps = x.ndim > 2 and mode != "s" and (mode == "m" or x.shape[1] == samples)
     if isinstance(layer, nn.modules.conv._ConvNd):
         steps = x.ndim == layer.weight.ndim + 1
-    x = x.flatten(0, 1) if steps else x
-    if len(x) % samples:
+    fits = x.shape[1] == samples if steps else fits and len(x) % samples == 0
+    if not fits:
         raise ValueError(
             f"Expected the input of {name!r} to be of the {samples} samples that have labels but "
-            f"got {tuple(x.shape)}: name another layer="
+            f"got {tuple(x.shape)}: give one label a sample, or name another layer="
         )
+    x = x.flatten(0, 1) if steps else x
     return x.double().reshape(-1, samples, x[0].numel())

@@ -24,6 +24,11 @@ Forward: TypeAlias = Callable[..., Any]
 Value: TypeAlias = Callable[[Any, Tensor], float | Tensor]
 Labeled: TypeAlias = tuple[tuple[Any, ...], Tensor]
 
+_LOOP = (
+    "lead a single-step network over time by forward=lambda net, x_seq: "
+    "functional.multi_step_forward(x_seq, net), or mend the loader"
+)
+
 
 def accuracy(output: Any, y: Tensor) -> float:  # noqa: ANN401
     """Return the fraction of right answers of ``output [T, N, K]`` or ``[N, K]``.
@@ -106,10 +111,28 @@ def labeled(net: nn.Module, loader: Iterable[Any], batches: int | None) -> Itera
         yield args, y
 
 
+def answered(net: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    """Return the output of a network from reset neurons.
+
+    Raises:
+        ValueError: for inputs that it does not take.
+    """
+    _host.reset_net(net)
+    try:
+        return net(*args)
+    except Exception as error:
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in args]
+        single = all(_host.step_mode(module) != "m" for module in net.modules())
+        wanted, advice = ("[N, *]", _LOOP) if single else ("[T, N, *]", "mend the loader")
+        raise ValueError(
+            f"Expected inputs from the loader as the network takes them, such as {wanted}, but its "
+            f"forward of {shapes} raised {type(error).__name__}: {error}: {advice}"
+        ) from error
+
+
 def valued(net: nn.Module, batches: list[Labeled], value: Value) -> float:
     """Return the mean of a value over all samples, each batch from reset neurons."""
     total = 0.0
     for args, y in batches:
-        _host.reset_net(net)
-        total += float(value(net(*args), y)) * len(y)
+        total += float(value(answered(net, args), y)) * len(y)
     return total / sum(len(y) for _, y in batches)

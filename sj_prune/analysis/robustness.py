@@ -100,12 +100,10 @@ def robustness(
 
     Raises:
         TypeError: if an argument is of the wrong type.
-        ValueError: for a negative level, batches without labels, inputs that are no floats, weights
-            that are computed (parametrized).
+        ValueError: for a negative level, batches without labels, inputs that are no floats or have
+            no standard deviation, weights that are computed (parametrized).
     """
-    for name, levels in zip(KINDS, (inputs, parameters), strict=True):
-        for level in levels:
-            check_factor(f"a level of {name}", level)
+    inputs, parameters = _levels("inputs", inputs), _levels("parameters", parameters)
     check_steps("repeats", repeats)
     seed = check_integer("seed", seed, 0)
     rows = []
@@ -125,6 +123,17 @@ def robustness(
     return Robustness(tuple(rows))
 
 
+def _levels(name: str, levels: object) -> tuple[float, ...]:
+    if not isinstance(levels, Iterable):
+        raise TypeError(
+            f"Expected {name} to be levels of noise but got {levels!r}: give (0.0, 0.5)"
+        )
+    found = tuple(levels)
+    for level in found:
+        check_factor(f"a level of {name}", level)
+    return found
+
+
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     """Return standard normal noise, the same on every device."""
     return torch.randn(like.shape, generator=generator, device="cpu").to(like)
@@ -142,7 +151,15 @@ class _Inputs:
                 "loader yield x.float(), or give inputs=()"
             )
         self.held = held
-        self.deviation = torch.cat([x.flatten() for x in first]).std()
+        numbers = torch.cat([x.flatten() for x in first])
+        # Of one number torch warns, and gives nan.
+        self.deviation = numbers.std() if len(numbers) > 1 else torch.tensor(torch.nan)
+        if not self.deviation.isfinite():
+            raise ValueError(
+                "Expected inputs with a finite standard deviation, to scale noise by, but that of "
+                f"{len(numbers)} numbers is {float(self.deviation)}: give more or other data, or "
+                "inputs=()"
+            )
 
     @contextmanager
     def shaken(self, level: float, generator: torch.Generator) -> Iterator[list[Labeled]]:

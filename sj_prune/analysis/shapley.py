@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sj_prune._checks import check_integer
+from sj_prune._checks import check_choice, check_integer
 from sj_prune.analysis.looking import Forward, Labeled, Value, accuracy, labeled, looking, valued
 from sj_prune.masks.bindings import Strict
 from sj_prune.masks.manager import MaskManager
@@ -55,9 +55,14 @@ class Shapley:
 
         Args:
             group: of its channels; by default of all.
+
+        Raises:
+            ValueError: for an unknown group.
         """
         from scipy.stats import rankdata
 
+        if group is not None:
+            check_choice("group", group, list(self.values))
         names = [group] if group is not None else list(self.values)
         pair = [
             torch.cat([each[n][self.alive[n]] for n in names])
@@ -172,8 +177,8 @@ def shapley(
 def _chosen(groups: Iterable[str] | None, known: Mapping[str, Any]) -> list[str]:
     chosen = list(known) if groups is None else list(groups)
     unknown = [name for name in chosen if name not in known]
-    if unknown:
-        raise ValueError(f"Expected groups to be among {list(known)} but got {unknown}")
+    if unknown or not chosen:
+        raise ValueError(f"Expected groups to be among {list(known)} but got {unknown or 'none'}")
     return chosen
 
 

@@ -83,9 +83,12 @@ def transition(
         names: of the two masks, for table and plot.
 
     Raises:
-        TypeError: for a single network or state in place of one an epoch.
-        ValueError: for masks of different modules or shapes, an epoch without one of them.
+        TypeError: for a single network or state in place of one an epoch, an epoch that is neither.
+        ValueError: for masks of different modules or shapes, an epoch without one of them, names of
+            other than two masks.
     """
+    if isinstance(names, str) or len(names) != 2:
+        raise ValueError(f"Expected names to be of two masks but got {names!r}: give two")
     if set(first) != set(second):
         raise ValueError(
             "Expected two masks of the same modules but only one has "
@@ -113,9 +116,8 @@ def transition(
 def _numbered(
     epochs: Iterable[Snapshot] | Mapping[float, Snapshot],
 ) -> Iterable[tuple[float, Snapshot]]:
-    single = isinstance(epochs, nn.Module) or (
-        isinstance(epochs, Mapping) and any(isinstance(key, str) for key in epochs)
-    )
+    single = not isinstance(epochs, Iterable) or isinstance(epochs, nn.Module)
+    single = single or (isinstance(epochs, Mapping) and any(isinstance(key, str) for key in epochs))
     if single:
         raise TypeError(
             "Expected epochs to be networks or states, one an epoch, but got a single "
@@ -128,7 +130,13 @@ def _state(snapshot: Snapshot) -> Mapping[str, Any]:
     """Return the state of a bare network."""
     if isinstance(snapshot, PruningWrapper):
         snapshot = snapshot.net
-    return snapshot.state_dict() if isinstance(snapshot, nn.Module) else snapshot
+    state = snapshot.state_dict() if isinstance(snapshot, nn.Module) else snapshot
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            "Expected every epoch to be a network or its state_dict() but got a "
+            f"{type(state).__name__}: give copies of the network, or torch.load what was saved"
+        )
+    return state
 
 
 def _mean(state: Mapping[str, Any], where: Mapping[str, Tensor]) -> float | None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from sj_prune._checks import check_flag
 from sj_prune.masks.select import count
 from sj_prune.masks.units import LayerScores, keep_top
 
@@ -152,6 +153,9 @@ class Uniform:
     """
 
     first_dense: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("first_dense", self.first_dense)
 
     def least(self, sizes: Sequence[int], floors: Sequence[int]) -> int:
         """Return the sum of the floors, with all of the first layer if it stays dense."""

@@ -193,7 +193,7 @@ def measure(
 
     Raises:
         TypeError: if `example_input` does not begin with a tensor and `samples` is not given.
-        ValueError: if `samples` is not positive.
+        ValueError: if `samples` is not positive, or `example_input` holds none.
     """
     if samples is not None and samples < 1:
         raise ValueError(f"Expected samples to be at least 1 but got {samples}")
@@ -209,6 +209,10 @@ def measure(
             net(*args)
         if samples is None:
             samples = neurons.batches[0] if neurons.batches else _samples(args)
+            if not samples:
+                raise ValueError(
+                    "Expected example_input to hold at least one sample but it has none"
+                )
     found = NetworkCost({name: _cost(name, each, samples) for name, each in counters.items()})
     found.updates, found.spikes = neurons.updates / samples, neurons.spikes / samples
     return found

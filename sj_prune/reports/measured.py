@@ -20,7 +20,7 @@ from sj_prune.reports import cost
 from sj_prune.reports.explain import why_dense
 from sj_prune.reports.report import Report, ReportRow
 from sj_prune.run import history
-from sj_prune.run.anatomy import layers_of
+from sj_prune.run.anatomy import layers_of, learn_example
 from sj_prune.run.looks import applied
 from sj_prune.run.session import Session
 from sj_prune.run.state import Run
@@ -48,13 +48,30 @@ def _nodes_kept(net: nn.Module) -> Iterator[dict[str, Sensor]]:
 
 
 @contextmanager
+def _explained(net: nn.Module, run: Run, example_input: Any) -> Iterator[None]:  # noqa: ANN401
+    """Say of an input that the network does not take what `PruningWrapper.explain` says of it."""
+    try:
+        yield
+    except Exception:
+        try:
+            trace(net, layers_of(net, run), as_args(example_input))
+        except Exception:
+            inputs = run.anatomy.inputs
+            try:
+                learn_example(net, run, example_input)  # raises: it fails as the trace did
+            finally:
+                run.anatomy.inputs = inputs  # a report changes nothing
+        raise  # something else is wrong
+
+
+@contextmanager
 def _measuring(
     net: nn.Module,
     run: Run,
     example_input: Any,  # noqa: ANN401
 ) -> Iterator[tuple[Topology, dict[str, Sensor]]]:
     """Let all nodes that can do so record what is run inside this block, in eval mode too."""
-    with _nodes_kept(net) as nodes:
+    with _nodes_kept(net) as nodes, _explained(net, run, example_input):
         topology = run.anatomy.topology
         if topology is None:
             # Not kept: a report changes nothing, the first training forward will tell.

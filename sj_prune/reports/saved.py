@@ -69,6 +69,10 @@ def _masks(weights: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     uncounted, rows, total, left = state.get("uncounted", ()), [], 0, 0
     for name, mask in state["masks"].items():
         kept, size = int(mask.sum()), mask.numel()
+        if not size:
+            raise ValueError(
+                f"Expected a mask of {name!r} but it is empty: {EXTRA_STATE!r} is damaged"
+            )
         weight = weights.get(f"{name}.weight")
         shape = "" if weight is None else "x".join(map(str, weight.shape))
         dense = "dense, not counted" if name in uncounted else ""

@@ -8,7 +8,7 @@ from spikingjelly.activation_based import functional, layer
 from torch import nn
 
 from sj_prune import analysis
-from tests.support.analysis_cases import CLASSIFIER, network
+from tests.support.analysis_cases import CLASSIFIER, network, step_by_step
 from tests.support.trained_cases import CLASSES, batches
 
 TRAIN, TEST = batches(4), batches(2, seed=1)
@@ -133,3 +133,33 @@ def test_refusals():
         analysis.clusters(net, [(TRAIN[0][0], torch.zeros(4).long())], layer=CLASSIFIER)
     with pytest.raises(ValueError, match="Expected one of .* to run in the forward but none does"):
         analysis.clusters(nn.Sequential(nn.Identity()), TRAIN, layer=None)
+
+
+@pytest.mark.parametrize("where", [0, 3])
+def test_features_that_are_not_finite_are_refused(where):
+    net = network()
+    nn.init.constant_(net[where].weight, float("nan"))
+    with pytest.raises(ValueError, match=r"finite features but the input of '7' has nan"):
+        analysis.clusters(net, [(x, y) for x, y in TRAIN], layer=CLASSIFIER, forward=potentials)
+
+
+def potentials(net, x_seq):
+    """Run without neurons, which would make numbers of nan."""
+    net[2], net[5] = nn.Identity(), nn.Identity()
+    return net(x_seq)
+
+
+@pytest.mark.parametrize("form", ["multi-step", "single-step", "container"])
+@pytest.mark.parametrize("labels", [2, 3, 12])
+def test_labels_of_other_samples_are_refused(form, labels):
+    """In 4 steps of 6 samples, each number divides what a layer may get."""
+    net, forward = network(), None
+    x_seq = torch.rand(4, 6, 2, 6, 6)
+    if form == "single-step":
+        functional.set_step_mode(net, "s")
+        forward = step_by_step
+    if form == "container":
+        net = nn.Sequential(*net[:6], layer.SeqToANNContainer(nn.Flatten(), nn.Linear(72, 5)))
+    with pytest.raises(ValueError, match=rf"of the {labels} samples that have labels but got"):
+        analysis.clusters(net, [(x_seq, torch.zeros(labels).long())], forward=forward)
+    assert analysis.clusters(net, [(x_seq, torch.zeros(6).long())], forward=forward).rows

@@ -149,3 +149,18 @@ def test_refused_loaders(loader, error, message):
         analysis.shapley(network(), loader, methods.FilterNorm())
     with pytest.raises(TypeError, match=r"Expected net to be a torch.nn.Module"):
         analysis.clusters("net", loader)
+
+
+def test_inputs_that_the_network_does_not_take_are_named():
+    net = network()
+    for run in (analysis.clusters, analysis.robustness):
+        with pytest.raises(
+            ValueError, match=r"such as \[T, N, \*\], but its forward of \[\(6, 2, 6"
+        ):
+            run(net, [(LOADER[0][0][0], LOADER[0][1])])
+        single = functional.set_step_mode(net, "s") or net
+        with pytest.raises(
+            ValueError, match=r"as \[N, \*\], but .*conv2d.* forward=lambda net, x_"
+        ):
+            run(single, LOADER)
+        functional.set_step_mode(net, "m")

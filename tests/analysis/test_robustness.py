@@ -134,3 +134,27 @@ def test_computed_weights_take_no_noise():
     with pytest.raises(ValueError, match=r"but those of \['3'\] are computed"):
         analysis.robustness(net, LOADER, inputs=(), repeats=1)
     assert analysis.robustness(net, LOADER, inputs=(0.0,), parameters=()).rows
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inputs": 0.5}, r"Expected inputs to be levels of noise but got 0.5: give \(0.0, 0.5\)"),
+        ({"parameters": None}, "Expected parameters to be levels of noise but got None"),
+    ],
+)
+def test_a_single_level_is_no_levels(settings, message):
+    with pytest.raises(TypeError, match=message):
+        analysis.robustness(network(), LOADER, **settings)
+
+
+def test_levels_may_be_any_iterable():
+    found = analysis.robustness(network(), LOADER, inputs=iter([0.0]), parameters=torch.empty(0))
+    assert [row.level for row in found.rows] == [0.0]
+
+
+@pytest.mark.parametrize("x", [torch.ones(1, 1, 1), torch.full((2, 1, 2), 3e38)])
+def test_inputs_without_a_deviation_take_no_noise(x):
+    loader = [(x, torch.zeros(1).long())]
+    with pytest.raises(ValueError, match=rf"deviation.* of {x.numel()} numbers is (nan|inf)"):
+        analysis.robustness(torch.nn.Flatten(2), loader)

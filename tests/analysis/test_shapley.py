@@ -171,8 +171,15 @@ def test_a_seed_gives_the_same_orders():
         ({"method": methods.GradR()}, ValueError, "GradR lets sparsity emerge"),
         ({"permutations": 1}, ValueError, "at least 2 permutations"),
         ({"groups": ["0"]}, ValueError, r"groups to be among \['1', '4'\] but got \['0'\]"),
+        ({"groups": []}, ValueError, r"groups to be among \['1', '4'\] but got none"),
     ],
 )
 def test_refusals(settings, error, message):
     with pytest.raises(error, match=message):
         analysis.shapley(network(), LOADER, **({"method": methods.FilterNorm()} | settings))
+
+
+def test_correlation_of_an_unknown_group():
+    found = analysis.shapley(network(), LOADER, methods.FilterNorm(), permutations=2, batches=1)
+    with pytest.raises(ValueError, match=r"group to be one of \['1', '4'\] but got 'zz'"):
+        found.correlation("zz")

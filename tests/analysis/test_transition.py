@@ -118,3 +118,21 @@ def test_refusals(nets):
     for single in (nets[0], nets[0].state_dict()):
         with pytest.raises(TypeError, match=r"but got a single \w+: give \[net\]"):
             analysis.transition(FIRST, SECOND, single)
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b", "c"), "ab"])
+def test_names_are_two(nets, names):
+    with pytest.raises(ValueError, match="Expected names to be of two masks but got"):
+        analysis.transition(FIRST, SECOND, nets, names=names)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "message"),
+    [
+        (["a"], r"every epoch to be a network or its state_dict\(\) but got a str"),
+        (5, "one an epoch, but got a single int"),
+    ],
+)
+def test_epochs_that_are_no_networks(epochs, message):
+    with pytest.raises(TypeError, match=message):
+        analysis.transition(FIRST, SECOND, epochs)

@@ -175,3 +175,10 @@ def test_split_is_fixed_and_stratified(quickstart):
     assert torch.equal(again[2], test_images)
     shares = torch.bincount(test_labels) / torch.bincount(torch.cat([labels, test_labels]))
     assert (shares - 0.25).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--threads"])
+def test_options_are_refused_by_name(quickstart, capsys, option):
+    with pytest.raises(SystemExit):
+        quickstart.main([option, "0"])
+    assert f"argument {option}: Expected at least 1 but got 0" in capsys.readouterr().err

@@ -189,3 +189,8 @@ def test_layers_without_growth_take_their_count_from_the_global_ranking():
     rest = 150 - int(updates[3].mask.sum())
     assert sum(int(u.grown.sum()) for u in updates[:3]) == int(0.3 * rest)
     assert sum(int(u.mask.sum()) for u in updates) == 150
+
+
+def test_first_dense_is_a_flag():
+    with pytest.raises(TypeError, match="Expected first_dense to be True or False but got 'x'"):
+        Uniform(first_dense="x")

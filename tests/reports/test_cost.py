@@ -425,3 +425,8 @@ def test_hooks_go_when_the_forward_fails():
         cost.measure(net, torch.rand(4, 3, 5, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     assert net.training
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(ValueError, match="Expected example_input to hold at least one sample"):
+        cost.measure(small_net(), torch.zeros(3, 0, 2, 8, 8))

@@ -287,6 +287,7 @@ def snapshot(wrapper):
         "step": wrapper.step,
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in wrapper.modules()],
         "topology": id(wrapper.session.run.anatomy.topology),
+        "inputs": id(wrapper.session.run.anatomy.inputs),
     }
 
 
@@ -325,6 +326,46 @@ def test_report_and_explain_change_nothing(mode):
     assert_same(before, snapshot(wrapper))
     if mode == "traced":
         assert nodes["sn1"].h_seq is h_seq
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda x: x[0],
+        lambda x: x.double(),
+        lambda x: x.bfloat16(),
+        lambda x: [x],
+        lambda x: "x",
+        lambda x: x[:, :0],
+    ],
+    ids=["no time", "float64", "bfloat16", "list", "str", "no samples"],
+)
+def test_inputs_are_refused_as_by_explain(fresh, refused):
+    wrapper = sj_prune.PruningWrapper(Net(), criticality(end=9))
+    x = refused(images())
+    with pytest.raises(ValueError, match="Expected") as explained:
+        copy.deepcopy(wrapper).explain(x)
+    if not fresh:
+        train(wrapper)
+    before = snapshot(wrapper)
+    for look in (wrapper.report, lambda x: criticality_of(wrapper, x)):
+        with pytest.raises(ValueError, match="Expected") as found:
+            look(x)
+        assert str(found.value) == str(explained.value)
+        assert_same(before, snapshot(wrapper))
+
+
+def test_errors_that_are_not_of_the_input_stay(monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError("all")
+
+    monkeypatch.setattr(cost, "measure", fail)
+    wrapper, x = trained(), images()
+    before = snapshot(wrapper)
+    with pytest.raises(MemoryError, match="all"):
+        wrapper.report(x)
+    assert_same(before, snapshot(wrapper))
 
 
 def test_report_between_forward_and_backward():
