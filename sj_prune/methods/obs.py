@@ -104,7 +104,7 @@ def removal_losses(weight: Tensor, inverse: Tensor) -> Tensor:
         alive[rows, p] = False
         column, pivot = h[rows, :, p], diagonal[rows, p].unsqueeze(1).clone()
         w = w - (w[rows, p].unsqueeze(1) / pivot) * column
-        h = h - column.unsqueeze(2) * (column / pivot).unsqueeze(1)
+        h.baddbmm_(column.unsqueeze(2), (column / pivot).unsqueeze(1), alpha=-1)  # in place
         h.diagonal(dim1=1, dim2=2).masked_fill_(~alive, 1.0)  # of what is gone nothing is left
     return found
 

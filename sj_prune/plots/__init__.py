@@ -14,13 +14,8 @@ from sj_prune.plots.analyses import (
 from sj_prune.plots.channels import channel_importance, survivors_per_layer
 from sj_prune.plots.exchange import channel_exchange, channel_raster
 from sj_prune.plots.layers import criticality_histogram, density_per_layer
-from sj_prune.plots.runs import (
-    accuracy_over_cost,
-    accuracy_over_sparsity,
-    regrowth_per_layer,
-    regrowth_survival,
-    sparsity_over_steps,
-)
+from sj_prune.plots.regrowth import regrowth_per_layer, regrowth_survival
+from sj_prune.plots.runs import accuracy_over_cost, accuracy_over_sparsity, sparsity_over_steps
 
 __all__ = [
     "accuracy_over_cost",

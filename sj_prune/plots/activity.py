@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from sj_prune import _host
+from sj_prune._checks import check_integer
+from sj_prune.deploy.leaves import single_step
 from sj_prune.network.inputs import as_args
 from sj_prune.network.unheard import unheard
 from sj_prune.plots.axes import COLORS, axes
-from sj_prune.reports.measured import channel_means
+from sj_prune.plots.given import Channels, channel_values, finite_values, named
 from sj_prune.run.looks import applied
 from sj_prune.wrapper import PruningWrapper
 
@@ -26,8 +28,6 @@ _LABELS = {
     "firing_rate": "firing rate (spikes a time step)",
     "criticality_max": "criticality (1 / potential)",
 }
-
-Channels: TypeAlias = PruningWrapper | Mapping[str, Tensor]
 
 
 def channel_map(
@@ -52,17 +52,18 @@ def channel_map(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: if there is nothing to draw, or the widths of networks differ.
+        ValueError: if there is nothing to draw, values are NaN or infinite, or the widths of
+            networks differ.
     """
     found = {
-        name: channel_means(given.session, example_input, statistic)
-        if isinstance(given, PruningWrapper)
-        else {layer: values.detach().flatten() for layer, values in given.items()}
-        for name, given in networks.items()
+        name: channel_values(given, example_input, statistic, f"networks[{name!r}]")
+        for name, given in named("networks", networks).items()
     }
     first = next(iter(found.values()), {})
     if not first:
-        raise ValueError(f"Expected values of {statistic} to draw but got none: see example_input")
+        raise ValueError(
+            f"Expected values of {statistic} to draw but got none from networks: see example_input"
+        )
     for name, values in found.items():
         shapes = [{layer: len(v) for layer, v in each.items()} for each in (values, first)]
         if shapes[0] != shapes[1]:
@@ -128,8 +129,11 @@ def spike_raster(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: if no neuron layer gives a sequence ``[T, N, *]``.
+        ValueError: if `x_seq` is no input of the network, there is no such sample, or no neuron
+            layer gives a sequence ``[T, N, *]``.
     """
+    check_integer("most", most, 1)
+    _check_sample(x_seq, check_integer("sample", sample))
     layers = {"input": x_seq} | _spikes(net, x_seq)
     trains = {n: (v[:, sample].flatten(1) > 0).T.cpu() for n, v in layers.items()}
     if len(trains) < 2:
@@ -155,6 +159,14 @@ def spike_raster(
     return fig, ax
 
 
+def _check_sample(x_seq: Tensor, sample: int) -> None:
+    if x_seq.ndim < 3:
+        raise ValueError(f"Expected x_seq [T, N, *] but got shape {tuple(x_seq.shape)}")
+    samples = x_seq.shape[1]
+    if not -samples <= sample < samples:
+        raise ValueError(f"Expected sample to be one of the {samples} of x_seq but got {sample}")
+
+
 def _spikes(net: nn.Module, x_seq: Tensor) -> dict[str, Tensor]:
     """Return what every neuron layer gives, ``[T, N, *]``, in eval mode from rest."""
     found: dict[str, Tensor] = {}
@@ -172,6 +184,11 @@ def _spikes(net: nn.Module, x_seq: Tensor) -> dict[str, Tensor]:
         ]
         try:
             net(*as_args(x_seq))
+        except Exception as error:
+            raise ValueError(
+                "Expected x_seq to be an input [T, N, *] of the network but its forward raised "
+                f"{type(error).__name__}: {error}{single_step(net)}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -192,17 +209,19 @@ def filters(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: for something else than the weight of a 2d convolution.
+        ValueError: for something else than the weight of a 2d convolution, or for NaN.
     """
     import numpy as np
 
-    for name, weight in weights.items():
-        if weight.ndim != 4:
+    check_integer("columns", columns, 1)
+    for name, weight in named("weights", weights).items():
+        if weight.ndim != 4 or not weight.numel():
             raise ValueError(
                 f"Expected a weight [C_out, C_in, kh, kw] but {name!r} has {tuple(weight.shape)}"
             )
     if not weights:
         raise ValueError("Expected at least one weight to draw but got none")
+    finite_values(weights, "weights")
     pictures = [_mosaic(w.detach().double().cpu().numpy(), columns) for w in weights.values()]
     height = max(len(p) for p in pictures)
     gap = np.full((height, 3), np.inf)

@@ -10,7 +10,7 @@ from sj_prune.analysis.clusters import Clusters
 from sj_prune.analysis.robustness import KINDS, Robustness
 from sj_prune.analysis.shapley import Shapley
 from sj_prune.analysis.transition import Transition
-from sj_prune.plots.axes import COLORS, MARKERS, axes, grid, legend_above
+from sj_prune.plots.axes import COLORS, MARKERS, axes, grid, legend_above, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,10 +102,7 @@ def importance_transition(transition: Transition, ax: Axes | None = None) -> tup
             x, y = zip(*points, strict=True)
             ax.plot(x, y, marker=MARKERS[i], markersize=5, color=COLORS[i], label=name)
     ax.axhline(1.0, color="gray", linestyle=":", label="an average unit")
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    ax.set_xlabel("epoch")
+    whole_numbers(ax, "epoch")
     ax.set_ylabel("importance over the module's mean")
     grid(ax)
     legend_above(fig, ax)

@@ -37,6 +37,14 @@ def grid(ax: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
     ax.grid(visible=True, axis=axis, alpha=0.3)
 
 
+def whole_numbers(ax: Axes, label: str) -> None:
+    """Let the x axis have ticks at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    ax.set_xlabel(label)
+
+
 def legend_columns(names: Iterable[str], width: float) -> int:
     """Return into how many columns names fit, in rows of equal length, `width` in inches."""
     lengths = [len(name) for name in names]

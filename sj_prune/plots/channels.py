@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
+from sj_prune.plots.given import finite_values, named
 from sj_prune.reports.compare import Comparison
 from sj_prune.reports.report import Report
 from sj_prune.run.scores import last_scores
@@ -43,7 +44,8 @@ def channel_importance(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: if nothing has been scored yet, or scores and masks do not fit.
+        ValueError: if nothing has been scored yet, scores are NaN or infinite, or scores and masks
+            do not fit.
     """
     scores: Mapping[str, Tensor]
     if isinstance(wrapper_or_scores, PruningWrapper):
@@ -52,9 +54,9 @@ def channel_importance(
         kept = {scope: wrapper_or_scores.masks.alive(scope) for scope in scores}
         label = f"score of a channel by {run.plan.name}"
     else:
-        scores, label = wrapper_or_scores, "score of a channel"
-    values = {name: score.detach().flatten().tolist() for name, score in scores.items()}
-    values = {name: numbers for name, numbers in values.items() if numbers}
+        scores, label = named("wrapper_or_scores", wrapper_or_scores), "score of a channel"
+    found = finite_values(scores, "wrapper_or_scores")
+    values = {name: numbers.tolist() for name, numbers in found.items()}
     if not values:
         raise ValueError(
             "Expected scores to draw but there are none: a wrapper has them after the first mask "
@@ -166,7 +168,7 @@ def _widths(source: Any) -> Widths:  # noqa: ANN401
             if row.channels is not None and row.channels_kept is not None
         }
     if isinstance(source, Comparison):
-        return {row.name: (row.shapes[0][0], row.shapes[1][0]) for row in source.rows}
+        return {row.name: row.channels for row in source.rows}
     raise TypeError(
         "Expected a PruningWrapper, its report or a comparison of two networks but got "
         f"{type(source).__name__}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from sj_prune.plots.axes import COLORS, axes, grid, legend_above
-from sj_prune.run.history import UpdateRecord
-from sj_prune.wrapper import PruningWrapper
+from sj_prune.plots.axes import COLORS, axes, grid, legend_above, whole_numbers
+from sj_prune.plots.given import History, history_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,14 +18,12 @@ _KEPT, _PRUNED, _GONE, _BACK = range(4)
 _STATES = ("kept", "pruned", "newly pruned", "came back")
 _COLORS = ("#eeeeee", "#777777", COLORS[1], COLORS[0])
 
-History: TypeAlias = PruningWrapper | Sequence[UpdateRecord]
-
 
 def _states(given: History) -> dict[str, np.ndarray[Any, Any]]:
     """Return what every channel is after each update, ``[units, updates]`` by group."""
     import numpy as np
 
-    records = given.history if isinstance(given, PruningWrapper) else given
+    records = history_of(given)
     if not records:
         raise ValueError("Expected at least one mask update in the history but got none")
     if not all(record.pruned for record in records):
@@ -35,11 +32,13 @@ def _states(given: History) -> dict[str, np.ndarray[Any, Any]]:
             "sparsity_over_steps"
         )
     result = {}
-    for group, pruned in records[0].pruned.items():
-        units = records[0].kept[group] + len(pruned)
+    # A group of layers that begin to run later is whole until then.
+    for group in dict.fromkeys(name for record in records for name in record.pruned):
+        first = next(record for record in records if group in record.pruned)
+        units = first.kept[group] + len(first.pruned[group])
         dead = np.zeros((units, len(records) + 1), dtype=bool)  # before the first: all alive
         for i, record in enumerate(records, start=1):
-            dead[record.pruned[group], i] = True
+            dead[record.pruned.get(group, []), i] = True
         before, after = dead[:, :-1], dead[:, 1:]
         states = np.where(after, _PRUNED, _KEPT)
         states[after & ~before] = _GONE
@@ -61,6 +60,7 @@ def channel_exchange(history: History, ax: Axes | None = None) -> tuple[Figure, 
 
     Raises:
         ImportError: without matplotlib.
+        TypeError: for something else, such as several histories by name.
         ValueError: for a history without updates, or of single weights.
     """
     states = _states(history)
@@ -117,6 +117,7 @@ def channel_raster(
 
     Raises:
         ImportError: without matplotlib.
+        TypeError: for something else, such as several histories by name.
         ValueError: for a history without updates, or of single weights.
     """
     import numpy as np
@@ -160,8 +161,5 @@ def _by_life(states: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _update_axis(ax: Axes, updates: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     ax.set_xlim(0.5, updates + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    ax.set_xlabel("mask update")
+    whole_numbers(ax, "mask update")

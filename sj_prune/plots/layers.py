@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from sj_prune.plots.axes import COLORS, axes, grid, legend_above, name_ticks
-from sj_prune.reports.measured import channel_means
+from sj_prune.plots.given import channel_values, named
 from sj_prune.wrapper import PruningWrapper
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ Masks: TypeAlias = Mapping[str, Tensor]
 
 def _densities(masks: Masks | PruningWrapper) -> dict[str, float]:
     """Return the density of each layer."""
-    masks = masks.masks if isinstance(masks, PruningWrapper) else masks
+    masks = masks.masks if isinstance(masks, PruningWrapper) else named("masks_or_wrappers", masks)
     return {name: float(mask.float().mean()) for name, mask in masks.items()}
 
 
@@ -40,6 +40,7 @@ def density_per_layer(
 
     Raises:
         ImportError: without matplotlib.
+        TypeError: for something else.
         ValueError: if there is no mask to draw.
     """
     named = _by_name(masks_or_wrappers)
@@ -77,9 +78,12 @@ def _percent(density: float) -> str:
 
 def _by_name(given: Any) -> dict[str, dict[str, float]]:  # noqa: ANN401
     """Return densities by name and layer, whichever of its forms the argument has."""
-    if isinstance(given, PruningWrapper) or all(isinstance(v, Tensor) for v in given.values()):
+    if isinstance(given, PruningWrapper):
         return {"": _densities(given)}
-    return {name: _densities(masks) for name, masks in given.items()}
+    found = named("masks_or_wrappers", given)
+    if all(isinstance(mask, Tensor) for mask in found.values()):
+        return {"": _densities(found)}
+    return {name: _densities(masks) for name, masks in found.items()}
 
 
 def criticality_histogram(
@@ -100,14 +104,10 @@ def criticality_histogram(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: if there are no scores to draw.
+        ValueError: if there are no scores to draw, or some are NaN or infinite.
     """
-    if isinstance(wrapper_or_scores, PruningWrapper):
-        scores: Mapping[str, Tensor] = channel_means(wrapper_or_scores.session, example_input)
-    else:
-        scores = wrapper_or_scores
-    values = {name: score.detach().flatten().tolist() for name, score in scores.items()}
-    values = {name: numbers for name, numbers in values.items() if numbers}
+    found = channel_values(wrapper_or_scores, example_input, "criticality_max", "wrapper_or_scores")
+    values = {name: numbers.tolist() for name, numbers in found.items()}
     if not values:
         raise ValueError(
             "Expected criticality to draw but no neuron layer has recorded any: pass example_input"

@@ -1,26 +1,17 @@
-"""Plots of whole runs: sparsity and regrowth over training, accuracy over sparsity."""
+"""Plots of whole runs: sparsity over training, accuracy over cost and over sparsity."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle, pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from sj_prune.plots.axes import COLORS, MARKERS, axes, grid, legend_above
-from sj_prune.run.history import UpdateRecord, survival
+from sj_prune.plots.axes import COLORS, MARKERS, axes, grid, whole_numbers
+from sj_prune.plots.given import Histories, histories_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-#: those of several runs by name, or that of one
-Histories: TypeAlias = Mapping[str, Sequence[UpdateRecord]] | Sequence[UpdateRecord]
-
-
-def _named(histories: Histories) -> Mapping[str, Sequence[UpdateRecord]]:
-    return histories if isinstance(histories, Mapping) else {"": histories}
 
 
 def sparsity_over_steps(
@@ -30,14 +21,15 @@ def sparsity_over_steps(
     """Draw the sparsity that each mask update reached; dashed where another one was asked for.
 
     Args:
-        histories: `PruningWrapper.history`, or several by name.
+        histories: a wrapper or its `history`, or several by name.
         ax: where to draw; a new figure by default.
 
     Raises:
         ImportError: without matplotlib.
+        TypeError: for something else.
         ValueError: for a history without updates.
     """
-    named = _named(histories)
+    named = histories_of(histories)
     empty = [name or "the history" for name, records in named.items() if not records]
     if empty or not named:
         raise ValueError(f"Expected at least one mask update in {', '.join(empty) or 'histories'}")
@@ -60,98 +52,13 @@ def sparsity_over_steps(
         if any(abs(a - r) > 0.005 for a, r in zip(asked, reached, strict=True)):
             label = f"{name}, asked for" if name else "asked for"
             ax.step(steps, asked, where="post", linestyle="--", color=color, label=label)
-    _step_axis(ax)
+    whole_numbers(ax, "optimizer step")
     ax.set_ylabel("sparsity (fraction of weights pruned)")
     ax.set_ylim(0.0, 1.02)
     grid(ax)
     if len(ax.get_lines()) > 1:
         ax.legend(loc="lower right")
     return fig, ax
-
-
-def regrowth_survival(
-    histories: Histories,
-    ax: Axes | None = None,
-) -> tuple[Figure, Axes]:
-    """Draw at each mask update which fraction of what the one before regrew survives its prune.
-
-    Args:
-        histories: `PruningWrapper.history`, or several by name.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ImportError: without matplotlib.
-        ValueError: for a history in which no prune follows a regrowth.
-    """
-    named = _named(histories)
-    curves = {name: _survival(name, records) for name, records in named.items()}
-    if not curves:
-        raise ValueError("Expected at least one history but got none")
-    fig, ax = axes(ax)
-    looks = zip(cycle(MARKERS), cycle(COLORS), curves.items(), strict=False)
-    for marker, color, (name, curve) in looks:
-        steps, rates = list(curve), list(curve.values())
-        ax.plot(steps, rates, color=color, marker=marker, markersize=4, label=name)
-    _step_axis(ax)
-    ax.set_ylabel("fraction of the regrown units that survive")
-    ax.set_ylim(-0.02, 1.02)
-    grid(ax)
-    if len(curves) > 1:
-        ax.legend()
-    return fig, ax
-
-
-def _survival(name: str, records: Sequence[UpdateRecord]) -> dict[int, float]:
-    """Return optimizer step -> survival."""
-    found = {pair[1].step: survival(pair).get("total") for pair in pairwise(records)}
-    curve = {step: rate for step, rate in found.items() if rate is not None}
-    if not curve:
-        raise ValueError(
-            f"Expected an update that regrows, and another after it, in {name or 'the history'}"
-        )
-    return curve
-
-
-def regrowth_per_layer(
-    history: Sequence[UpdateRecord], ax: Axes | None = None
-) -> tuple[Figure, Axes]:
-    """Draw how many units each mask update regrew, stacked by layer from the first to the last.
-
-    Args:
-        history: `PruningWrapper.history`.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ImportError: without matplotlib.
-        ValueError: for a history without regrowth.
-    """
-    growing = [record for record in history if any(record.grown.values())]
-    if not growing:
-        raise ValueError("Expected a history in which something is regrown but nothing is")
-    fig, ax = axes(ax)
-    from matplotlib import colormaps
-
-    steps = [record.step for record in growing]
-    width = 0.8 * min((b - a for a, b in pairwise(steps) if b > a), default=1)
-    names = [name for name in growing[0].grown if any(r.grown.get(name) for r in growing)]
-    below = [0] * len(growing)
-    for i, name in enumerate(names):
-        heights = [record.grown.get(name, 0) for record in growing]
-        color = colormaps["viridis"](i / max(1, len(names) - 1))
-        ax.bar(steps, heights, width, bottom=below, color=color, label=name)
-        below = [low + height for low, height in zip(below, heights, strict=True)]
-    _step_axis(ax)
-    ax.set_ylabel("units regrown at this update")
-    grid(ax, "y")
-    legend_above(fig, ax)
-    return fig, ax
-
-
-def _step_axis(ax: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
-    ax.set_xlabel("optimizer step")
 
 
 def accuracy_over_cost(
@@ -172,15 +79,13 @@ def accuracy_over_cost(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: without points, or for a cost that is not positive.
+        ValueError: for a setting without points, or a cost that is not positive.
     """
-    points = [p for settings in results.values() for seeds in settings.values() for p in seeds]
-    if not points or min(cost for cost, _ in points) <= 0:
-        raise ValueError(f"Expected points with costs above 0 but got {points}")
+    curves = _over_settings(results)
     fig, ax = axes(ax)
     from matplotlib.ticker import LogLocator, NullLocator
 
-    for i, (name, settings) in enumerate(results.items()):
+    for i, (name, settings) in enumerate(curves.items()):
         columns = [list(zip(*seeds, strict=True)) for seeds in settings.values()]
         x, y = ([sum(c[k]) / len(c[k]) for c in columns] for k in (0, 1))
         ends = [
@@ -214,10 +119,31 @@ def accuracy_over_cost(
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylabel("accuracy (%)" if max(a for _, a in points) > 1.0 else "accuracy (fraction)")
+    highest = max(a for each in curves.values() for seeds in each.values() for _, a in seeds)
+    ax.set_ylabel("accuracy (%)" if highest > 1.0 else "accuracy (fraction)")
     grid(ax)
     ax.legend(loc="lower right")
     return fig, ax
+
+
+def _over_settings(
+    results: Mapping[str, Mapping[str, Iterable[tuple[float, float]]]],
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Return method -> setting -> points, each of which may come from a generator."""
+    found = {
+        name: {label: list(seeds) for label, seeds in settings.items()}
+        for name, settings in results.items()
+    }
+    for name, settings in found.items():
+        for label, seeds in settings.items() or {"": []}.items():
+            if not seeds or not all(cost > 0 for cost, _ in seeds):
+                raise ValueError(
+                    "Expected points (cost, accuracy) with costs above 0 but those of "
+                    f"{name!r}, setting {label!r}, are {seeds}: leave out what was not measured"
+                )
+    if not found:
+        raise ValueError("Expected points with costs above 0 of at least one method but got none")
+    return found
 
 
 def accuracy_over_sparsity(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sj_prune.network.layers import output_channels
 from sj_prune.reports import cost
 from sj_prune.reports.tables import before_after, shape_text, table
 
@@ -26,7 +27,11 @@ _MEANING = (
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One layer in both networks."""
+    """One layer in both networks.
+
+    `shapes` are those of its weight; `channels` those of its output, which a transposed convolution
+    counts in the second dimension.
+    """
 
     name: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -35,6 +40,7 @@ class ComparisonRow:
     macs: tuple[float, float]
     synops: tuple[float, float]
     events: tuple[float, float]
+    channels: tuple[int, int]
 
     def cells(self) -> list[str]:
         """Return the texts of the table."""
@@ -119,7 +125,11 @@ def compare(
             f"Expected two forms of one network but their layers {list(first)[:3]} and "
             f"{list(second)[:3]} have no name in common: of a wrapper give model.net"
         )
-    rows = tuple(_row(name, first[name], second[name]) for name in names)
+    channels = {
+        name: (_channels(before.get_submodule(name)), _channels(after.get_submodule(name)))
+        for name in names
+    }
+    rows = tuple(_row(name, first[name], second[name], channels[name]) for name in names)
     totals = {
         "parameters": (_parameters(before), _parameters(after)),
         "nonzero": (_nonzero(before), _nonzero(after)),
@@ -141,7 +151,13 @@ def _latencies(before: nn.Module, after: nn.Module, example_input: Any) -> tuple
     return sorted(first)[1], sorted(second)[1]
 
 
-def _row(name: str, first: cost.LayerCost, second: cost.LayerCost) -> ComparisonRow:
+def _channels(layer: Any) -> int:  # noqa: ANN401
+    return output_channels(layer)
+
+
+def _row(
+    name: str, first: cost.LayerCost, second: cost.LayerCost, channels: tuple[int, int]
+) -> ComparisonRow:
     return ComparisonRow(
         name=name,
         shapes=(first.shape, second.shape),
@@ -150,6 +166,7 @@ def _row(name: str, first: cost.LayerCost, second: cost.LayerCost) -> Comparison
         macs=(first.total_macs, second.total_macs),
         synops=(first.synops, second.synops),
         events=(first.events, second.events),
+        channels=channels,
     )
 
 

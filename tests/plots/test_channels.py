@@ -187,6 +187,18 @@ def test_survivors_of_wrapper_report_and_comparison():
     assert survivors(ax) == [[(8, alive[0]), (12, alive[1]), (5, 5)]]  # the classifier too
 
 
+def test_survivors_of_transposed_convolutions_are_their_output_channels():
+    net = nn.Sequential(
+        layer.ConvTranspose2d(2, 6, 2),
+        layer.ConvTranspose2d(6, 4, 3, groups=2),
+        layer.Conv2d(4, 8, 1, groups=2),
+    )
+    functional.set_step_mode(net, "m")
+    comparison = sj_prune.compare(net, copy.deepcopy(net), images(), latency=False)
+    _, ax = plots.survivors_per_layer(comparison)
+    assert survivors(ax) == [[(6, 6), (4, 4), (8, 8)]]
+
+
 def test_survivors_of_several_networks():
     some, fewer = trained(), trained(sparsity=0.7)
     fig, ax = plots.survivors_per_layer({"half": some, "less": fewer})
