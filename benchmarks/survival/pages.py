@@ -174,7 +174,7 @@ def draw_trained(rows: Rows, path: Path) -> None:
     ax.set_xlabel("epoch")
     ax.set_ylabel("test accuracy, %")
     grid(ax)
-    ax.legend(loc="lower right")
+    ax.legend(loc="lower center")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
