@@ -32,17 +32,17 @@ def say_zeros(net: nn.Module, run: Run) -> None:
         return
     if found := many_zeros(net, run):
         logger.warning(
-            "%s, and training is going to fill those zeros: start=FromZeros() keeps them", found
+            "%d of %d prunable weights (%.1f %%) are 0 already, and training is going to fill "
+            "those zeros: start=FromZeros() keeps them",
+            *found,
         )
 
 
-def many_zeros(net: nn.Module, run: Run) -> str:
-    """Return how many prunable weights of a network are 0 already, in words; empty if few."""
+def many_zeros(net: nn.Module, run: Run) -> tuple[int, int, float] | None:
+    """Return how many of how many prunable weights are 0 already, and percent; None for few."""
     weights = [Place(net, name).parameter.detach() for name in run.layers]
     zeros, total = sum(count([w == 0 for w in weights])), sum(w.numel() for w in weights)
-    if zeros <= _MANY * total:
-        return ""
-    return f"{zeros} of {total} prunable weights ({100.0 * zeros / total:.1f} %) are 0 already"
+    return (zeros, total, 100.0 * zeros / total) if zeros > _MANY * total else None
 
 
 def _keep_zeros(net: nn.Module, run: Run) -> None:

@@ -130,11 +130,11 @@ def prune(
     found = list(batches_of(loader, batches, device))
     with restored_on_error(net):
         model = PruningWrapper(net, plan, example_input=found[0][0], skip=skip, seed=seed)
-        if zeros := many_zeros(model.net, model.session.run):
+        if found_zeros := many_zeros(model.net, model.session.run):
             logger.warning(
-                "%s, which budgets and the report count as kept: prune the dense network once, as "
-                "far as it is to go",
-                zeros,
+                "%d of %d prunable weights (%.1f %%) are 0 already, which budgets and the report "
+                "count as kept: prune the dense network once, as far as it is to go",
+                *found_zeros,
             )
         try:
             before = cost.measure(model.net, found[0][0])
