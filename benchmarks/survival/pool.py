@@ -108,6 +108,7 @@ class Pool:
                 if late and self.settings.device.startswith("cuda"):  # paid by the minute
                     self.tell("failed", f"a worker did not end within {PATIENCE} s of the limit")
                     return
+            self._look_for_killed()  # the last one may have been
         finally:
             for worker in self.workers:
                 worker.terminate()

@@ -51,7 +51,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--suite", choices=list(SUITES), default="settle")
-    add("--arms", nargs="+", default=[], help="of the suite; best: chosen by the rows of settle")
+    add(
+        "--arms",
+        nargs="+",
+        default=[],
+        help="of the suite; best: by settle's rows",
+    )
     add("--recipes", nargs="+", default=[], help="of the suite, as x4 and sgd; all")
     add("--seeds", type=seeds, metavar="A-B", help="from A to B; the suite's")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, ...")

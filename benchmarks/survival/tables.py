@@ -22,11 +22,18 @@ Key = tuple[int, str]
 CHOSEN = 3  # arms that are tried again on other seeds
 BASE = "magnitude"
 ERK_ARM = "magnitude-erk"
+LATER = 107  # the first seed that was run once the first longer trainings were known
 
 
 def read(folder: Path) -> Rows:
     """Return the rows of all devices."""
     return [row for path in sorted(folder.glob("survival_*.csv")) for row in read_rows(path)]
+
+
+def later(rows: Rows) -> Rows:
+    """Leave out of the longer trainings the seeds after which it was decided to go on with them."""
+    longer = {recipe.name for recipe in LONGER}
+    return [row for row in rows if row["recipe"] not in longer or int(row["seed"]) >= LATER]
 
 
 # ---- numbers -------------------------------------------------------------------------------------

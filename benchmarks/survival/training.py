@@ -161,7 +161,7 @@ class Training:
             ValueError: if that was trained otherwise, or is damaged.
         """
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise ValueError(f"Expected {path} to be a checkpoint: remove it ({error})") from error
         if state.get("recipe") != self._how():

@@ -98,7 +98,7 @@ def _longer(rows: Rows) -> str:
     ]
     found = [each for each in found if len(each[2]) > 1]
     if not found:
-        return "On seeds by which no arm was chosen, and in longer training: not measured yet."
+        return "On other seeds, and in longer training: not measured yet."
     above, below = (
         [
             f"{ARMS[name].title} ({recipe.title}: {text(v)})"
@@ -108,7 +108,7 @@ def _longer(rows: Rows) -> str:
         for s in (1, -1)
     )
     return (
-        "Longer trainings and SGD, on seeds by which no arm was chosen: of "
+        "Longer trainings and SGD, on seeds by which neither arm nor training was chosen: of "
         f"{len(found)} differences to `Magnitude` with the same allocation {len(above)} are above "
         f"0{_list(above)}, {len(below)} below{_list(below)}. {_chance(found)}"
     )
@@ -179,5 +179,5 @@ def trained(rows: Rows) -> str:
                 f"At {sparsity} % `Criticality` is {each} points to `Magnitude` (a value a seed), "
                 f"at {energy_ratio(rows, 'cifar', *names):.1f} times its energy."
             )
-    parts.append("Two seeds say how large the effects are, not which method wins.")
+    parts.append("Two seeds show what happened here, not which method wins elsewhere.")
     return " ".join(parts)

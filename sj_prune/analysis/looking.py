@@ -8,7 +8,7 @@ from types import MethodType
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import OutOfMemoryError, Tensor, nn
 
 from sj_prune import _host
 from sj_prune._checks import check_steps
@@ -120,6 +120,8 @@ def answered(net: nn.Module, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
     _host.reset_net(net)
     try:
         return net(*args)
+    except (MemoryError, OutOfMemoryError):
+        raise
     except Exception as error:
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in args]
         single = all(_host.step_mode(module) != "m" for module in net.modules())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import OutOfMemoryError, Tensor, nn
 
 from sj_prune import _host
 from sj_prune._checks import check_integer
@@ -184,6 +184,8 @@ def _spikes(net: nn.Module, x_seq: Tensor) -> dict[str, Tensor]:
         ]
         try:
             net(*as_args(x_seq))
+        except (MemoryError, OutOfMemoryError):
+            raise
         except Exception as error:
             raise ValueError(
                 "Expected x_seq to be an input [T, N, *] of the network but its forward raised "

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import OutOfMemoryError, Tensor, nn
 
 from sj_prune.masks.select import count
 from sj_prune.methods.view import LayerActivity
@@ -52,6 +52,8 @@ def _explained(net: nn.Module, run: Run, example_input: Any) -> Iterator[None]: 
     """Say of an input that the network does not take what `PruningWrapper.explain` says of it."""
     try:
         yield
+    except (MemoryError, OutOfMemoryError):
+        raise
     except Exception:
         try:
             trace(net, layers_of(net, run), as_args(example_input))

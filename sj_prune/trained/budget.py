@@ -70,7 +70,7 @@ def sparsity_for(
     kind: str,
     fraction: float,
     args: tuple[Any, ...],
-    prepare: Callable[[], None],
+    prepare: Callable[[], object],
 ) -> float:
     """Return the sparsity at which an update leaves `fraction` of what the dense network spends.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 _FEW = 16
 
 
-@torch.no_grad()
 def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
     """Estimate the running statistics of all batch norms anew: the mean over these inputs.
 
@@ -37,17 +35,26 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
         ValueError: without any input, and where statistics come out that are not finite. The
             network is as it was then.
     """
+    say_few(estimate(net, inputs))
+
+
+@torch.no_grad()
+def estimate(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> dict[str, list[float]]:
+    """Do what `renormalize` does; return how many values a channel each call of a norm got.
+
+    Those of one time step, where the norm knows of time.
+    """
     found = {n: m for n, m in net.named_modules() if isinstance(m, _BatchNorm) and _tracks(m)}
     norms = list(found.values())
+    values: dict[str, list[float]] = {name: [] for name in found}
     if not norms:
-        return
+        return values
     momenta = {norm: norm.momentum for norm in norms}
-    fewest = dict.fromkeys(found, math.inf)
     number = 0
     put_back = _host.remembered(net)
     training = {module: module.training for module in net.modules()}
     handles = [_anew(norm) for norm in norms]
-    handles += [_counting(norm, name, fewest) for name, norm in found.items()]
+    handles += [_counting(norm, values[name]) for name, norm in found.items()]
     try:
         net.eval()
         for norm in norms:
@@ -58,7 +65,7 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
             for args in inputs:
                 _host.reset_net(net)
                 net(*args)
-                _check_statistics(found, number)
+                _check_statistics({n: m for n, m in found.items() if values[n]}, number)
                 number += 1
         _host.reset_net(net)
     except BaseException:
@@ -73,7 +80,7 @@ def renormalize(net: nn.Module, inputs: Iterable[tuple[Any, ...]]) -> None:
             norm.momentum = momentum
     if not number:
         raise ValueError("Expected at least one input to estimate norms on but there is none")
-    _say_few(fewest)
+    return values
 
 
 def _check_statistics(norms: Mapping[str, _BatchNorm], number: int) -> None:
@@ -87,26 +94,29 @@ def _check_statistics(norms: Mapping[str, _BatchNorm], number: int) -> None:
                 )
 
 
-def _counting(norm: _BatchNorm, name: str, fewest: dict[str, float]) -> RemovableHandle:
-    """Note the fewest values a channel that a norm gets in a forward, those of one time step."""
+def _counting(norm: _BatchNorm, values: list[float]) -> RemovableHandle:
+    """Note how many values a channel a norm gets in a call, those of one time step."""
 
-    def look(module: nn.Module, inputs: Any) -> None:  # noqa: ANN401
-        x = inputs[0]
+    def look(module: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+        x = (*args, *kwargs.values())[0]
         steps = len(x) if getattr(norm, "step_mode", "s") == "m" else 1
-        fewest[name] = min(fewest[name], x.numel() / max(1, steps * norm.num_features))
+        values.append(x.numel() / max(1, steps * norm.num_features))
 
-    return norm.register_forward_pre_hook(look)
+    return norm.register_forward_pre_hook(look, with_kwargs=True)
 
 
-def _say_few(fewest: Mapping[str, float]) -> None:
-    few = [name for name, number in fewest.items() if number < _FEW]
+def say_few(values: Mapping[str, Sequence[float]]) -> None:
+    """Warn of norms that got few values a channel, on average over calls."""
+    means = {name: sum(each) / len(each) for name, each in values.items() if each}
+    few = [name for name, mean in means.items() if mean < _FEW]
     if few:
         logger.warning(
-            "batch norm %r%s got %d values a channel and time step in a batch, too few to estimate "
-            "a variance of: give larger batches, or renormalize=False",
+            "batch norm %r%s got %.3g values a channel and time step in a batch, too few to "
+            "estimate a variance of: give larger batches, or keep the statistics as they are "
+            "(renormalize=False in prune)",
             few[0],
             f" (and {len(few) - 1} more)" if len(few) > 1 else "",
-            int(fewest[few[0]]),
+            means[few[0]],
         )
 
 

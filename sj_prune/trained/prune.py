@@ -35,7 +35,7 @@ from sj_prune.trained.calibration import (
     mean_cross_entropy,
 )
 from sj_prune.trained.hardware import chip_in, fitted
-from sj_prune.trained.norms import renormalize as estimate_norms
+from sj_prune.trained.norms import estimate, say_few
 from sj_prune.wrapper import PruningWrapper
 
 logger = logging.getLogger("sj_prune")
@@ -158,9 +158,8 @@ def _update(
     renormalize: bool,
     rewrite: Rewrite | None,
 ) -> None:
-    def prepare() -> None:
-        if renormalize:
-            estimate_norms(model.net, inputs_of(found))
+    def prepare() -> dict[str, list[float]]:
+        return estimate(model.net, inputs_of(found)) if renormalize else {}
 
     gradients = {p: p.grad for p in model.parameters()}
     calibrate(model, found, loss)
@@ -179,7 +178,7 @@ def _update(
         _rewrite(model, rewrite, found)
     for parameter in model.parameters():
         parameter.grad = gradients.get(parameter)
-    prepare()
+    say_few(prepare())
 
 
 @torch.no_grad()

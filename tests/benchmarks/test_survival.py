@@ -263,6 +263,7 @@ def test_a_killed_worker_is_told(tmp_path):
     settings = pool.Settings("cpu", None, tmp_path, True, tmp_path, time.time() + 500)
     workers = pool.Pool(cells("quick", ["magnitude"]), settings, 1, lambda *what: told.append(what))
     workers.workers[0].kill()
+    workers.workers[0].join()
     workers.run()
     ((end, what),) = told
     assert end == "failed"

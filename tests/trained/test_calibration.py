@@ -12,7 +12,7 @@ import sj_prune
 from sj_prune import _host, methods
 from sj_prune.methods.taylor import SquaredGate
 from sj_prune.neurons.statistics import STATISTICS
-from sj_prune.trained.calibration import calibrate, mean_cross_entropy
+from sj_prune.trained.calibration import batches_of, calibrate, mean_cross_entropy
 from tests.support.trained_cases import (
     Residual,
     batches,
@@ -322,8 +322,46 @@ def _behind_linear():
 @pytest.mark.parametrize(("samples", "says"), [(1, True), (15, True), (16, False)])
 def test_batches_too_small_for_a_variance_are_named(samples, says, caplog):
     x = torch.randn(4, samples, 6)  # one value a channel, sample and time step
-    sj_prune.renormalize(_behind_linear(), [(x,), (torch.randn(4, 32, 6),)])
+    sj_prune.renormalize(_behind_linear(), [(x,), (x,)])
     assert (f"batch norm '1' (and 1 more) got {samples} values" in caplog.text) == says
+
+
+def test_a_short_last_batch_is_none_of_these(caplog):
+    sj_prune.renormalize(_behind_linear(), [(torch.randn(4, n, 6),) for n in (32, 32, 3)])
+    assert "too few" not in caplog.text
+
+
+def test_a_search_warns_once(caplog):
+    found = [(torch.rand(4, 8, 6) * 4, torch.randint(4, (8,)))]
+    sj_prune.prune(_behind_linear(), found, methods.Magnitude(), budget={"synops": 0.5})
+    assert caplog.text.count("too few to estimate") == 1
+
+
+class _Keywords(nn.Module):
+    """Calls its norm by keyword, and has another that never runs and was spoilt."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.unused = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+        self.unused.running_var.fill_(torch.nan)
+
+    def forward(self, x, mask):
+        return self.norm(input=x) + mask
+
+
+def test_only_norms_that_run_are_looked_at():
+    net, x = _Keywords(), torch.randn(40, 6)
+    sj_prune.renormalize(net, [(x, torch.zeros(6))])
+    torch.testing.assert_close(net.norm.running_mean, x.mean(0))
+    assert net.unused.running_var.isnan().all()
+
+
+def test_a_mask_that_is_added_may_be_infinite():
+    x, mask = torch.randn(4, 6), torch.tensor([0.0, -torch.inf])
+    ((args, _),) = batches_of([((x, mask), None)], None, torch.device("cpu"))
+    assert args[1] is mask
+    with pytest.raises(ValueError, match="input 1 of batch 0"):
+        list(batches_of([((x, mask * torch.nan), None)], None, torch.device("cpu")))
 
 
 def test_zeros_of_a_pruned_network_are_said(caplog):
