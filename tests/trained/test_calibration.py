@@ -309,11 +309,13 @@ def test_statistics_that_are_not_finite_are_an_error():
     untouched(net, before)
 
 
-def _behind_linear():
+def _of_one_value():
+    """Norms that get one value a channel, sample and time step, as behind linear layers."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        *(layer.Linear(6, 8), layer.BatchNorm1d(8), neuron.IFNode()),
-        *(layer.Linear(8, 8), layer.BatchNorm1d(8), neuron.IFNode(), layer.Linear(8, 4)),
+        *(layer.Conv2d(6, 8, 1), layer.BatchNorm2d(8), neuron.IFNode()),
+        *(layer.Conv2d(8, 8, 1), layer.BatchNorm2d(8), neuron.IFNode()),
+        *(layer.Flatten(), layer.Linear(8, 4)),
     )
     functional.set_step_mode(net, "m")
     return net
@@ -321,19 +323,19 @@ def _behind_linear():
 
 @pytest.mark.parametrize(("samples", "says"), [(1, True), (15, True), (16, False)])
 def test_batches_too_small_for_a_variance_are_named(samples, says, caplog):
-    x = torch.randn(4, samples, 6)  # one value a channel, sample and time step
-    sj_prune.renormalize(_behind_linear(), [(x,), (x,)])
+    x = torch.randn(4, samples, 6, 1, 1)
+    sj_prune.renormalize(_of_one_value(), [(x,), (x,)])
     assert (f"batch norm '1' (and 1 more) got {samples} values" in caplog.text) == says
 
 
 def test_a_short_last_batch_is_none_of_these(caplog):
-    sj_prune.renormalize(_behind_linear(), [(torch.randn(4, n, 6),) for n in (32, 32, 3)])
+    sj_prune.renormalize(_of_one_value(), [(torch.randn(4, n, 6, 1, 1),) for n in (32, 32, 3)])
     assert "too few" not in caplog.text
 
 
 def test_a_search_warns_once(caplog):
-    found = [(torch.rand(4, 8, 6) * 4, torch.randint(4, (8,)))]
-    sj_prune.prune(_behind_linear(), found, methods.Magnitude(), budget={"synops": 0.5})
+    found = [(torch.rand(4, 8, 6, 1, 1) * 4, torch.randint(4, (8,)))]
+    sj_prune.prune(_of_one_value(), found, methods.Magnitude(), budget={"synops": 0.5})
     assert caplog.text.count("too few to estimate") == 1
 
 
