@@ -130,15 +130,14 @@ def observed() -> str:
         nodes.setdefault(key, {})[row["contender"]] = row
     table = []
     for key, found in nodes.items():
-        ratios = [
-            found.get(name) for name in ("observed", "criticality", "fused", "recording node")
-        ]
+        recording = found.get("fused") or found.get("recording node")
         table.append(
             [*key, f"{float(found['alone']['forward_backward_ms']):.2f} ms"]
-            + [f"{float(row['times_alone']):.2f}" if row else "-" for row in ratios]
+            + [f"{float(found[name]['times_alone']):.2f}" for name in ("observed", "criticality")]
+            + [f"{float(recording['times_alone']):.2f}" if recording else "-"]
         )
-    headers = ["card", "node", "`x_seq`", "alone", "observed", "criticality alone"]
-    return written(table, [*headers, "fused", "recording node"])
+    headers = ["card", "node", "`x_seq`", "alone", "observed", "criticality", "recording node"]
+    return written(table, headers)
 
 
 TABLES = {

@@ -79,6 +79,11 @@ def text(values: Sequence[float]) -> str:
     return f"{mean:+.2f} (one seed)" if half == float("inf") else f"{mean:+.2f} ± {half:.2f}"
 
 
+def is_criticality(name: str) -> bool:
+    """Tell whether an arm is what is compared: not magnitude, no control, not dense."""
+    return name not in (BASE, "dense") and not ARMS[name].is_control
+
+
 def best_arms(rows: Rows) -> list[str]:
     """Return the arms of highest mean difference to magnitude; controls and dense left out.
 
@@ -86,9 +91,9 @@ def best_arms(rows: Rows) -> list[str]:
         ValueError: if there are too few rows to choose by.
     """
     means = {}
-    for name, arm in ARMS.items():
+    for name in ARMS:
         found = differences(rows, "x1", name, BASE)
-        if found and not arm.is_control and name not in (BASE, "dense"):
+        if found and is_criticality(name):
             means[name] = statistics.mean(found)
     if len(means) < CHOSEN:
         raise ValueError(f"Expected rows of {CHOSEN} arms to choose by but got {len(means)}")

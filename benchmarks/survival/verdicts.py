@@ -17,6 +17,7 @@ from benchmarks.survival.tables import (
     counted,
     differences,
     energy_ratio,
+    is_criticality,
     mean,
     measured,
     of,
@@ -69,7 +70,7 @@ def _over_permuted(rows: Rows) -> list[Difference]:
 
 def _against_magnitude(rows: Rows) -> str:
     """Return which arms are above, below, and not to be told from magnitude."""
-    names = [n for n in measured(rows, "x1") if n != "dense" and _is_criticality(n)]
+    names = [name for name in measured(rows, "x1") if is_criticality(name)]
     signs = {n: sign(differences(rows, "x1", n, BASE)) for n in names}
     groups = {
         word: [name for name in names if signs[name] == value]
@@ -77,10 +78,6 @@ def _against_magnitude(rows: Rows) -> str:
     }
     words = [f"{word}: {_named(names)}" for word, names in groups.items() if names]
     return f"Against `Magnitude`, by 95 % intervals of pairs. {'. '.join(words)}. {_chance(names)}"
-
-
-def _is_criticality(name: str) -> bool:
-    return name != BASE and not ARMS[name].is_control
 
 
 def _chance(found: Iterable[object]) -> str:
@@ -94,7 +91,7 @@ def _longer(rows: Rows) -> str:
         (recipe, name, differences(rows, recipe.name, name, ARMS[name].beside))
         for recipe in LONGER
         for name in measured(rows, recipe.name)
-        if name != "dense" and _is_criticality(name)
+        if is_criticality(name)
     ]
     found = [each for each in found if len(each[2]) > 1]
     if not found:

@@ -10,13 +10,6 @@ from sj_prune import methods, plots
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
-pyplot = pytest.importorskip("matplotlib.pyplot")
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_stays():
-    yield
-    pyplot.close("all")
 
 
 def network():

@@ -17,12 +17,6 @@ matplotlib.use("Agg")
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.fixture(autouse=True)
-def _no_figure_stays():
-    yield
-    pyplot.close("all")
-
-
 def images(seed=0):
     return torch.rand(3, 4, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
 

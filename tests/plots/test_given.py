@@ -12,13 +12,6 @@ from sj_prune.run.history import UpdateRecord
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
-pyplot = pytest.importorskip("matplotlib.pyplot")
-
-
-@pytest.fixture(autouse=True)
-def _no_figure_stays():
-    yield
-    pyplot.close("all")
 
 
 def network(mode="m"):

@@ -17,11 +17,10 @@ pyplot = pytest.importorskip("matplotlib.pyplot")
 
 
 @pytest.fixture(autouse=True)
-def _no_style_and_no_figure_stays():
+def _no_style_stays():
     style = dict(matplotlib.rcParams)
     yield
     assert dict(matplotlib.rcParams) == style
-    pyplot.close("all")
 
 
 def images():
